@@ -1,0 +1,49 @@
+"""atomhub: the hub for distilled datasets.
+
+>>> import atomhub
+>>> distilled = atomhub.distill("digits", ipc=1, overrides={"iterations": 5})
+>>> images, labels = distilled.as_tensors()
+>>> tuple(images.shape), labels.tolist()
+((10, 1, 16, 16), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atomhub.distilled import DistilledDataset as DistilledDataset
+    from atomhub.errors import AtomhubError as AtomhubError
+    from atomhub.hub.store import load as load
+    from atomhub.pipeline import distill as distill
+    from atomhub.recipe import Recipe as Recipe
+    from atomhub.sources import open_source as open_source
+    from atomhub.training.evaluation import evaluate as evaluate
+
+_WHERE = {
+    "distill": "atomhub.pipeline",
+    "load": "atomhub.hub.store",
+    "evaluate": "atomhub.training.evaluation",
+    "open_source": "atomhub.sources",
+    "DistilledDataset": "atomhub.distilled",
+    "Recipe": "atomhub.recipe",
+    "AtomhubError": "atomhub.errors",
+}
+
+__all__ = ["AtomhubError", "DistilledDataset", "Recipe", "distill", "evaluate", "load", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when first used, so that importing atomhub stays cheap."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("atomhub")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'atomhub' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""The distillation engine: pure torch, without files, network access, printing or global state."""

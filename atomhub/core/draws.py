@@ -1,0 +1,78 @@
+"""Random draws keyed by (seed, stream, iteration, class): a pure function of the key, never a position in a stream.
+
+So a result does not depend on how the work is split over classes, processes or micro-batches, nor on a resume.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+INIT, REAL, AUGMENTATION, WEIGHTS, NOISE = range(5)
+"""Streams: independent draws of one (seed, iteration, class)."""
+
+_ROUNDS = 16
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits with full avalanche."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def bits(seed: int, *keys: ArrayLike) -> NDArray[np.uint64]:
+    """Return 64 random bits for every combination of the keys.
+
+    Args:
+        seed: Any int; negative ones count modulo 2**64.
+        keys: Non-negative ints or int arrays, broadcast against each other.
+
+    Returns:
+        uint64 array of the broadcast shape (at least 1-d).
+    """
+    state = _mix(np.array([seed % 2**64], dtype=np.uint64))
+    for key in keys:
+        step = (np.atleast_1d(key).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        state = _mix(state + step)
+    return state
+
+
+def uniform(seed: int, *keys: ArrayLike) -> NDArray[np.float64]:
+    """Return uniform numbers in [0, 1), float64, shaped like :func:`bits`."""
+    return (bits(seed, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def generator_seed(seed: int, *keys: ArrayLike) -> int:
+    """Return an int in [0, 2**63) that seeds a ``torch.Generator`` for these scalar keys."""
+    return int(bits(seed, *keys)[0] >> np.uint64(1))
+
+
+def sample(
+    seed: int, stream: int, iteration: int, classes: ArrayLike, sizes: ArrayLike, count: int
+) -> NDArray[np.int64]:
+    """Draw ``count`` members of each class without replacement, in time that does not grow with the class.
+
+    The first ``count`` values of a random permutation of each class, computed element by element with a swap-or-not
+    shuffle (Hoang, Morris and Rogaway, CRYPTO 2012). A class smaller than ``count`` is gone through again.
+
+    Args:
+        seed: Seed of the run.
+        stream: One of the streams above.
+        iteration: Iteration number.
+        classes: (K,) class numbers, the keys of the draws.
+        sizes: (K,) members of each class, all >= 1.
+        count: Members drawn per class.
+
+    Returns:
+        (K, count) int64, row k in [0, sizes[k]).
+    """
+    ids = np.asarray(classes, dtype=np.int64)[:, None]
+    size = np.asarray(sizes, dtype=np.int64)[:, None]
+    x = np.arange(count, dtype=np.int64)[None, :] % size
+    for r in range(_ROUNDS):
+        pivot = (bits(seed, stream, iteration, ids, 2 * r) % size.astype(np.uint64)).astype(np.int64)
+        partner = (pivot - x) % size
+        coin = bits(seed, stream, iteration, ids, 2 * r + 1, np.maximum(x, partner)) & np.uint64(1)
+        x = np.where(coin == 1, partner, x)
+    return x

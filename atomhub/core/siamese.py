@@ -1,0 +1,149 @@
+"""Differentiable siamese augmentation (DSA, Zhao and Bilen, ICML 2021), batched over groups of images.
+
+A group is augmented with one draw: all real and synthetic images of a class in distillation, one image in training.
+Images are normalised, so 0 is the mean colour. G groups, M images a group; ``u`` is (G, DRAWS) uniform in [0, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DRAWS = 12
+"""Uniform numbers a group consumes; their columns follow."""
+(
+    _OPERATION,
+    _BRIGHTNESS,
+    _SATURATION,
+    _CONTRAST,
+    _SHIFT_X,
+    _SHIFT_Y,
+    _HOLE_X,
+    _HOLE_Y,
+    _FLIP,
+    _ZOOM_X,
+    _ZOOM_Y,
+    _ANGLE,
+) = range(DRAWS)
+
+SHIFT = 0.125
+"""Largest shift of a crop, as a share of the side."""
+HOLE = 0.5
+"""Side of the cutout, as a share of the side."""
+ZOOM = 1.2
+"""Largest factor of a scaling; the smallest is its inverse."""
+ANGLE = 15.0
+"""Largest rotation in degrees."""
+
+
+def augment(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
+    """Apply to each group ONE of the operations, chosen and parametrised by its row of ``u``.
+
+    Args:
+        images: (G, M, C, H, W), normalised.
+        u: (G, DRAWS) float, uniform in [0, 1), on the CPU.
+        operations: Names among ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``; none: no change.
+
+    Returns:
+        (G, M, C, H, W), differentiable with respect to the images.
+    """
+    if not operations:
+        return images
+    chosen = (u[:, _OPERATION] * len(operations)).long()
+    out = images.clone()
+    for index, name in enumerate(operations):
+        groups = (chosen == index).nonzero().squeeze(1)
+        if len(groups):
+            on = groups.to(images.device)
+            out[on] = OPERATIONS[name](images[on], u[groups].to(images))
+    return out
+
+
+def _per_group(column: Tensor) -> Tensor:
+    return column.view(-1, 1, 1, 1, 1)
+
+
+def color(x: Tensor, u: Tensor) -> Tensor:
+    """Brightness, saturation, contrast, in that order.
+
+    Brightness adds b in [-0.5, 0.5]; saturation scales the distance from the grey mean by s in [0, 2]; contrast scales
+    the distance from the image's mean by c in [0.5, 1.5].
+    """
+    x = x + _per_group(u[:, _BRIGHTNESS] - 0.5)
+    grey = x.mean(2, keepdim=True)
+    x = grey + (x - grey) * _per_group(2 * u[:, _SATURATION])
+    mean = x.mean((2, 3, 4), keepdim=True)
+    return mean + (x - mean) * _per_group(u[:, _CONTRAST] + 0.5)
+
+
+def crop(x: Tensor, u: Tensor) -> Tensor:
+    """Shift by whole pixels, at most an eighth of the side each way, filling with 0."""
+    reach = [int(side * SHIFT + 0.5) for side in (x.shape[-1], x.shape[-2])]
+    shifts = [(u[:, c] * (2 * r + 1)).floor() - r for c, r in zip((_SHIFT_X, _SHIFT_Y), reach, strict=True)]
+    theta = _identity(u)
+    theta[:, 0, 2] = -2 * shifts[0] / x.shape[-1]
+    theta[:, 1, 2] = -2 * shifts[1] / x.shape[-2]
+    return _warp(x, theta)
+
+
+def cutout(x: Tensor, u: Tensor) -> Tensor:
+    """Zero a square of half the side, centred on any pixel (so it may hang over the edge)."""
+
+    def inside(column: int, side: int) -> Tensor:  # (G, side): rows or columns that the square covers
+        width = int(side * HOLE + 0.5)
+        start = (u[:, column] * side).floor() - width // 2
+        offset = torch.arange(side, device=x.device)[None, :] - start[:, None]
+        return (offset >= 0) & (offset < width)
+
+    hole = inside(_HOLE_Y, x.shape[-2])[:, :, None] & inside(_HOLE_X, x.shape[-1])[:, None, :]
+    return x.masked_fill(hole[:, None, None], 0)
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirror left and right with probability one half."""
+    return torch.where(_per_group(u[:, _FLIP] < 0.5), x.flip(-1), x)
+
+
+def scale(x: Tensor, u: Tensor) -> Tensor:
+    """Stretch each axis about the centre by its own factor in [1/1.2, 1.2], bilinear, filling with 0."""
+    theta = _identity(u)
+    for axis, column in enumerate((_ZOOM_X, _ZOOM_Y)):
+        theta[:, axis, axis] = 1 / ZOOM + u[:, column] * (ZOOM - 1 / ZOOM)
+    return _warp(x, theta)
+
+
+def rotate(x: Tensor, u: Tensor) -> Tensor:
+    """Turn about the centre by an angle within 15 degrees, bilinear, filling with 0."""
+    angle = (2 * u[:, _ANGLE] - 1) * math.radians(ANGLE)
+    theta = _identity(u)
+    theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
+    theta[:, 0, 1] = -angle.sin()
+    theta[:, 1, 0] = angle.sin()
+    return _warp(x, theta)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate,
+}  # fmt: skip
+"""Each maps images (G, M, C, H, W) and draws (G, DRAWS) to images of the same shape."""
+
+
+def _identity(u: Tensor) -> Tensor:
+    return torch.eye(2, 3, dtype=u.dtype, device=u.device).repeat(len(u), 1, 1)
+
+
+def _warp(x: Tensor, theta: Tensor) -> Tensor:
+    """Sample every image of a group through the group's affine map ``theta`` (G, 2, 3): output to input coordinates."""
+    flat = x.flatten(0, 1)  # (G*M, C, H, W)
+    grid = F.affine_grid(theta, [len(theta), *flat.shape[1:]], align_corners=False)
+    grid = grid.repeat_interleave(x.shape[1], 0)
+    return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(x)
+
+
+def augment_each(images: Tensor, operations: Sequence[str]) -> Tensor:
+    """Augment every image with a draw of its own, from torch's global generator: (N, C, H, W) to the same."""
+    return augment(images[:, None], torch.rand(len(images), DRAWS), operations)[:, 0]

@@ -1,0 +1,219 @@
+"""A distilled set in memory, and its views for training any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atomhub.core import siamese
+from atomhub.core.whitening import Normalization
+from atomhub.errors import NotFoundError
+from atomhub.manifest import Manifest
+from atomhub.recipe import safe_operations
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+Augmentation = Sequence[str] | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class DistilledDataset:
+    """A few synthetic images per class, with all that is known about them.
+
+    Every view normalises by :meth:`normalize`, with the constants the set was distilled under; test images go through
+    :meth:`test_transform`, which does the same.
+
+    Attributes:
+        images: (N, C, H, W), uint8 in 0..255 or float32 in 0..1, class-major, N = classes * ipc.
+        labels: (N,) int64.
+        manifest: Provenance, class names, normalisation, measured results.
+        path: Folder it was loaded from or saved to; None: in memory only.
+    """
+
+    images: Tensor
+    labels: Tensor
+    manifest: Manifest
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the set, such as ``cifar10-ipc10``."""
+        return self.manifest.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes; label k is ``class_names[k]``."""
+        return self.manifest.class_names
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation under which the set was distilled."""
+        return Normalization(self.manifest.mean, self.manifest.std)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"DistilledDataset({self.name!r}, {len(self.class_names)} classes x {self.manifest.ipc} of {shape})"
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return images as networks expect them.
+
+        Args:
+            pixels: (..., C, H, W), uint8 in 0..255 or float in 0..1: synthetic or real.
+
+        Returns:
+            float32, per channel (pixels / 255 - mean) / std.
+        """
+        return self.normalization.apply(pixels)
+
+    def test_transform(self) -> Callable[[Any], Tensor]:
+        """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor."""
+        from torchvision.transforms import v2
+
+        info = self.manifest.source
+        steps = [
+            v2.RGB() if info.channels == 3 else v2.Grayscale(),
+            v2.PILToTensor(),
+            v2.Resize(info.size, v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(info.size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(self.manifest.mean), list(self.manifest.std)),
+        ]
+        transform: Callable[[Any], Tensor] = v2.Compose(steps)
+        return transform
+
+    def as_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return normalised float32 images (N, C, H, W), and int64 labels (N,)."""
+        return self.normalize(self.images), self.labels.clone()
+
+    def as_torch_dataset(self, transform: Callable[[Image.Image], Any] | None = None) -> Dataset[Any]:
+        """Return a map-style dataset of (image, label).
+
+        Args:
+            transform: Called with a PIL image, as torchvision's datasets do, in place of the normalised tensor. It must
+                normalise: end it with ``Normalize(manifest.mean, manifest.std)``.
+        """
+        return _View(self, transform)
+
+    def loader(
+        self, batch_size: int = 256, augment: Augmentation | str = "dsa", shuffle: bool = True, **options: Any
+    ) -> DataLoader[Any]:
+        """Return a DataLoader of normalised, augmented (images, labels) batches for any training loop.
+
+        Args:
+            batch_size: Images in a batch.
+            augment: ``dsa``: differentiable siamese augmentation, one operation drawn per image, as in the protocols;
+                a list of its operations; a function of a normalised batch (B, C, H, W); or None.
+            shuffle: New order every epoch.
+            options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
+        """
+        collate = _Collate(augment if augment != "dsa" else self.operations(tuple(siamese.OPERATIONS)))
+        return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
+
+    def operations(self, operations: Sequence[Any]) -> tuple[Any, ...]:
+        """Return those augmentation operations that keep this set's classes (no flips for digits)."""
+        return safe_operations(tuple(operations), self.manifest.source.flip)
+
+    def as_hf_dataset(self) -> datasets.Dataset:
+        """Return a ``datasets.Dataset`` with columns ``image`` (PIL) and ``label`` (ClassLabel), 8 bits a channel."""
+        from datasets import ClassLabel, Features, Image
+        from datasets import Dataset as HfDataset
+
+        features = Features({"image": Image(), "label": ClassLabel(names=list(self.class_names))})
+        rows = {"image": [self.pil(i) for i in range(len(self))], "label": self.labels.tolist()}
+        return HfDataset.from_dict(rows, features=features)
+
+    def pixels8(self) -> Tensor:
+        """Return the images as uint8 (N, C, H, W): themselves, or rounded where the set is float32."""
+        return self.images if self.images.dtype == torch.uint8 else (self.images * 255).round().to(torch.uint8)
+
+    def pil(self, index: int) -> Image.Image:
+        """Return one image as PIL, mode L or RGB."""
+        from PIL import Image
+
+        array = self.pixels8()[index].permute(1, 2, 0).numpy()
+        return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+    def preview(self, ipc: int = 10) -> Image.Image:
+        """Return the grid of images class by class, ten or so in a row, up to ``ipc`` of each, enlarged unsmoothed."""
+        from PIL import Image
+        from torchvision.utils import make_grid
+
+        shown = min(ipc, self.manifest.ipc)
+        rows = self.pixels8().view(len(self.class_names), self.manifest.ipc, *self.images.shape[1:])[:, :shown]
+        grid = make_grid(rows.flatten(0, 1), nrow=shown * max(1, 10 // shown), padding=1, pad_value=255)
+        factor = max(1, 64 // self.images.shape[-1])
+        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+    def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
+        """Write the set in format v1, all or nothing, and return it with its path.
+
+        Args:
+            folder: Where; None: under its name in the local store, where :func:`atomhub.load` finds it.
+            overwrite: Replace an existing set.
+
+        Raises:
+            AtomhubError: the folder exists, or cannot be written.
+        """
+        from atomhub.hub import layout, store
+
+        target = Path(folder) if folder is not None else store.place(self.name)
+        return layout.write(self, target, overwrite)
+
+    def test_split(self, source: str | None = None) -> tuple[Tensor, Tensor]:
+        """Return the real test images, uint8 (M, C, H, W), and labels, int64 (M,), of the set's source.
+
+        Args:
+            source: Where a local source lies now, if it is not in this machine's cache.
+        """
+        from atomhub.sources import reopen
+
+        test = reopen(self.manifest.source, source).test
+        if test is None:
+            raise NotFoundError(
+                f"The source of {self.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
+            )
+        return torch.from_numpy(np.array(test.images)), torch.from_numpy(test.labels)
+
+    def with_manifest(self, manifest: Manifest) -> DistilledDataset:
+        """Return the same images under another manifest."""
+        return replace(self, manifest=manifest)
+
+
+class _View(Dataset[Any]):
+    def __init__(self, distilled: DistilledDataset, transform: Callable[[Image.Image], Any] | None) -> None:
+        self.distilled, self.transform = distilled, transform
+        self.images, self.labels = distilled.as_tensors()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index] if self.transform is None else self.transform(self.distilled.pil(index))
+        return image, int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Stack samples and augment the batch; a class, so that worker processes can be given it."""
+
+    augment: Any
+
+    def __call__(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        images = torch.stack([image for image, _ in samples])
+        labels = torch.tensor([label for _, label in samples])
+        if callable(self.augment):
+            return self.augment(images), labels
+        return siamese.augment_each(images, self.augment or ()), labels

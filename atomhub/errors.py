@@ -1,0 +1,54 @@
+"""The errors atomhub raises on purpose: one clear sentence and, where there is one, the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AtomhubError(Exception):
+    """Something the user can mend.
+
+    Args:
+        message: One sentence that names the bad value.
+        hint: What to do about it; empty when the message already says so.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(AtomhubError, ValueError):
+    """A value given by the caller is not possible; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class NotFoundError(AtomhubError, LookupError):
+    """A source or a distilled set of that name does not exist."""
+
+
+class SourceError(AtomhubError):
+    """Real data that cannot be used as they are."""
+
+
+class IntegrityError(AtomhubError):
+    """A distilled set on disk is not what its manifest says; nothing of it is used."""
+
+
+class AtomhubWarning(UserWarning):
+    """Something worth knowing that does not stop the work; the command line prints it as a note."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the sentence that helps with a misspelt name: the closest match, or all there is."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(known)}."

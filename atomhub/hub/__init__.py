@@ -1,0 +1,1 @@
+"""Distilled sets as files: format v1, cards, the local store."""

@@ -1,0 +1,169 @@
+"""Format v1 on disk: write, read and verify a distilled set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from atomhub.distilled import DistilledDataset
+from atomhub.errors import IntegrityError, NotFoundError
+from atomhub.files import new_folder, quiet_datasets, replace_file
+from atomhub.hub import cards
+from atomhub.manifest import FORMAT_VERSION, Manifest, Measurement
+
+TENSORS = "distilled.safetensors"
+MANIFEST = "manifest.json"
+PARQUET = "data/train-00000-of-00001.parquet"
+PREVIEW = "preview.png"
+CURVE = "curve.png"
+CARD = "README.md"
+DIGESTED = (TENSORS, PARQUET, PREVIEW, CURVE)
+"""Files whose SHA-256 the manifest holds: all but itself and the card, which is prose that its owner may edit."""
+
+
+def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
+    """Write a set to a folder, all or nothing; return it with that path.
+
+    Raises:
+        AtomhubError: the folder exists and may not be replaced, or cannot be written.
+    """
+    manifest = distilled.manifest
+    with new_folder(folder, overwrite) as temporary:
+        header = {"format": FORMAT_VERSION, "name": manifest.name, "provenance": manifest.provenance()}
+        tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
+        # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
+        (temporary / TENSORS).write_bytes(save(tensors, {"atomhub": json.dumps(header)}))
+        (temporary / PARQUET).parent.mkdir()
+        with quiet_datasets():
+            distilled.as_hf_dataset().to_parquet(str(temporary / PARQUET))
+        distilled.preview().save(temporary / PREVIEW)
+        _draw_curve(manifest, temporary / CURVE)
+        manifest = manifest.model_copy(update={"files": {name: _digest(temporary / name) for name in DIGESTED}})
+        (temporary / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
+        (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
+    return replace(distilled, manifest=manifest, path=folder)
+
+
+def read(folder: Path) -> DistilledDataset:
+    """Read a set and verify it: every digest, and that the tensors are what the manifest says.
+
+    Raises:
+        NotFoundError: the folder holds no distilled set.
+        IntegrityError: something does not match; the sentence names the file.
+    """
+    manifest = read_manifest(folder)
+    for name in DIGESTED:
+        if name not in manifest.files:
+            raise IntegrityError(f"{folder / MANIFEST} has no digest of {name}.", _RESTORE)
+        try:
+            digest = _digest(folder / name)
+        except OSError as error:
+            raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
+        if digest != manifest.files[name]:
+            raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
+    images, labels = _read_tensors(folder / TENSORS, manifest)
+    return DistilledDataset(images, labels, manifest, folder)
+
+
+_RESTORE = "Distil the set again, or get a fresh copy."
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``manifest.json`` alone; errors as in :func:`read`."""
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{folder} is not a distilled set: it has no {MANIFEST}.") from None
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise IntegrityError(
+            f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.", "Upgrade atomhub."
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise IntegrityError(f"{path} is not a valid manifest: {where}: {first['msg']}.", _RESTORE) from error
+
+
+def add_result(folder: Path, result: Measurement) -> None:
+    """Store a measurement in the manifest, then in the card; each file is replaced in one step."""
+    manifest = read_manifest(folder).with_result(result)
+    card = cards.dataset_card(manifest)
+    replace_file(folder / MANIFEST, _as_json(manifest).encode())
+    replace_file(folder / CARD, card.encode())
+
+
+def _read_tensors(path: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
+    classes, source = len(manifest.class_names), manifest.source
+    dtype = manifest.recipe.pixels
+    shape = [classes * manifest.ipc, source.channels, source.size, source.size]
+    expected = {"images": ("U8" if dtype == "uint8" else "F32", shape), "labels": ("I64", shape[:1])}
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("atomhub", "{}"))
+            found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
+            for name, what in expected.items():
+                if found.get(name) != what:
+                    raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+    if header.get("provenance") != manifest.provenance():
+        raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", _RESTORE)
+    if not torch.equal(labels, torch.arange(classes).repeat_interleave(manifest.ipc)):
+        raise IntegrityError(f"{path}: the labels are not {manifest.ipc} of each class in order.", _RESTORE)
+    if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
+        raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", _RESTORE)
+    return images, labels
+
+
+def _as_json(manifest: Manifest) -> str:
+    return json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _draw_curve(manifest: Manifest, path: Path) -> None:
+    """Draw the loss over iterations and, where it was measured on the way, the accuracy."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    if manifest.history:
+        iterations, losses = zip(*manifest.history, strict=True)
+        axes.plot(iterations, losses, color="tab:blue", alpha=0.35, linewidth=1)
+        axes.plot(iterations, _smooth(losses), color="tab:blue")
+        axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss", color="tab:blue")
+    if manifest.accuracy_history:
+        right = axes.twinx()
+        right.plot(*zip(*manifest.accuracy_history, strict=True), "o-", color="tab:orange")
+        right.set_ylabel("test accuracy of one network (%)", color="tab:orange")
+    axes.set_title(manifest.name.replace("$", r"\$"), loc="left")
+    figure.savefig(path, dpi=120)
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Return the geometric running mean over about a tenth of the curve."""
+    reach = max(1, len(values) // 20)
+    logs = [math.log(max(v, 1e-30)) for v in values]
+    windows = (logs[max(0, i - reach) : i + reach + 1] for i in range(len(logs)))
+    return [math.exp(sum(w) / len(w)) for w in windows]

@@ -1,0 +1,91 @@
+"""The local store of distilled sets, and how a name becomes a set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from atomhub.distilled import DistilledDataset
+from atomhub.errors import AtomhubError, NotFoundError, UsageError, closest
+from atomhub.files import cannot_write, home
+from atomhub.hub import layout
+from atomhub.manifest import Manifest, SetName
+
+
+def sets() -> Path:
+    """Return the folder of the local store."""
+    return home() / "sets"
+
+
+def place(name: str) -> Path:
+    """Return where the store keeps a set; UsageError for an impossible name."""
+    try:
+        TypeAdapter(SetName).validate_python(name)
+    except ValidationError:
+        hint = "Use letters, digits, dots, dashes and underscores, at most 96, beginning with a letter or digit."
+        raise UsageError(f"A set cannot be named {name!r}.", hint) from None
+    return sets() / name
+
+
+def load(name_or_path: str | Path) -> DistilledDataset:
+    """Load a distilled set and verify it.
+
+    Args:
+        name_or_path: A folder in format v1, or the name of a set in the local store.
+
+    Raises:
+        NotFoundError: there is no such set.
+        IntegrityError: the set was tampered with or is incomplete; nothing of it is used.
+    """
+    return layout.read(find(name_or_path))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Return the folder of a set: a path that exists, else a name in the store; NotFoundError otherwise."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir() and (isinstance(name_or_path, Path) or (path / layout.MANIFEST).exists() or os.sep in str(path)):
+        return path
+    name = str(name_or_path)
+    stored = sets() / name
+    if name == stored.name and (stored / layout.MANIFEST).exists():
+        return stored
+    known = names()
+    hint = closest(name, known) if known else "The store is empty: make a set with atomhub distill digits --ipc 1"
+    raise NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
+
+
+def names() -> list[str]:
+    """Return the names in the store, sorted."""
+    return sorted(p.parent.name for p in sets().glob(f"*/{layout.MANIFEST}") if not p.parent.name.startswith("."))
+
+
+def manifests() -> tuple[list[Manifest], list[AtomhubError]]:
+    """Return the manifests of the sets in the store, without opening their tensors, and what is wrong with others."""
+    good: list[Manifest] = []
+    bad: list[AtomhubError] = []
+    for name in names():
+        try:
+            good.append(layout.read_manifest(sets() / name))
+        except AtomhubError as error:
+            bad.append(error)
+    return good, bad
+
+
+def check_stored(name: str) -> Path:
+    """Return the folder of a set in the store; NotFoundError if it is not there."""
+    folder = place(name)
+    if not folder.is_dir():
+        raise NotFoundError(f"There is no distilled set {name!r} in the store.", closest(name, names() or ["none"]))
+    return folder
+
+
+def remove(name: str) -> None:
+    """Delete a set from the store; NotFoundError if it is not there."""
+    folder = check_stored(name)
+    try:
+        shutil.rmtree(folder.rename(folder.with_name(f".{name}.removed")))
+    except OSError as error:
+        raise cannot_write(folder, error) from error

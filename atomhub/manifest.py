@@ -1,0 +1,152 @@
+"""The manifest of a distilled set: everything known about it but the pixels. Plain data, versioned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from atomhub.recipe import Recipe
+
+FORMAT_VERSION = 1
+
+SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceInfo(_Data):
+    """Where the real images come from and how they were read: enough to find the same test split again.
+
+    Attributes:
+        id: ``digits``, an alias, a Hub id, or ``folder:NAME`` for local files (never a path of someone's machine).
+        kind: Which reader read it.
+        revision: Commit of a Hub dataset.
+        fingerprint: SHA-256 of the decoded images, labels and class names.
+        size: Side of the square images in pixels.
+        channels: 1 or 3.
+        flip: Whether a mirrored image keeps its class.
+        license: Identifier of the source's licence as the Hub spells it.
+        notes: What was converted or left out, a sentence each.
+    """
+
+    id: str
+    kind: Literal["digits", "images", "parquet", "arrow", "hub"]
+    revision: str | None = None
+    config: str | None = None
+    train_split: str = "train"
+    test_split: str | None = "test"
+    test_fraction: float | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    fingerprint: Sha256
+    size: int = Field(ge=1, le=8192)
+    channels: Literal[1, 3]
+    train_images: int
+    test_images: int
+    flip: bool = True
+    license: str = "unknown"
+    notes: tuple[str, ...] = ()
+
+
+class Score(_Data):
+    """Test accuracy in percent after the last epoch, over independently trained networks.
+
+    Attributes:
+        mean: Mean over the networks.
+        std: Sample standard deviation over the networks; 0 for one.
+        runs: Number of networks.
+        accuracies: Each network's accuracy, in the order of the seeds.
+        seconds: Wall time of all of them.
+    """
+
+    mean: float
+    std: float
+    runs: int
+    accuracies: tuple[float, ...]
+    seconds: float
+
+
+class Measurement(_Data):
+    """Result of one network under one protocol, with baselines under the same protocol and seeds.
+
+    Attributes:
+        protocol: Name of the protocol.
+        network: Name of the network, with what was chosen for it.
+        score: Networks trained on the distilled set.
+        baseline: ``random``: as many random real images, drawn anew for every run; ``whole``: the whole training set.
+        seed: Seed of the first run; run r uses ``seed + r``.
+        test_images: Real test images behind each accuracy.
+        device: Where it ran.
+    """
+
+    protocol: str
+    network: str
+    score: Score
+    baseline: dict[Literal["random", "whole"], Score] = {}
+    seed: int
+    test_images: int
+    device: str
+
+
+class Manifest(_Data):
+    """What ``manifest.json`` holds.
+
+    Attributes:
+        name: Name of the set.
+        ipc: Synthetic images a class.
+        seed: Seed of the distillation.
+        mean: Per channel, in units of pixels in 0..1; with ``std`` the normalisation networks expect.
+        history: (iteration, loss) pairs of the distillation, thinned.
+        accuracy_history: (iteration, accuracy in percent) of one network under ``quick``, where it was asked for;
+            drawn, never used to choose anything.
+        seconds: Wall time of the distillation.
+        versions: Of the packages that matter.
+        command: How to make the set again.
+        created: UTC time, ISO 8601.
+        files: SHA-256 of every other file, but the card, which its owner may edit.
+        results: Measured accuracies.
+    """
+
+    format_version: Literal[1] = 1
+    name: SetName
+    source: SourceInfo
+    recipe: Recipe
+    seed: int
+    ipc: int = Field(ge=1)
+    formation: int = Field(default=1, ge=1)
+    class_names: tuple[str, ...] = Field(min_length=2)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    history: tuple[tuple[int, float], ...] = ()
+    accuracy_history: tuple[tuple[int, float], ...] = ()
+    seconds: float
+    device: str
+    versions: dict[str, str]
+    command: str
+    created: str
+    files: dict[str, Sha256] = {}
+    results: tuple[Measurement, ...] = ()
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Manifest:
+        if not len(self.mean) == len(self.std) == self.source.channels:
+            raise ValueError("mean and std need one number for each channel")
+        if not all(s > 0 for s in self.std):
+            raise ValueError("std must be above 0")
+        return self
+
+    def provenance(self) -> str:
+        """Return the SHA-256 of all that does not change after distillation; the tensors carry it in their header."""
+        data = self.model_dump(mode="json", exclude={"files", "results"})
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def with_result(self, new: Measurement) -> Manifest:
+        """Return a copy with a result added, in place of an older one of the same network and protocol."""
+        kept = [r for r in self.results if (r.network, r.protocol) != (new.network, new.protocol)]
+        return self.model_copy(update={"results": (*kept, new)})

@@ -1,0 +1,154 @@
+"""From real images to a distilled set: the main job."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atomhub.core.engine import Engine
+from atomhub.core.whitening import Normalization
+from atomhub.distilled import DistilledDataset
+from atomhub.errors import SourceError, UsageError
+from atomhub.manifest import Manifest
+from atomhub.recipe import TUNED, Recipe
+from atomhub.sources import RealData, SourceOptions, open_source
+
+Progress = Callable[[int, int, float], None]
+"""Called with iterations done, iterations in all, and the loss."""
+
+_HISTORY = 200
+_REPORT_EVERY = 10
+
+
+def distill(
+    source: str | Path | RealData,
+    ipc: int,
+    recipe: str | Path | Recipe = "atom",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    name: str | None = None,
+    measure_every: int = 0,
+    progress: Progress | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> DistilledDataset:
+    """Distil a labelled image dataset into ``ipc`` synthetic images a class.
+
+    The same arguments on the same machine give the same images. The set stays in memory: ``.save()`` keeps it.
+
+    Args:
+        source: What :func:`atomhub.open_source` understands, or its result.
+        ipc: Images per class, 1 to the size of the smallest class.
+        recipe: Preset name (adapted to sources that have tuned values), TOML file, or a Recipe, taken as it is.
+        overrides: Recipe fields to replace.
+        seed: Keys every random draw.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        name: Name of the set; None: ``<source>-ipc<ipc>``.
+        measure_every: Measure one network under ``quick`` every so many iterations, for the curve; 0: never.
+        progress: Told about the loss now and then.
+        command: How the set was asked for; recorded.
+        options: Source options (:class:`atomhub.sources.SourceOptions`).
+
+    Raises:
+        UsageError: a value that is not possible.
+        AtomhubError: data that cannot be used, or a loss that is not finite.
+    """
+    if ipc < 1:
+        raise UsageError(f"ipc cannot be {ipc}: use 1 or more images per class.")
+    chosen = choose_recipe(recipe, source if isinstance(source, str) else "", overrides)
+    where = find_device(device)
+    real = (
+        source if isinstance(source, RealData) else open_source(source, SourceOptions(**options) if options else None)
+    )
+    offsets = real.train.offsets(len(real.class_names))
+    counts = offsets[1:] - offsets[:-1]
+    if counts.min() < ipc:
+        scarce = int(counts.argmin())
+        raise SourceError(
+            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc {ipc}.",
+            f"Use --ipc {counts[scarce]} or less.",
+        )
+    resolved = chosen.resolved(ipc, real.info.size, real.info.flip)
+    normalization = Normalization(real.mean, real.std)
+    manifest = Manifest(
+        name=name or f"{real.name}-ipc{ipc}",
+        source=real.info,
+        recipe=resolved,
+        seed=seed,
+        ipc=ipc,
+        class_names=real.class_names,
+        mean=real.mean,
+        std=real.std,
+        seconds=0,
+        device=describe_device(where),
+        versions={p: version(p) for p in ("atomhub", "torch", "torchvision", "numpy")}
+        | {"python": platform.python_version()},
+        command=command
+        or f"atomhub.distill({real.info.id!r}, {ipc}, {chosen.name!r}, {dict(overrides or {})}, seed={seed})",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    labels = torch.arange(len(real.class_names)).repeat_interleave(ipc)
+    engine = Engine(torch.from_numpy(real.train.images), offsets, resolved, ipc, normalization, seed, where)
+    history: list[tuple[int, float]] = []
+    accuracies: list[tuple[int, float]] = []
+    start, measuring = time.perf_counter(), 0.0
+    for done, loss in engine.run(math.gcd(_REPORT_EVERY, measure_every)):
+        history.append((done, loss))
+        if progress:
+            progress(done, resolved.iterations, loss)
+        if measure_every and done % measure_every == 0:
+            before = time.perf_counter()
+            snapshot = DistilledDataset(engine.synthetic.export(), labels, manifest)
+            accuracies.append((done, _accuracy_now(snapshot, device)))
+            measuring += time.perf_counter() - before
+    update = {
+        "history": tuple(history[:: -(-len(history) // _HISTORY)]),
+        "accuracy_history": tuple(accuracies),
+        "seconds": round(time.perf_counter() - start - measuring, 2),
+    }
+    return DistilledDataset(engine.synthetic.export(), labels, manifest.model_copy(update=update))
+
+
+def _accuracy_now(distilled: DistilledDataset, device: str) -> float:
+    """Return the accuracy of one quickly trained network, in percent."""
+    from atomhub.training.evaluation import evaluate
+
+    return evaluate(distilled, protocol="quick", runs=1, baseline=(), device=device).score.mean
+
+
+def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe to use for a source: a preset with the source's tuned values, then the overrides."""
+    if isinstance(recipe, Recipe):
+        return recipe.replace(**(overrides or {}))
+    preset = not str(recipe).endswith(".toml")
+    return Recipe.named(recipe, {**(TUNED.get(source, {}) if preset else {}), **(overrides or {})})
+
+
+def find_device(device: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu`` or ``cuda`` (with an index if need be); UsageError if not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("The device 'cuda' was asked for, but torch finds no CUDA GPU here.", "Use --device cpu.")
+    return found
+
+
+def describe_device(device: torch.device) -> str:
+    """Return what a reader of a result needs to know of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

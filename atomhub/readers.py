@@ -1,0 +1,272 @@
+"""Readers: digits, image folders, parquet, arrow and Hub data sets as rows of encoded images with class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomhub.errors import SourceError, UsageError
+from atomhub.files import quiet_datasets
+
+IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val")
+IMAGE_NAMES = ("image", "img", "images", "picture", "pixels")
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "digit")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split, nothing decoded yet.
+
+    Attributes:
+        labels: (N,) int64 class numbers.
+        encoded: Row number to encoded bytes, a file, or a PIL image.
+        where: Row number to what names the row in an error.
+    """
+
+    labels: NDArray[np.int64]
+    encoded: Callable[[int], Any]
+    where: Callable[[int], str]
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.labels[rows], lambda i: self.encoded(int(rows[i])), lambda i: self.where(int(rows[i])))
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A source that was found, read up to its labels."""
+
+    class_names: tuple[str, ...]
+    train: Rows
+    test: Rows | None
+    train_split: str = "train"
+    test_split: str | None = "test"
+    image_column: str | None = None
+    label_column: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What to read: None is detected.
+
+    Attributes:
+        image, label: Column names; ``preferred`` ones are used where they exist.
+        train, test: Split names.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    train: str | None = None
+    test: str | None = None
+    preferred: tuple[str, ...] = ()
+
+
+def digits() -> Raw:
+    """scikit-learn's 1 797 handwritten digits (UCI Optdigits, CC BY 4.0): one split of 8x8 greyscale images."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = (data.images * (255 / 16)).round().astype(np.uint8)  # 0..16 to 0..255
+    rows = Rows(data.target.astype(np.int64), lambda i: Image.fromarray(pixels[i]), lambda i: f"digit {i}")
+    return Raw(tuple(str(k) for k in range(10)), rows, None, test_split=None)
+
+
+def images(root: Path, columns: Columns) -> Raw:
+    """Read an image folder: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``."""
+    folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    train_name = _pick(columns.train, TRAIN_NAMES, folders, "train folder")
+    if train_name is None:
+        return Raw(*_image_rows(root, None), None, train_split="all", test_split=None)
+    class_names, train = _image_rows(folders[train_name], None)
+    test_name = _pick(columns.test, TEST_NAMES, folders, "test folder")
+    test = _image_rows(folders[test_name], class_names)[1] if test_name else None
+    return Raw(class_names, train, test, train_name, test_name)
+
+
+def _image_rows(root: Path, class_names: tuple[str, ...] | None) -> tuple[tuple[str, ...], Rows]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
+    names = class_names or tuple(p.name for p in folders)
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        if folder.name not in names:
+            raise SourceError(f"{root} has the class {folder.name!r}, which the training images do not have.")
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
+        files += found
+        labels += [names.index(folder.name)] * len(found)
+    return names, Rows(np.array(labels, dtype=np.int64), files.__getitem__, lambda i: str(files[i]))
+
+
+def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:
+    """Read parquet files, split name to paths, as ``datasets`` does; its arrow copy goes to ``workspace``."""
+    from datasets import load_dataset
+
+    try:
+        with quiet_datasets():
+            splits = load_dataset("parquet", data_files=dict(files), cache_dir=str(workspace))
+    except Exception as error:  # datasets wraps pyarrow's many errors in its own
+        names = ", ".join(Path(p).name for paths in files.values() for p in paths)
+        raise SourceError(f"Cannot read the parquet files {names}: {_first_line(error)}.") from error
+    return tables(splits, columns)
+
+
+def arrow(folder: Path, columns: Columns) -> Raw:
+    """Read what ``datasets.save_to_disk`` wrote."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:
+        raise SourceError(f"Cannot read the arrow folder {folder}: {_first_line(error)}.") from error
+    return tables({"all": found} if isinstance(found, Dataset) else found, columns)
+
+
+def hub(repo: str, config: str | None, revision: str, data_dir: str | None, columns: Columns) -> Raw:
+    """Read a data set of the Hub through ``datasets``, which keeps it in its own cache."""
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(repo, config, revision=revision, data_dir=data_dir)
+    except ValueError as error:
+        if "onfig" in str(error):  # datasets lists the configurations in this error
+            raise SourceError(
+                f"{repo} needs a configuration: {_first_line(error)}", "Choose it with --config."
+            ) from error
+        raise SourceError(f"Cannot read {repo} from the Hub: {_first_line(error)}.") from error
+    except Exception as error:
+        raise SourceError(f"Cannot read {repo} from the Hub: {_first_line(error)}.") from error
+    return tables(splits, columns)
+
+
+def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
+    """Read the splits of a ``datasets.DatasetDict``; detect image and label columns and the splits."""
+    train_name = _pick(columns.train, TRAIN_NAMES, splits, "train split")
+    if train_name is None:
+        if len(splits) != 1:
+            raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with --train-split.")
+        train_name = next(iter(splits))
+    test_name = _pick(columns.test, TEST_NAMES, {n: None for n in splits if n != train_name}, "test split")
+    train = splits[train_name]
+    image = _image_column(train.features, columns)
+    label = _label_column(train.features, columns)
+    class_names, convert = _classes(train, label)
+    return Raw(
+        class_names,
+        _table_rows(train, train_name, image, label, convert),
+        _table_rows(splits[test_name], test_name, image, label, convert) if test_name else None,
+        train_name,
+        test_name,
+        image,
+        label,
+    )
+
+
+def _table_rows(table: Any, split: str, image: str, label: str, convert: Callable[[Any], int]) -> Rows:
+    from datasets import Image
+
+    for column in (image, label):
+        if column not in table.features:
+            raise SourceError(f"The split {split!r} has no column {column!r}: it has {', '.join(table.features)}.")
+    values = table.select_columns([label])[label]
+    labels = np.fromiter((convert(v) for v in values), dtype=np.int64, count=len(table))
+    if (labels < 0).any():
+        raise SourceError(
+            f"The split {split!r} has images without a class of the training split (row {int((labels < 0).argmax())}).",
+            "Name another split with --test-split or --train-split.",
+        )
+    if isinstance(table.features[image], Image):
+        table = table.cast_column(image, Image(decode=False))
+    column = table.select_columns([image])
+    return Rows(labels, lambda i: column[i][image], lambda i: f"row {i} of the split {split!r}")
+
+
+def _image_column(features: Mapping[str, Any], columns: Columns) -> str:
+    from datasets import Image, Value
+
+    def encoded(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return set(feature) == {"bytes", "path"}
+        return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+    candidates = [name for name, feature in features.items() if encoded(feature)]
+    if columns.image is not None:
+        if columns.image in features and columns.image not in candidates:
+            raise SourceError(f"The column {columns.image!r} holds {features[columns.image]}, not images.")
+        return _known(columns.image, features, "image")
+    return _only(candidates, columns.preferred, IMAGE_NAMES, features, "image")
+
+
+def _label_column(features: Mapping[str, Any], columns: Columns) -> str:
+    from datasets import ClassLabel
+
+    if columns.label is not None:
+        return _known(columns.label, features, "label")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    candidates = candidates or [name for name in features if name.lower() in LABEL_NAMES]
+    return _only(candidates, columns.preferred, LABEL_NAMES, features, "label")
+
+
+def _classes(table: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], int]]:
+    """Return class names, and a function from a label to its class number (-1: no class)."""
+    from datasets import ClassLabel, Value
+
+    feature = table.features[label]
+    if isinstance(feature, ClassLabel):
+        count = len(feature.names)
+        return tuple(feature.names), lambda v: v if v is not None and 0 <= v < count else -1
+    kind = feature.dtype if isinstance(feature, Value) else str(feature)
+    if not (kind.startswith(("int", "uint")) or kind in ("string", "large_string", "bool")):
+        raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with --label-column.")
+    values = sorted({v for v in table.select_columns([label])[label] if v is not None})
+    if len(values) * 2 > max(len(table), 4):
+        raise SourceError(
+            f"The column {label!r} has {len(values)} values in {len(table)} rows: that is not a class.",
+            "Name the classes with --label-column.",
+        )
+    number = {v: i for i, v in enumerate(values)}
+    return tuple(str(v) for v in values), lambda v: number.get(v, -1)
+
+
+def _pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], what: str) -> str | None:
+    """Return the given name if it is there, else the first usual one that is, else None."""
+    if given is not None:
+        if given not in found:
+            raise UsageError(f"There is no {what} {given!r}: found {', '.join(found) or 'none'}.")
+        return given
+    return next((name for name in usual if name in found), None)
+
+
+def _known(name: str, features: Mapping[str, Any], what: str) -> str:
+    if name not in features:
+        raise UsageError(f"There is no {what} column {name!r}: the columns are {', '.join(features)}.")
+    return name
+
+
+def _only(
+    candidates: list[str], preferred: tuple[str, ...], usual: tuple[str, ...], features: Mapping[str, Any], what: str
+) -> str:
+    """Return the one candidate, or the one that is preferred or usually so named."""
+    for name in (*preferred, *usual):
+        if name in candidates:
+            return name
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"{what} columns {', '.join(candidates)}" if candidates else f"no {what} column among {', '.join(features)}"
+    raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,200 @@
+"""Recipes: every knob of the distillation with its unit, range and source, and the presets as data."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from atomhub.errors import UsageError, closest
+
+Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+def _knob(default: Any, description: str, unit: str, source: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **bounds)
+
+
+class Recipe(BaseModel):
+    """How a set is distilled. Immutable; the effective recipe is saved with every set.
+
+    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature)``, each term a sum over
+    classes of squared distances between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = _knob("custom", "name of the recipe", "-", "atomhub", min_length=1, max_length=80)
+    spatial: float = _knob(0.0, "weight of the spatial attention term", "-", "DataDAM eq. 2", ge=0, le=1e6)
+    channel: float = _knob(0.0, "weight of the channel attention term", "-", "ATOM section 3", ge=0, le=1e6)
+    feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
+    loss_scale: float = _knob(100.0, "factor on the whole loss", "-", "DataDAM's code", gt=0, le=1e9)
+    power: float = _knob(4.0, "p of the attention maps, sum of |f|^p", "-", "DataDAM table of settings", ge=1, le=8)
+    norm: Literal["instance", "batch", "none"] = _knob("instance", "norm layers of the ConvNet", "-", "DataDAM, DM")
+    width: int = _knob(128, "channels of every ConvNet block", "channels", "DC, section 4", ge=1, le=2048)
+    depth: int | None = _knob(
+        None, "blocks of the ConvNet; unset: follows the resolution (3 at 32x32)", "blocks", "DM", ge=1, le=8
+    )
+    iterations: int = _knob(8000, "distillation iterations, a fresh network each", "iterations", "DataDAM", ge=1)
+    real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
+    image_lr: float | None = _knob(
+        None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
+    )
+    image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
+    init: Literal["real", "noise"] = _knob("real", "initial synthetic images", "-", "DM")
+    augmentation: tuple[Operation, ...] = _knob(
+        ("color", "crop", "cutout", "flip", "scale", "rotate"), "siamese augmentation, one drawn a step", "-", "DSA"
+    )
+    pixels: Literal["uint8", "float32"] = _knob(
+        "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
+    )
+
+    @model_validator(mode="after")
+    def _some_term(self) -> Recipe:
+        if self.spatial == self.channel == self.feature == 0:
+            raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
+        if self.depth == 1 and self.feature == 0:
+            raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
+        return self
+
+    @classmethod
+    def named(cls, name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """Return a preset, or the recipe in a TOML file, with some fields replaced.
+
+        Args:
+            name: A preset of :data:`PRESETS`, or the path of a ``.toml`` file.
+            overrides: Field name to value; strings are read as TOML values where the field is not text.
+
+        Raises:
+            UsageError: unknown preset or field (with the closest match), value out of range, unreadable file.
+        """
+        path = Path(name)
+        if str(name) in PRESETS:
+            fields = {"name": str(name), **PRESETS[str(name)]}
+        elif path.suffix == ".toml":
+            fields = {"name": path.stem, **_read_toml(path)}
+        else:
+            raise UsageError(
+                f"There is no recipe {str(name)!r}.", f"{closest(str(name), PRESETS)} Or give a .toml file."
+            )
+        return cls.checked({**fields, **{k: _parsed(k, v) for k, v in (overrides or {}).items()}})
+
+    @classmethod
+    def checked(cls, fields: Mapping[str, Any]) -> Recipe:
+        """Validate fields; raises UsageError with one sentence that names the field, its value and what is allowed."""
+        for key in fields:
+            if key not in cls.model_fields:
+                raise UsageError(f"A recipe has no field {key!r}.", closest(key, cls.model_fields))
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            if not first["loc"]:
+                raise UsageError(
+                    f"This recipe is not possible: {first['msg'].removeprefix('Value error, ')}."
+                ) from None
+            key = str(first["loc"][0])
+            allowed = f"Allowed: {allowed_values(key)}."
+            raise UsageError(f"Recipe field {key!r} cannot be {fields[key]!r}: {first['msg']}.", allowed) from None
+
+    def replace(self, **fields: Any) -> Recipe:
+        """Return a copy with some fields replaced, validated."""
+        return self.checked({**self.model_dump(), **fields})
+
+    def resolved(self, ipc: int, size: int, flip: bool = True) -> Recipe:
+        """Fill in what follows from the data: depth from the resolution, learning rate from ipc, flips only if safe.
+
+        Args:
+            ipc: Synthetic images a class.
+            size: Side of the images in pixels.
+            flip: Whether a mirrored image keeps its class (false for digits and text).
+
+        Raises:
+            UsageError: the recipe's depth does not fit the resolution.
+        """
+        depth = self.depth or default_depth(size)
+        if size < 2 ** (depth + 1):
+            raise UsageError(
+                f"Recipe field 'depth' cannot be {depth} at {size}x{size} pixels: too little is left after pooling.",
+                f"Use depth {default_depth(size)} or fewer, or larger images (--size).",
+            )
+        return self.replace(
+            depth=depth,
+            image_lr=self.image_lr or (1.0 if ipc <= 50 else 10.0),
+            augmentation=safe_operations(self.augmentation, flip),
+        )
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML; unset fields are left out. ``Recipe.named`` reads it back."""
+        # JSON literals of str, int, float, bool and lists of str are TOML literals as well
+        return "".join(f"{k} = {json.dumps(v)}\n" for k, v in self.model_dump(exclude_none=True).items())
+
+
+def safe_operations(operations: tuple[Operation, ...], flip: bool) -> tuple[Operation, ...]:
+    """Return the augmentation operations that keep an image's class: all, or all but ``flip``."""
+    return tuple(op for op in operations if flip or op != "flip")
+
+
+def default_depth(size: int) -> int:
+    """Blocks that leave about 4x4 pixels: 2, 3, 4, 5 at 16, 32, 64, 128; 28 is padded to 32 (DC, section 4)."""
+    return max(1, round(math.log2(size / 4)))
+
+
+def allowed_values(key: str) -> str:
+    """Return what a recipe field accepts, in words."""
+    schema = Recipe.model_json_schema()["properties"][key]
+    options = [schema, *schema.get("anyOf", [])]
+    words = [f"one of {', '.join(map(str, o['enum']))}" for o in options if "enum" in o]
+    words += [f"a list of {', '.join(o['items']['enum'])}" for o in options if "items" in o]
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    for option in options:
+        limits = " and ".join(f"{sign} {option[bound]:g}" for bound, sign in signs.items() if bound in option)
+        if option.get("type") in ("integer", "number"):
+            words.append(f"{'a whole number' if option['type'] == 'integer' else 'a number'} {limits}".strip())
+        elif option.get("type") == "string" and "enum" not in option:
+            words.append("text")
+    return ", or ".join(words + ["unset"] * any(o.get("type") == "null" for o in options))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"The recipe file {str(path)!r} does not exist.", closest(path.stem, PRESETS)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"The recipe file {str(path)!r} cannot be read: {error}.") from None
+
+
+def _parsed(key: str, value: Any) -> Any:
+    """Read a command line value: TOML literal where it is one, a comma list for tuples, else plain text."""
+    if not isinstance(value, str) or key == "name":
+        return value
+    if key == "augmentation" and not value.startswith("["):
+        return tuple(part.strip() for part in value.split(",") if part.strip() not in ("", "none"))
+    if value in ("auto", "unset") and key in ("depth", "image_lr"):
+        return None
+    try:
+        return tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DM, WACV 2023, section 4: feature term alone, unscaled, 20 000 iterations, 256 real images a class
+    "dm": {"feature": 1.0, "loss_scale": 1.0, "iterations": 20000, "real_batch": 256},
+    "datadam": {"spatial": 1.0},
+    "channel": {"channel": 1.0},
+    "atom": {"spatial": 1.0, "channel": 1.0},
+}
+"""The shipped recipes: what differs from the defaults above."""
+
+TUNED: dict[str, dict[str, Any]] = {
+    # filled from benchmarks/digits.py
+    "digits": {"width": 32, "iterations": 300, "real_batch": 64},
+}
+"""What a source's own size asks for, applied to presets unless the user sets the field."""

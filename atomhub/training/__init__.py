@@ -1,0 +1,1 @@
+"""Training networks on distilled sets and measuring them on real test images."""

@@ -1,0 +1,1 @@
+"""The ``atomhub`` command, installed as ``atomhub.cli``: a command parses, calls the API and prints."""

@@ -1,0 +1,116 @@
+"""``atomhub distill``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .output import Steps, device_option, json_option, print_json, say, seed_option
+
+
+@click.command()
+@click.argument("source")
+@click.option("--ipc", type=click.IntRange(min=1), required=True, metavar="N", help="Images per class.")
+@click.option("--recipe", default="atom", show_default=True, metavar="NAME|FILE.toml", help="See: atomhub recipes")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Replace a field of the recipe. Repeatable."
+)
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Short for --set iterations=N.")
+@seed_option
+@device_option
+@click.option("--name", help="Name of the set.  [default: SOURCE-ipcN]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the set to this folder, not the store."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a set of the same name.")
+@click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
+              help="Measure one quick network every N iterations, for the curve.")  # fmt: skip
+@click.option("--size", type=int, metavar="PIXELS", help="Resize the real images to this side.")
+@click.option("--image-column", metavar="NAME", help="Column of the images.")
+@click.option("--label-column", metavar="NAME", help="Column of the classes.")
+@click.option("--train-split", metavar="NAME", help="Split or folder to distil.")
+@click.option("--test-split", metavar="NAME", help="Split or folder to test on.")
+@click.option("--test-fraction", type=float, metavar="F", help="Set this share of a single split aside for tests.")
+@click.option("--config", metavar="NAME", help="Configuration of a Hub data set.")
+@click.option("--revision", metavar="REV", help="Revision of a Hub data set.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out.")
+@click.option("--flip/--no-flip", default=None, help="Whether a mirrored image keeps its class.")
+@json_option
+def distill(
+    source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, seed: int, device: str,
+    name: str | None, output: Path | None, overwrite: bool, measure_every: int, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Distil SOURCE into a few synthetic images per class and keep them.
+
+    SOURCE is digits (built in), a known name (mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet,
+    imagenette), a local image, parquet or arrow folder, or a Hub data set (user/name).
+
+    \b
+    Examples:
+      atomhub distill digits --ipc 10
+      atomhub distill cifar10 --ipc 10 --recipe atom --iterations 2000
+      atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
+    """
+    import atomhub
+    from atomhub.files import check_free
+    from atomhub.hub import store
+    from atomhub.pipeline import choose_recipe, find_device
+    from atomhub.sources import SourceOptions
+
+    overrides = _overrides(settings, iterations)
+    chosen = choose_recipe(recipe, source, overrides)
+    find_device(device)
+    if name is not None:
+        store.place(name)  # an impossible name is told before the work
+    real = atomhub.open_source(source, SourceOptions(**options))
+    for note in real.info.notes:
+        say(f"Note: {note}")
+    name = name or f"{real.name}-ipc{ipc}"
+    target = output or store.place(name)
+    check_free(target, overwrite)
+    with Steps(f"Distilling {name}", quiet=as_json) as steps:
+        distilled = atomhub.distill(
+            real, ipc, chosen, seed=seed, device=device, name=name, measure_every=measure_every,
+            progress=steps.losses,
+            command=_command(real.info.id, ipc, recipe, overrides, seed, options),
+        )  # fmt: skip
+    distilled = distilled.save(target, overwrite)
+    manifest = distilled.manifest
+    if as_json:
+        print_json({"name": name, "path": str(target), "ipc": ipc, "classes": len(distilled.class_names),
+                    "recipe": manifest.recipe.name, "iterations": manifest.recipe.iterations,
+                    "seconds": manifest.seconds})  # fmt: skip
+        return
+    click.echo(target)
+    say(f"Kept {name}: {len(distilled)} images in {manifest.seconds:.0f} s. How good is it? "
+        f"atomhub evaluate {shlex.quote(str(output or name))}")  # fmt: skip
+
+
+def _overrides(settings: tuple[str, ...], iterations: int | None) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{setting!r} is not KEY=VALUE, such as power=2.", param_hint="--set")
+        overrides[key.strip()] = value.strip()
+    return overrides | ({"iterations": iterations} if iterations is not None else {})
+
+
+def _command(source: str, ipc: int, recipe: str, overrides: dict[str, Any], seed: int, options: dict[str, Any]) -> str:
+    """Return the command to record: without folders of this machine, with every choice that changes the images."""
+    words = ["atomhub", "distill", source.removeprefix("folder:"), "--ipc", str(ipc), "--recipe", Path(recipe).name]
+    for key, value in overrides.items():
+        words += ["--set", f"{key}={value}"]
+    words += ["--seed", str(seed)]
+    for key, value in options.items():
+        flag = "--" + key.replace("_", "-")
+        if value is False and key == "flip":
+            words.append("--no-flip")
+        elif value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words += [flag, str(value)]
+    return shlex.join(words)

@@ -1,0 +1,144 @@
+"""``atomhub evaluate`` and ``atomhub demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import (
+    Steps,
+    accuracy,
+    device_option,
+    json_option,
+    print_json,
+    print_table,
+    say,
+    seed_option,
+    source_option,
+)
+
+if TYPE_CHECKING:
+    from atomhub.manifest import Measurement
+
+
+@click.command()
+@click.argument("name")
+@click.option("--network", "networks", multiple=True, default=("convnet",), show_default=True, metavar="NAME",
+              help="Network to train. Repeatable.")  # fmt: skip
+@click.option("--protocol", default="dm", show_default=True, metavar="dm|datadam|mix|quick", help="How to train it.")
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
+)
+@click.option("--baseline/--no-baseline", default=True, show_default=True, help="Also train on random real images.")
+@click.option("--whole", is_flag=True, help="Also train on the whole real training set (slow).")
+@seed_option
+@device_option
+@source_option
+@json_option
+def evaluate(
+    name: str, networks: tuple[str, ...], protocol: str, runs: int, baseline: bool, whole: bool, seed: int, device: str,
+    source: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Train networks on the set NAME and test them on the real test images.
+
+    NAME is a set of the store or a folder. The result is stored in the set's manifest and card.
+
+    \b
+    Examples:
+      atomhub evaluate digits-ipc10
+      atomhub evaluate cifar10-ipc10 --protocol dm --runs 20 --json
+    """
+    import atomhub
+    from atomhub.core.networks import find_network
+
+    for network in networks:
+        find_network(network)
+    distilled = atomhub.load(name)
+    results = []
+    for network in networks:
+        with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
+            results.append(
+                atomhub.evaluate(
+                    distilled, network, protocol, runs, baseline=_baselines(baseline, whole), seed=seed, device=device,
+                    source=source, progress=_progress(steps, 1 + baseline + whole),
+                )
+            )  # fmt: skip
+    if as_json:
+        print_json(_report(distilled.name, protocol, results))
+        return
+    rows = [[r.network, accuracy(r.baseline.get("random")), accuracy(r.score), accuracy(r.baseline.get("whole"))]
+            for r in results]  # fmt: skip
+    columns = ["network", "random real images", "distilled", "whole training set"]
+    title = f"{distilled.name}: test accuracy in %, mean ± std of {runs} networks, protocol {protocol}"
+    print_table(columns if whole else columns[:3], rows if whole else [row[:3] for row in rows], title)
+
+
+def _baselines(random: bool, whole: bool) -> Any:
+    return ("random",) * random + ("whole",) * whole
+
+
+def _progress(steps: Steps, kinds: int) -> Any:
+    """Count the runs of all kinds together."""
+    order: list[str] = []
+
+    def report(kind: str, done: int, runs: int) -> None:
+        if kind not in order:
+            order.append(kind)
+        steps((len(order) - 1) * runs + done, kinds * runs, kind)
+
+    return report
+
+
+def _report(name: str, protocol: str, results: list[Measurement]) -> dict[str, Any]:
+    keep = {"mean", "std", "runs"}
+    baselines = results[0].baseline if results else {}
+    return {
+        "name": name,
+        "protocol": protocol,
+        "results": [{"network": r.network, **r.score.model_dump(include=keep | {"seconds"})} for r in results],
+        "baseline": {kind: score.model_dump(include=keep) for kind, score in baselines.items()},
+    }
+
+
+@click.command()
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
+)
+@seed_option
+@device_option
+@json_option
+def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
+    """Do the main job on the built-in digits: distil 1 and 10 images per class, keep, train, measure.
+
+    Takes two or three minutes on two CPU cores; needs no network and no account.
+
+    \b
+    Example:
+      atomhub demo
+    """
+    import atomhub
+
+    reports, rows, whole = [], [], None
+    for ipc in (1, 10):
+        with Steps(f"Distilling digits, ipc {ipc}", quiet=as_json) as steps:
+            distilled = atomhub.distill(
+                "digits", ipc, seed=seed, device=device, command=f"atomhub distill digits --ipc {ipc} --seed {seed}",
+                progress=steps.losses,
+            ).save(overwrite=True)  # fmt: skip
+        with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
+            result = atomhub.evaluate(
+                distilled, "convnet", "quick", runs, baseline=_baselines(True, whole is None), seed=seed, device=device,
+                progress=_progress(steps, 2 + (whole is None)),
+            )  # fmt: skip
+        whole = whole or result.baseline["whole"]  # the same for both
+        reports.append(_report(distilled.name, "quick", [result]))
+        random = result.baseline["random"]
+        rows.append([str(ipc), accuracy(random), accuracy(result.score), accuracy(whole), str(distilled.path)])
+    if as_json:
+        print_json({"demo": reports})
+        return
+    title = f"digits: test accuracy in %, mean ± std of {runs} networks, protocol quick"
+    print_table(["ipc", "random real images", "distilled", "whole training set", "kept in"], rows, title)
+    say(f"See one: {Path(str(rows[-1][-1])) / 'preview.png'}. Use one: atomhub.load('digits-ipc10').loader()")

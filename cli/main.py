@@ -1,0 +1,84 @@
+"""The command group, and how errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from typing import Any
+
+import click
+
+from . import distill, evaluate, recipes, sets
+
+EPILOG = "Environment: ATOMHUB_HOME (store and cache), ATOMHUB_DATA (folder of parquet data sets, one folder a name)."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ATOMHUB"}, epilog=EPILOG)
+@click.version_option(package_name="atomhub", prog_name="atomhub")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something fails.")
+def cli() -> None:
+    """Distil image datasets into a few images per class, measure them, and train on them.
+
+    Start with: atomhub demo
+    """
+
+
+for command in (
+    distill.distill,
+    evaluate.evaluate,
+    evaluate.demo,
+    sets.list_sets,
+    sets.info,
+    sets.preview,
+    sets.remove,
+    recipes.recipes,
+):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 1 for failures, 2 for bad usage, 130 when interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _note
+    try:
+        # --debug is understood after the command as well
+        cli.main([a for a in given if a != "--debug"], prog_name="atomhub", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted: nothing was changed.", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print an error as a sentence with its hint; return the exit code."""
+    from atomhub.errors import AtomhubError
+
+    if isinstance(error, AtomhubError):
+        message, hint, code = error.message, error.hint, error.exit_code
+    elif isinstance(error, OSError):
+        message, hint, code = f"{error.filename or 'A file'}: {error.strerror or error}.", "", 1
+    else:
+        message, hint, code = (
+            f"{type(error).__name__}: {error}",
+            "This is a bug: run again with --debug and report it.",
+            1,
+        )
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)
+    return code
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show atomhub's own warnings as a line; those of libraries are for developers."""
+    from atomhub.errors import AtomhubWarning
+
+    if isinstance(message, AtomhubWarning):
+        click.echo(f"Note: {message}", err=True)

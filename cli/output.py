@@ -1,0 +1,127 @@
+"""Standard output is data, standard error is talk: tables, JSON and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from atomhub.manifest import Score
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random draw.")
+source_option = click.option(
+    "--source", metavar="PATH", help="Where the real images lie now, for sets made from a local folder."
+)
+
+
+def say(text: str) -> None:
+    """Print a line of talk on standard error."""
+    click.echo(text, err=True)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON object on standard output."""
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table on standard output, in the width of the terminal if it is one; no columns: no header."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=200, color_system=None)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_header=bool(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def accuracy(score: Score | None) -> str:
+    """Return ``mean ± std`` in percent, or a dash."""
+    return f"{score.mean:.1f} ± {score.std:.1f}" if score else "-"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show rich progress with rate and time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar
+
+
+class Steps:
+    """Progress of a run of many steps: a bar on a terminal, a plain line every tenth of the way otherwise.
+
+    Args:
+        what: What is going on.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, what: str, quiet: bool = False) -> None:
+        self.what, self.quiet = what, quiet
+        self.start = time.perf_counter()
+        self.shown = 0
+        self.bar: Progress | None = None
+        self._context: Any = None
+
+    def __enter__(self) -> Steps:
+        if not self.quiet and sys.stderr.isatty():
+            self._context = progress_bar()
+            self.bar = self._context.__enter__()
+            self.task = self.bar.add_task(self.what, total=None, rate="", note="")
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._context is not None:
+            self._context.__exit__(*exception)
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        """Show that ``done`` of ``total`` steps are over."""
+        if self.quiet:
+            return
+        seconds = time.perf_counter() - self.start
+        rate = f"{done / seconds:.1f} it/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
+        elif done * 10 // total > self.shown:
+            self.shown = done * 10 // total
+            left = seconds / done * (total - done)
+            say(f"{self.what}: {done}/{total}  {note}  {rate}  {left:.0f} s left")
+
+    def losses(self, done: int, total: int, loss: float) -> None:
+        """Show the progress of a distillation."""
+        self(done, total, f"loss {loss:.4g}")

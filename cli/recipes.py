@@ -1,0 +1,50 @@
+"""``atomhub recipes``."""
+
+from __future__ import annotations
+
+import click
+
+from .output import json_option, print_json, print_table
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, to start one of your own.")
+@json_option
+def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
+    """List the recipes, or every field of the recipe NAME with its unit, range and source.
+
+    \b
+    Examples:
+      atomhub recipes atom
+      atomhub recipes atom --toml > my.toml
+    """
+    from atomhub.recipe import PRESETS, TUNED, Recipe, allowed_values
+
+    if name is None:
+        presets = {preset: Recipe.named(preset) for preset in PRESETS}
+        if as_json:
+            print_json({"recipes": {k: r.model_dump(mode="json") for k, r in presets.items()}, "tuned": TUNED})
+            return
+        rows = [
+            [k, f"{r.spatial:g}", f"{r.channel:g}", f"{r.feature:g}", str(r.iterations)] for k, r in presets.items()
+        ]
+        print_table(["recipe", "spatial", "channel", "feature", "iterations"], rows)
+        for source, fields in TUNED.items():
+            click.echo(f"On {source}, unless you set them: " + ", ".join(f"{k}={v}" for k, v in fields.items()))
+        return
+    recipe = Recipe.named(name)
+    if as_json:
+        print_json(recipe.model_dump(mode="json"))
+    elif as_toml:
+        click.echo(recipe.to_toml(), nl=False)
+    else:
+        rows = []
+        for key, field in Recipe.model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            value = getattr(recipe, key)
+            shown = "unset" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
+            rows.append(
+                [key, shown, str(extra["unit"]), allowed_values(key), field.description or "", str(extra["source"])]
+            )
+        print_table(["field", "value", "unit", "allowed", "meaning", "source"], rows, f"recipe {recipe.name}")

@@ -1,0 +1,120 @@
+"""``atomhub list``, ``info``, ``preview`` and ``remove``: the sets on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .output import accuracy, json_option, print_json, print_table, say
+
+
+@click.command("list")
+@json_option
+def list_sets(as_json: bool) -> None:
+    """List the sets in the store.
+
+    \b
+    Example:
+      atomhub list
+    """
+    from atomhub.hub import store
+
+    good, bad = store.manifests()
+    if as_json:
+        print_json({"sets": [{"name": m.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
+                              "results": [r.model_dump(mode="json") for r in m.results],
+                              "path": str(store.place(m.name))} for m in good]})  # fmt: skip
+    elif not good:
+        say(f"No sets in {store.sets()}. Make one: atomhub distill digits --ipc 1")
+    else:
+        rows = []
+        for m in good:
+            last = m.results[-1] if m.results else None
+            measured = f"{accuracy(last.score)} ({last.protocol})" if last else "not measured"
+            rows.append([m.name, m.source.id, str(m.ipc), m.recipe.name, measured, m.created[:10]])
+        print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
+    for error in bad:
+        say(f"Skipped: {error.message}")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """Show what is known about the set NAME, and verify its files.
+
+    \b
+    Example:
+      atomhub info digits-ipc10
+    """
+    import atomhub
+
+    distilled = atomhub.load(name)
+    m, source = distilled.manifest, distilled.manifest.source
+    if as_json:
+        print_json(m.model_dump(mode="json") | {"path": str(distilled.path)})
+        return
+    shape = "x".join(map(str, distilled.images.shape[1:]))
+    rows = [
+        ["name", m.name],
+        ["images", f"{len(distilled)} of {shape} {m.recipe.pixels}: {len(m.class_names)} classes x ipc {m.ipc}"],
+        ["classes", ", ".join(m.class_names)],
+        ["source", f"{source.id} ({source.train_images} training, {source.test_images} test images)"],
+        ["normalisation", f"mean {list(m.mean)}, std {list(m.std)}"],
+        ["recipe", f"{m.recipe.name}, {m.recipe.iterations} iterations, seed {m.seed}"],
+        ["made", f"{m.created} in {m.seconds:.0f} s on {m.device}"],
+        ["command", m.command],
+    ]
+    for r in m.results:
+        random = f", random real images {accuracy(r.baseline['random'])}" if "random" in r.baseline else ""
+        rows.append(["accuracy", f"{accuracy(r.score)} % ({r.network}, {r.protocol}, {r.score.runs} networks){random}"])
+    rows += [["path", str(distilled.path)], ["files", "all digests verified"]]
+    print_table([], rows)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
+              help="Where to write the picture.  [default: NAME.png]")  # fmt: skip
+@click.option(
+    "--ipc", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Images of a class."
+)
+def preview(name: str, output: Path | None, ipc: int) -> None:
+    """Write a picture of the set NAME, class by class.
+
+    \b
+    Example:
+      atomhub preview digits-ipc10 --output digits.png
+    """
+    import io
+
+    import atomhub
+    from atomhub.files import replace_file
+
+    distilled = atomhub.load(name)
+    target = output or Path(f"{distilled.name}.png")
+    buffer = io.BytesIO()
+    distilled.preview(ipc).save(buffer, "PNG")
+    replace_file(target, buffer.getvalue())
+    click.echo(target)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Delete the set NAME from the store.
+
+    \b
+    Example:
+      atomhub remove digits-ipc1 --yes
+    """
+    from atomhub.hub import store
+
+    folder = store.check_stored(name)
+    if not yes and not click.confirm(f"Delete {folder}?", err=True):
+        say("Kept.")
+        return
+    store.remove(name)
+    say(f"Deleted {folder}.")
