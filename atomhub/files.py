@@ -72,20 +72,23 @@ def replace_file(target: Path, content: bytes) -> None:
 
 def cannot_write(target: Path, error: OSError) -> AtomhubError:
     """Return the error that says why a path cannot be written."""
-    reason = error.strerror or str(error)
+    blocked = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "part of the path is a file" if blocked else error.strerror or str(error)
     return AtomhubError(f"Cannot write {target}: {reason}.", "Free some space or name another folder (ATOMHUB_HOME).")
 
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Keep the progress bars of ``datasets`` off for local work that takes no time."""
+    """Keep the progress bars and log lines of ``datasets`` off for local work that takes no time."""
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     if shown:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()

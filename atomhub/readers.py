@@ -119,7 +119,7 @@ def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -
             splits = load_dataset("parquet", data_files=dict(files), cache_dir=str(workspace))
     except Exception as error:  # datasets wraps pyarrow's many errors in its own
         names = ", ".join(Path(p).name for paths in files.values() for p in paths)
-        raise SourceError(f"Cannot read the parquet files {names}: {_first_line(error)}.") from error
+        raise SourceError(f"Cannot read the parquet files {names}: {_first_line(error.__cause__ or error)}.") from error
     return tables(splits, columns)
 
 
@@ -268,5 +268,5 @@ def _only(
     raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -195,6 +195,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 TUNED: dict[str, dict[str, Any]] = {
     # filled from benchmarks/digits.py
-    "digits": {"width": 32, "iterations": 300, "real_batch": 64},
+    "digits": {"power": 1.0, "width": 32, "iterations": 300, "real_batch": 64},
 }
 """What a source's own size asks for, applied to presets unless the user sets the field."""

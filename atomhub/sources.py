@@ -329,7 +329,7 @@ def _prepare(place: _Place, options: SourceOptions, folder: Path, workspace: Pat
     if raw.test is None and fraction is None:
         raise SourceError(
             f"{place.id} has no test split, so nothing could be measured on it.",
-            "Set some aside with --test-fraction 0.2, name a split with --test-split, or do without one: --test-fraction 0.",
+            "Set some aside with --test-fraction 0.2, name a split with --test-split, or go without: --test-fraction 0",
         )
     if raw.test is not None and fraction is not None:
         raise UsageError(f"{place.id} has the test split {raw.test_split!r} already.", "Drop --test-fraction.")

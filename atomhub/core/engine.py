@@ -68,7 +68,7 @@ class Engine:
         self.network = ConvNet(
             images.shape[1], self.classes, images.shape[-1], recipe.width, recipe.depth, recipe.norm
         ).to(self.device, dtype)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.network.requires_grad_(False)
         self.generator = torch.Generator(self.device)
         self.synthetic = Synthetic(self._initial(), recipe.pixels, normalization)

@@ -56,7 +56,7 @@ def fit(
             loss.backward()
             optimizer.step()
         if not torch.isfinite(loss):
-            raise AtomhubError(f"The training loss is {float(loss)} in epoch {epoch + 1} of {protocol.epochs}.")
+            raise AtomhubError(f"The training loss is {loss.item()} in epoch {epoch + 1} of {protocol.epochs}.")
         schedule.step()
 
 

@@ -1,0 +1,75 @@
+"""Everything runs on loopback and in temporary folders; the Hub is a local server."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from hub_server import HubServer  # noqa: E402 before huggingface_hub, which reads its environment once
+
+_WORK = tempfile.TemporaryDirectory(prefix="atomhub-tests-")
+HUB = HubServer()
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_HOME=f"{_WORK.name}/hf",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_XET="1",
+    ATOMHUB_HOME=f"{_WORK.name}/atomhub",
+    MPLCONFIGDIR=f"{_WORK.name}/matplotlib",
+)
+for name in ("ATOMHUB_DATA", "HF_TOKEN", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
+
+import atomhub  # noqa: E402
+
+try:
+    import atomhub.cli
+except ModuleNotFoundError:  # a plain install, and the checkout's atomhub/ found first
+    atomhub.__path__.append(str(ROOT))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A store and cache of the test's own."""
+    monkeypatch.setenv("ATOMHUB_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def hub():
+    """The local Hub; an unknown route or a malformed request fails the test."""
+    HUB.complaints.clear()
+    yield HUB
+    assert HUB.complaints == []
+
+
+@pytest.fixture(scope="session")
+def digits1():
+    """Digits at ipc 1, briefly distilled, in memory."""
+    return atomhub.distill("digits", 1, overrides={"iterations": 3})
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """An image folder: train/ with 8 and test/ with 3 colour images of cats and of dogs, 20x20 PNG."""
+    return image_folder(tmp_path / "photos", {"train": 8, "test": 3})
+
+
+def image_folder(root, splits, classes=("cat", "dog"), size=(20, 20), mode="RGB"):
+    """Write random images; a split of None puts the class folders into the root."""
+    rng = np.random.default_rng(0)
+    for split, count in splits.items():
+        for k, name in enumerate(classes):
+            folder = root / (split or "") / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(0, 128, (*size[::-1], 3), dtype=np.uint8)
+                Image.fromarray(noise + np.uint8(100 * k)).convert(mode).save(folder / f"{i}.png")
+    return root

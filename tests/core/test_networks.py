@@ -1,0 +1,49 @@
+"""The ConvNet: sizes of the literature, feature taps, weights drawn afresh in place."""
+
+import math
+
+import pytest
+import torch
+
+from atomhub.core.networks import ConvNet, find_network
+from atomhub.errors import UsageError
+
+
+def test_convnet3_has_the_size_of_the_literature():
+    parameters = sum(p.numel() for p in ConvNet(3, 10, 32).parameters())
+    assert parameters == 320_010  # 3 convolutions with biases, affine norms, and a head from 128 * 4 * 4
+
+
+@pytest.mark.parametrize(("size", "depth"), [(16, 2), (28, 3), (32, 3), (64, 4), (128, 5)])
+def test_depth_follows_the_resolution(size, depth):
+    network = ConvNet(1, 10, size, width=4)
+    assert network.depth == depth
+    assert network(torch.randn(2, 1, size, size)).shape == (2, 10)
+    assert network.head.in_features == 4 * 4 * 4
+
+
+def test_taps_come_before_pooling_and_pooled_maps_after():
+    network = ConvNet(3, 10, 32, width=8)
+    shapes = [(tuple(a.shape), tuple(p.shape)) for a, p in network.blocks(torch.randn(2, 3, 32, 32))]
+    assert shapes == [((2, 8, s, s), (2, 8, s // 2, s // 2)) for s in (32, 16, 8)]
+
+
+def test_reinitialising_draws_what_pytorch_draws_by_default():
+    network = ConvNet(3, 10, 32, width=64)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(7)
+    places = [p.data_ptr() for p in network.parameters()]
+    network.reinitialise(torch.Generator().manual_seed(0))
+    assert places == [p.data_ptr() for p in network.parameters()]
+    fresh = ConvNet(3, 10, 32, width=64)
+    for new, usual in zip(network.parameters(), fresh.parameters(), strict=True):
+        if new.numel() > 1000:  # enough to estimate from
+            assert new.std().item() == pytest.approx(usual.std().item(), rel=0.1)
+        assert new.abs().max().item() == pytest.approx(usual.abs().max().item(), rel=0.5, abs=1e-6)
+    assert network.convolutions[1].weight.abs().max() <= 1 / math.sqrt(64 * 9)
+
+
+def test_an_unknown_network_is_refused_with_the_closest_match():
+    with pytest.raises(UsageError, match="(?s)no network 'convent'.*'convnet'"):
+        find_network("convent")

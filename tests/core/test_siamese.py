@@ -1,0 +1,90 @@
+"""Differentiable siamese augmentation: one operation a group, the same for every image of the group."""
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from atomhub.core import siamese
+
+G, M, C, SIDE = 4, 3, 3, 16
+
+
+@pytest.fixture
+def images():
+    return torch.randn(G, M, C, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def u():
+    return torch.rand(G, siamese.DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", siamese.OPERATIONS)
+def test_images_of_a_group_share_their_parameters(name, images, u):
+    same = images[:, :1].expand_as(images)
+    out = siamese.augment(same, u, [name])
+    assert torch.equal(out, out[:, :1].expand_as(out))
+
+
+@pytest.mark.parametrize("name", siamese.OPERATIONS)
+def test_every_operation_is_differentiable(name, u):
+    images = torch.randn(2, 1, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: siamese.augment(x, u[:2], [name]), images)
+
+
+def test_rotation_agrees_with_torchvision(images, u):
+    out = siamese.rotate(images, u)
+    for g in range(G):
+        degrees = float(2 * u[g, 11] - 1) * 15
+        expected = TF.rotate(images[g], -degrees, InterpolationMode.BILINEAR) if degrees else images[g]
+        other = TF.rotate(images[g], degrees, InterpolationMode.BILINEAR)
+        assert min((out[g] - expected).abs().max(), (out[g] - other).abs().max()) < 1e-6
+
+
+def test_brightness_and_contrast_alone_agree_with_their_formulas(images, u):
+    u = u.clone()
+    u[:, 2], u[:, 3] = 0.5, 0.5  # saturation and contrast of 1: no change
+    assert torch.allclose(siamese.color(images, u), images + (u[:, 1] - 0.5).view(-1, 1, 1, 1, 1))
+    u[:, 1], u[:, 2] = 0.5, 0.0  # saturation of 0: grey
+    grey = siamese.color(images, u)
+    assert torch.allclose(grey, images.mean(2, keepdim=True).expand_as(images))
+
+
+def test_crops_shift_whole_pixels_by_at_most_an_eighth(images):
+    for draw, shift in ((0.0, -2), (0.5, 0), (0.999, 2)):
+        u = torch.full((G, siamese.DRAWS), draw, dtype=torch.float64)
+        out = siamese.crop(images, u)
+        inner = images[..., 4:12, 4:12]
+        assert torch.allclose(out[..., 4 + shift : 12 + shift, 4 + shift : 12 + shift], inner)
+
+
+def test_cutout_zeroes_a_square_of_half_the_side(images):
+    out = siamese.cutout(images, torch.full((G, siamese.DRAWS), 0.5, dtype=torch.float64))
+    assert (out == 0).sum() == G * M * C * (SIDE // 2) ** 2
+
+
+def test_scaling_by_one_changes_nothing(images):
+    one = (1 - 1 / 1.2) / (1.2 - 1 / 1.2)
+    out = siamese.scale(images, torch.full((G, siamese.DRAWS), one, dtype=torch.float64))
+    assert torch.allclose(out, images)
+
+
+def test_all_operations_are_drawn_equally_often():
+    u = torch.rand(60_000, siamese.DRAWS, generator=torch.Generator().manual_seed(0))
+    names = list(siamese.OPERATIONS)
+    counts = torch.bincount((u[:, 0] * len(names)).long(), minlength=len(names))
+    assert (counts - 10_000).abs().max() < 500
+    images = torch.ones(len(u[:600]), 1, 1, 4, 4)
+    changed = (siamese.augment(images, u[:600], names) != 1).flatten(1).any(1).float().mean()
+    assert 0.4 < changed < 0.9  # flips of ones and small shifts change nothing
+
+
+def test_no_operations_change_nothing(images, u):
+    assert siamese.augment(images, u, ()) is images
+
+
+def test_each_image_draws_its_own_in_training():
+    torch.manual_seed(0)
+    out = siamese.augment_each(torch.randn(1, 3, 16, 16).expand(8, -1, -1, -1), ["crop"])
+    assert len({tuple(image.flatten().tolist()) for image in out}) > 2

@@ -1,0 +1,95 @@
+"""The objective of attention matching, slowly and obviously: per class, per image, in float64, from the formulas.
+
+Shares nothing with the engine but the numbers chance gave it. Sources: ATOM section 3, DataDAM, DM, DSA.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def objective(network, real, synthetic, u, recipe):
+    """Return the loss.
+
+    Args:
+        network: State dict of a ConvNet with instance norm.
+        real: K lists of normalised (C, H, W) float64 images.
+        synthetic: The same.
+        u: (K, 12) uniform numbers behind the augmentation.
+        recipe: Weights, power, scale, depth, augmentation.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for k in range(len(real)):
+        sides = []
+        for images in (real[k], synthetic[k]):
+            maps = [embed(network, augment(image, u[k], recipe.augmentation), recipe) for image in images]
+            sides.append([torch.stack(values).mean(0) for values in zip(*maps, strict=True)])  # normalise, then average
+        weights = [recipe.spatial, recipe.channel] * (recipe.depth - 1) + [recipe.feature]
+        for weight, a, b in zip(weights, *sides, strict=True):
+            total = total + weight * ((a - b) ** 2).sum()
+    return recipe.loss_scale * total
+
+
+def embed(network, image, recipe):
+    """Return [spatial, channel] attention of every layer but the last, each of length 1, then the last feature."""
+    x, out = image, []
+    for layer in range(recipe.depth):
+        weight, bias = network[f"convolutions.{layer}.weight"], network[f"convolutions.{layer}.bias"]
+        x = F.conv2d(x[None], weight, bias, padding=1)[0]
+        normed = []
+        for channel in x:  # instance norm at its initial affine: scale 1, shift 0
+            normed.append((channel - channel.mean()) / torch.sqrt(((channel - channel.mean()) ** 2).mean() + 1e-5))
+        x = torch.stack(normed).clamp_min(0)
+        if layer < recipe.depth - 1:
+            power = x.abs() ** recipe.power
+            for attention in (power.sum(0).flatten(), power.sum((1, 2))):
+                out.append(attention / torch.sqrt((attention**2).sum()))
+        x = F.avg_pool2d(x[None], 2)[0]
+    return [*out, x.flatten()]
+
+
+def augment(image, u, operations):
+    """Return one augmented (C, H, W) image; DSA, with the operation and its parameters read off ``u``."""
+    if not operations:
+        return image
+    name = operations[int(u[0] * len(operations))]
+    side = image.shape[-1]
+    if name == "color":
+        image = image + (u[1] - 0.5)
+        grey = image.mean(0)
+        image = grey + (image - grey) * (2 * u[2])
+        return image.mean() + (image - image.mean()) * (u[3] + 0.5)
+    if name == "crop":
+        reach = int(side / 8 + 0.5)
+        dx, dy = (int(v * (2 * reach + 1)) - reach for v in (u[4], u[5]))
+        padded = F.pad(image, (reach, reach, reach, reach))
+        return padded[:, reach - dy : reach - dy + side, reach - dx : reach - dx + side]
+    if name == "cutout":
+        x0, y0 = (int(v * side) - (side // 2) // 2 for v in (u[6], u[7]))
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        hole = (rows >= y0) & (rows < y0 + side // 2) & (columns >= x0) & (columns < x0 + side // 2)
+        return torch.where(hole, 0.0, image)
+    if name == "flip":
+        return image.flip(-1) if u[8] < 0.5 else image
+    if name == "scale":
+        sx, sy = (1 / 1.2 + float(v) * (1.2 - 1 / 1.2) for v in (u[9], u[10]))
+        return sample(image, lambda x, y: (sx * x, sy * y))
+    angle = math.radians((2 * float(u[11]) - 1) * 15)
+    c, s = math.cos(angle), math.sin(angle)
+    return sample(image, lambda x, y: (c * x - s * y, s * x + c * y))
+
+
+def sample(image, source):
+    """Resample bilinearly about the centre; ``source`` maps output to input places; zeros outside."""
+    side = image.shape[-1]
+    weights = torch.zeros(side, side, side, side, dtype=torch.float64)
+    for i in range(side):
+        for j in range(side):
+            x, y = source(j - (side - 1) / 2, i - (side - 1) / 2)
+            x, y = x + (side - 1) / 2, y + (side - 1) / 2
+            for row in (math.floor(y), math.floor(y) + 1):
+                for column in (math.floor(x), math.floor(x) + 1):
+                    if 0 <= row < side and 0 <= column < side:
+                        weights[i, j, row, column] = (1 - abs(y - row)) * (1 - abs(x - column))
+    return torch.einsum("ijrc,krc->kij", weights, image)

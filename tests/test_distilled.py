@@ -1,0 +1,330 @@
+"""A distilled set: exact on disk, refused when it is not itself, and ready to train any model."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import image_folder
+from datasets import load_dataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+import atomhub
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
+from atomhub.hub import layout
+from atomhub.manifest import Manifest
+
+PARQUET = "data/train-00000-of-00001.parquet"
+
+
+@pytest.fixture
+def saved(digits1, tmp_path):
+    """Digits at ipc 1 in a folder."""
+    return digits1.save(tmp_path / "set")
+
+
+@pytest.fixture(params=["uint8", "float32"])
+def colour(request, home, photos):
+    """A small colour set in the store, of either kind of pixels."""
+    overrides = {"iterations": 3, "width": 4, "real_batch": 4, "pixels": request.param}
+    return atomhub.distill(photos, 2, overrides=overrides).save()
+
+
+def test_a_set_comes_back_as_it_was(colour):
+    again = atomhub.load("photos-ipc2")
+    assert torch.equal(again.images, colour.images)
+    assert torch.equal(again.labels, torch.tensor([0, 0, 1, 1]))
+    assert again.manifest == colour.manifest
+    assert again.images.dtype == getattr(torch, colour.manifest.recipe.pixels)
+    assert {p.relative_to(again.path).as_posix() for p in again.path.rglob("*") if p.is_file()} == {
+        "README.md", "manifest.json", "distilled.safetensors", PARQUET, "preview.png", "curve.png",
+    }  # fmt: skip
+
+
+def test_files_are_readable_by_others(saved):
+    assert {oct(p.stat().st_mode & 0o444) for p in saved.path.rglob("*") if p.is_file()} == {"0o444"}
+
+
+def test_the_png_images_of_a_uint8_set_are_its_tensors(home, photos):
+    distilled = atomhub.distill(photos, 3, overrides={"iterations": 3, "width": 4, "real_batch": 4}).save()
+    rows = load_dataset("parquet", data_files=str(distilled.path / PARQUET), split="train")
+    for row, image, label in zip(rows, distilled.images, distilled.labels, strict=True):
+        assert row["image"].format == "PNG"
+        assert np.array_equal(np.asarray(row["image"]).transpose(2, 0, 1), image.numpy())
+        assert row["label"] == label
+
+
+def test_plain_datasets_loads_the_folder_with_images_and_class_names(colour):
+    rows = load_dataset(str(colour.path), split="train")
+    assert rows.features["label"].names == ["cat", "dog"]
+    assert rows[0]["image"].size == (20, 20)
+    assert rows["label"] == [0, 0, 1, 1]
+
+
+def test_pictures_show_every_class(saved):
+    preview = Image.open(saved.path / "preview.png")
+    assert preview.width > 10 * 16
+    assert Image.open(saved.path / "curve.png").width > 300
+
+
+def test_the_manifest_tells_how_to_make_the_set_again(home, photos):
+    first = atomhub.distill(photos, 1, overrides={"iterations": 3, "width": 4}, seed=5)
+    manifest = first.manifest
+    again = atomhub.distill(photos, manifest.ipc, manifest.recipe, seed=manifest.seed)
+    assert torch.equal(first.images, again.images)
+    assert str(photos.parent) not in manifest.model_dump_json()
+
+
+def test_the_card_shows_what_is_known(saved):
+    card = (saved.path / "README.md").read_text()
+    for text in ("license: cc-by-4.0", "- atomhub", "- dataset-distillation", "- source:digits", "path: data/train-*",
+                 "![The images, class by class](preview.png)", 'atomhub.load("digits-ipc1")', "iterations = 3",
+                 "Not measured yet"):  # fmt: skip
+        assert text in card
+
+
+def test_text_from_a_manifest_cannot_alter_the_card(digits1, tmp_path):
+    names = ("<script>alert(1)</script>", "](http://x)", "a\n---\nlicense: mit", "|", "`x`", *"56789")
+    manifest = digits1.manifest.model_copy(update={"class_names": names})
+    card = (digits1.with_manifest(manifest).save(tmp_path / "set").path / "README.md").read_text()
+    assert "<script>" not in card
+    assert "license: mit" not in card.split("---")[1]
+    row = next(line for line in card.splitlines() if line.startswith("| classes"))
+    assert r"\](http\://x)" in row
+    assert r"\|" in row
+    assert r"\`x\`" in row
+
+
+class TestViews:
+    def test_tensors_are_normalised_pixels(self, digits1):
+        images, labels = digits1.as_tensors()
+        expected = (digits1.images.double() / 255 - digits1.manifest.mean[0]) / digits1.manifest.std[0]
+        assert images.dtype == torch.float32
+        assert torch.allclose(images.double(), expected, atol=1e-6)
+        assert labels.tolist() == list(range(10))
+
+    def test_uint8_and_float_pixels_are_normalised_alike(self, digits1):
+        pixels = digits1.images
+        assert torch.equal(digits1.normalize(pixels), digits1.normalize(pixels.float() / 255))
+
+    def test_a_real_test_image_goes_through_the_same_normalisation(self, home, digits1):
+        test_images, _ = digits1.test_split()
+        transform = digits1.test_transform()
+        picture = Image.fromarray(test_images[0, 0].numpy())
+        assert torch.allclose(transform(picture), digits1.normalize(test_images[0]), atol=1e-6)
+        assert transform(Image.new("RGBA", (50, 40))).shape == (1, 16, 16)
+
+    def test_a_torch_dataset_with_and_without_a_transform(self, digits1):
+        image, label = digits1.as_torch_dataset()[3]
+        assert image.shape == (1, 16, 16)
+        assert label == 3
+        picture, _ = digits1.as_torch_dataset(transform=lambda picture: picture)[3]
+        assert picture.size == (16, 16)
+        via_test_transform, _ = digits1.as_torch_dataset(digits1.test_transform())[3]
+        assert torch.allclose(via_test_transform, image, atol=1e-6)
+
+    def test_a_loader_trains_any_model(self, digits1):
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(60):
+            for images, labels in digits1.loader(batch_size=4, augment=None):
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+        images, labels = digits1.as_tensors()
+        assert (model(images).argmax(1) == labels).all()
+
+    def test_a_loader_augments_as_told(self, digits1):
+        def batch(**options):
+            torch.manual_seed(0)
+            return next(iter(digits1.loader(batch_size=10, shuffle=False, **options)))[0]
+
+        plain, _ = digits1.as_tensors()
+        assert torch.equal(batch(augment=None), plain)
+        assert not torch.equal(batch(), plain)
+        assert torch.equal(batch(augment=lambda images: images + 1), plain + 1)
+        cut = batch(augment=["cutout"])
+        assert ((cut == 0) | (cut == plain)).all()
+
+    def test_a_loader_works_with_worker_processes(self, digits1):
+        batches = list(digits1.loader(batch_size=4, num_workers=1))
+        assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(10))
+
+    def test_digits_are_never_mirrored(self, digits1):
+        assert "flip" not in digits1.operations(["flip", "crop"])
+        assert "flip" not in digits1.manifest.recipe.augmentation
+
+    def test_a_datasets_view(self, digits1):
+        rows = digits1.as_hf_dataset()
+        assert rows.features["label"].names == list("0123456789")
+        assert np.array_equal(np.asarray(rows[7]["image"]), digits1.images[7, 0].numpy())
+
+
+class TestTampering:
+    """Every change to a set on disk is refused with the name of the file."""
+
+    @pytest.mark.parametrize("name", ["distilled.safetensors", PARQUET, "preview.png", "curve.png"])
+    def test_a_changed_truncated_or_missing_file(self, saved, name):
+        path = saved.path / name
+        good = path.read_bytes()
+        for bad in (good[:-20], good[:-1] + bytes([good[-1] ^ 1]), b""):
+            path.write_bytes(bad)
+            with pytest.raises(IntegrityError, match=f"{path.name} is not the file"):
+                atomhub.load(saved.path)
+        path.unlink()
+        with pytest.raises(IntegrityError, match=f"{path.name} cannot be read: No such file"):
+            atomhub.load(saved.path)
+
+    @staticmethod
+    def edit(saved, **changes):
+        path = saved.path / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def rewrite(self, saved, **changes):
+        """Replace tensors and adjust the digest, as someone who knows the format would."""
+        path = saved.path / "distilled.safetensors"
+        with layout.safe_open(path, "pt") as file:
+            header = file.metadata()
+        save_file({**load_file(path), **changes}, path, header)
+        files = saved.manifest.files | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+        self.edit(saved, files=files)
+
+    def test_a_changed_manifest(self, saved):
+        self.edit(saved, class_names=list("9876543210"))
+        with pytest.raises(IntegrityError, match=r"manifest\.json was changed"):
+            atomhub.load(saved.path)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"ipc": 0}, "not a valid manifest: ipc"),
+            ({"name": "../up"}, "not a valid manifest: name"),
+            ({"surprise": 1}, "not a valid manifest: surprise"),
+            ({"std": [0.0]}, "std must be above 0"),
+            ({"files": {}}, "no digest of distilled.safetensors"),
+            ({"format_version": 2}, "(?s)format version 2; this atomhub reads 1.*Upgrade"),
+        ],
+    )
+    def test_a_manifest_that_cannot_be(self, saved, changes, message):
+        self.edit(saved, **changes)
+        with pytest.raises(IntegrityError, match=message):
+            atomhub.load(saved.path)
+
+    def test_a_manifest_that_is_not_json(self, saved):
+        (saved.path / "manifest.json").write_text("{")
+        with pytest.raises(IntegrityError, match=r"manifest\.json cannot be read"):
+            atomhub.load(saved.path)
+
+    @pytest.mark.parametrize(
+        ("tensors", "message"),
+        [
+            ({"images": torch.zeros(10, 1, 8, 8, dtype=torch.uint8)}, "'images' should be"),
+            ({"images": torch.zeros(10, 1, 16, 16)}, "'images' should be"),
+            ({"labels": torch.zeros(10, dtype=torch.int64)}, "the labels are not 1 of each class in order"),
+            ({"labels": torch.arange(9)}, "'labels' should be"),
+        ],
+    )
+    def test_tensors_that_do_not_fit_the_manifest(self, saved, tensors, message):
+        self.rewrite(saved, **tensors)
+        with pytest.raises(IntegrityError, match=message):
+            atomhub.load(saved.path)
+
+    def test_float_pixels_that_are_no_pixels(self, home, photos):
+        overrides = {"iterations": 1, "width": 4, "pixels": "float32"}
+        saved = atomhub.distill(photos, 1, overrides=overrides).save()
+        self.rewrite(saved, images=torch.full_like(saved.images, float("nan")))
+        with pytest.raises(IntegrityError, match="pixels are not all within 0 and 1"):
+            atomhub.load(saved.path)
+
+    def test_a_pickle_in_place_of_safetensors_is_never_opened(self, saved):
+        path = saved.path / "distilled.safetensors"
+        torch.save({"images": saved.images}, path)
+        self.edit(saved, files=saved.manifest.files | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+            atomhub.load(saved.path)
+
+    def test_the_card_may_be_edited(self, saved):
+        (saved.path / "README.md").write_text("my own words")
+        assert len(atomhub.load(saved.path)) == 10
+
+
+class TestStore:
+    def test_an_existing_set_is_kept_unless_told_otherwise(self, home, digits1):
+        digits1.save()
+        with pytest.raises(AtomhubError, match="(?s)'digits-ipc1' already exists.*--overwrite"):
+            digits1.save()
+        digits1.save(overwrite=True)
+        assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
+
+    def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1, monkeypatch):
+        old = digits1.save()
+        broken = digits1.with_manifest(digits1.manifest.model_copy(update={"history": ((1, "no number"),)}))
+        with pytest.raises(TypeError):
+            broken.save(overwrite=True)
+        assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
+        assert torch.equal(atomhub.load("digits-ipc1").images, old.images)
+
+    def test_an_unwritable_folder_is_named(self, digits1):
+        with pytest.raises(
+            AtomhubError, match="(?s)Cannot write /dev/null/set: part of the path is a file.*another folder"
+        ):
+            digits1.save("/dev/null/set")
+
+    def test_unknown_names(self, home, digits1):
+        with pytest.raises(NotFoundError, match="(?s)no distilled set 'digits-ipc1'.*store is empty"):
+            atomhub.load("digits-ipc1")
+        digits1.save()
+        with pytest.raises(NotFoundError, match="(?s)no distilled set 'digit-ipc1'.*'digits-ipc1'"):
+            atomhub.load("digit-ipc1")
+        with pytest.raises(NotFoundError, match="no manifest.json"):
+            atomhub.load(home)
+
+    @pytest.mark.parametrize("name", ["../escape", "", "a/b", ".hidden", "x" * 97])
+    def test_names_that_would_leave_the_store(self, name):
+        from atomhub.hub import store
+
+        with pytest.raises(UsageError, match="cannot be named"):
+            store.place(name)
+
+
+class TestDistil:
+    def test_more_images_than_a_class_has(self, home, photos):
+        with pytest.raises(AtomhubError, match="'cat' has 8 real training images, fewer than ipc 9"):
+            atomhub.distill(photos, 9)
+
+    def test_impossible_arguments(self):
+        with pytest.raises(UsageError, match="ipc cannot be 0"):
+            atomhub.distill("digits", 0)
+        with pytest.raises(UsageError, match="no device 'tpu9'"):
+            atomhub.distill("digits", 1, device="tpu9")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_cuda_without_cuda(self):
+        with pytest.raises(UsageError, match="(?s)'cuda' was asked for.*--device cpu"):
+            atomhub.distill("digits", 1, device="cuda")
+
+    def test_a_tuned_source_keeps_what_the_user_sets(self):
+        from atomhub.pipeline import choose_recipe
+
+        assert choose_recipe("atom", "digits").width == 32
+        assert choose_recipe("atom", "digits", {"width": 16}).width == 16
+        assert choose_recipe("atom", "cifar10").width == 128
+
+    def test_accuracy_on_the_way_is_recorded_and_changes_nothing(self, home):
+        plain = atomhub.distill("digits", 1, overrides={"iterations": 4})
+        measured = atomhub.distill("digits", 1, overrides={"iterations": 4}, measure_every=2)
+        assert [iteration for iteration, _ in measured.manifest.accuracy_history] == [2, 4]
+        assert torch.equal(plain.images, measured.images)
+
+    def test_large_and_padded_sizes(self, home, tmp_path):
+        root = image_folder(tmp_path / "odd", {"train": 3, "test": 1}, size=(28, 28))
+        distilled = atomhub.distill(root, 1, overrides={"iterations": 2, "width": 4})
+        assert distilled.images.shape == (2, 3, 28, 28)
+        assert distilled.manifest.recipe.depth == 3
+
+
+def test_the_manifest_schema_round_trips(digits1):
+    assert Manifest.model_validate_json(digits1.manifest.model_dump_json()) == digits1.manifest

@@ -1,0 +1,52 @@
+"""What is installed: one package, all of it."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the tree."""
+    work = tmp_path_factory.mktemp("wheel")
+    tree = work / "tree"
+    tree.mkdir()
+    for name in ("atomhub", "cards", "cli"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", work, tree]
+    subprocess.run([*map(str, command), "--quiet"], check=True)
+    return next(work.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"atomhub"}
+    kinds = (".py", ".j2", "py.typed")
+    expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
+    for name in ("cards", "cli"):
+        expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}
+    assert {n for n in names if n.startswith("atomhub/")} == {n for n in expected if n.endswith(kinds)}
+
+
+def test_an_installed_wheel_runs(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import atomhub.cli, atomhub.cards, atomhub.hub.cards, atomhub.core.engine\n"
+        "from atomhub.cli.main import main\n"
+        "main(['recipes', 'atom', '--toml'])\n"
+    )
+    # -P: the working directory is not searched, so the checkout cannot stand in for the wheel
+    run = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(site)!r})\n{code}"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads(done.stdout)["name"] == "atom"

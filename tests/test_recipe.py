@@ -1,0 +1,74 @@
+"""Recipes: presets as data, TOML, overrides, and errors that name the field and its range."""
+
+import pytest
+
+from atomhub import Recipe
+from atomhub.errors import UsageError
+from atomhub.recipe import PRESETS
+
+
+def test_presets_are_the_mixes_of_the_literature():
+    mixes = {name: (r.spatial > 0, r.channel > 0, r.feature > 0) for name in PRESETS for r in [Recipe.named(name)]}
+    assert mixes == {
+        "dm": (False, False, True),
+        "datadam": (True, False, True),
+        "channel": (False, True, True),
+        "atom": (True, True, True),
+    }
+
+
+def test_every_field_says_its_unit_and_source():
+    for name, field in Recipe.model_fields.items():
+        assert field.description, name
+        assert set(field.json_schema_extra) == {"unit", "source"}, name
+
+
+def test_toml_round_trip(tmp_path):
+    recipe = Recipe.named("atom", {"power": "2", "augmentation": "crop,flip", "image_lr": "0.5"})
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe.to_toml())
+    assert Recipe.named(path) == recipe
+    assert recipe.augmentation == ("crop", "flip")
+
+
+def test_text_overrides_are_read_as_values():
+    recipe = Recipe.named("dm", {"width": "64", "norm": "batch", "depth": "auto", "augmentation": "none"})
+    assert (recipe.width, recipe.norm, recipe.depth, recipe.augmentation) == (64, "batch", None, ())
+
+
+def test_what_follows_from_the_data_is_filled_in():
+    recipe = Recipe.named("atom")
+    assert recipe.resolved(ipc=50, size=32).image_lr == 1.0
+    assert recipe.resolved(ipc=51, size=32).image_lr == 10.0
+    assert recipe.resolved(ipc=1, size=64).depth == 4
+    assert "flip" not in recipe.resolved(ipc=1, size=32, flip=False).augmentation
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("atmo", {}, "(?s)no recipe 'atmo'.*'atom'"),
+        ("atom", {"powr": 2}, "(?s)no field 'powr'.*'power'"),
+        ("atom", {"power": "9"}, "(?s)'power' cannot be 9.*a number >= 1 and <= 8"),
+        ("atom", {"width": "wide"}, "(?s)'width' cannot be 'wide'.*a whole number >= 1"),
+        ("atom", {"norm": "layer"}, "(?s)'norm' cannot be 'layer'.*one of instance, batch, none"),
+        ("atom", {"augmentation": "mirror"}, "(?s)'augmentation' cannot be .*a list of color, crop"),
+        ("atom", {"iterations": 0}, "(?s)'iterations' cannot be 0.*>= 1"),
+        ("dm", {"feature": 0}, "nothing would be matched"),
+        ("missing.toml", {}, "does not exist"),
+    ],
+)
+def test_impossible_recipes_are_refused_in_a_sentence(name, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe.named(name, overrides)
+
+
+def test_a_broken_toml_file_is_refused(tmp_path):
+    (tmp_path / "bad.toml").write_text("power = = 2")
+    with pytest.raises(UsageError, match=r"bad.toml' cannot be read"):
+        Recipe.named(tmp_path / "bad.toml")
+
+
+def test_a_depth_that_does_not_fit_the_resolution_is_refused():
+    with pytest.raises(UsageError, match=r"(?s)'depth' cannot be 5 at 16x16.*depth 2"):
+        Recipe.named("atom", {"depth": 5}).resolved(ipc=1, size=16)
