@@ -54,8 +54,8 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse a target that exists; raises AtomhubError."""
-    if target.exists() and not overwrite:
+    """Refuse a target that exists, unless it is an empty folder; raises AtomhubError."""
+    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
         raise AtomhubError(f"{target.name!r} already exists in {target.parent}.", "Choose another name or --overwrite.")
 
 

@@ -6,14 +6,24 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
+from atomhub.errors import UsageError
 from atomhub.recipe import Recipe
 
 FORMAT_VERSION = 1
 
 SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def check_name(name: str) -> str:
+    """Return a possible name of a set as it is; UsageError for another."""
+    try:
+        return TypeAdapter(SetName).validate_python(name)
+    except ValidationError:
+        hint = "Use letters, digits, dots, dashes and underscores, at most 96, beginning with a letter or digit."
+        raise UsageError(f"A set cannot be named {name!r}.", hint) from None
 
 
 class _Data(BaseModel):

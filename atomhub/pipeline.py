@@ -17,7 +17,7 @@ from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import SourceError, UsageError
-from atomhub.manifest import Manifest
+from atomhub.manifest import Manifest, check_name
 from atomhub.recipe import TUNED, Recipe
 from atomhub.sources import RealData, SourceOptions, open_source
 
@@ -81,7 +81,7 @@ def distill(
     resolved = chosen.resolved(ipc, real.info.size, real.info.flip)
     normalization = Normalization(real.mean, real.std)
     manifest = Manifest(
-        name=name or f"{real.name}-ipc{ipc}",
+        name=check_name(name or f"{real.name}-ipc{ipc}"),
         source=real.info,
         recipe=resolved,
         seed=seed,

@@ -85,14 +85,15 @@ def images(root: Path, columns: Columns) -> Raw:
     folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     train_name = _pick(columns.train, TRAIN_NAMES, folders, "train folder")
     if train_name is None:
-        return Raw(*_image_rows(root, None), None, train_split="all", test_split=None)
-    class_names, train = _image_rows(folders[train_name], None)
+        return Raw(*_image_rows(root, root.parent), None, train_split="all", test_split=None)
+    class_names, train = _image_rows(folders[train_name], root.parent)
     test_name = _pick(columns.test, TEST_NAMES, folders, "test folder")
-    test = _image_rows(folders[test_name], class_names)[1] if test_name else None
+    test = _image_rows(folders[test_name], root.parent, class_names)[1] if test_name else None
     return Raw(class_names, train, test, train_name, test_name)
 
 
-def _image_rows(root: Path, class_names: tuple[str, ...] | None) -> tuple[tuple[str, ...], Rows]:
+def _image_rows(root: Path, base: Path, class_names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Rows]:
+    """Read the class folders of a split; images are named by their path below ``base``."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
@@ -107,7 +108,7 @@ def _image_rows(root: Path, class_names: tuple[str, ...] | None) -> tuple[tuple[
             raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
         files += found
         labels += [names.index(folder.name)] * len(found)
-    return names, Rows(np.array(labels, dtype=np.int64), files.__getitem__, lambda i: str(files[i]))
+    return names, Rows(np.array(labels, dtype=np.int64), files.__getitem__, lambda i: str(files[i].relative_to(base)))
 
 
 def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:

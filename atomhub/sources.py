@@ -190,7 +190,7 @@ def reopen(info: SourceInfo, source: str | None = None) -> RealData:
     Raises:
         NotFoundError: a local folder that is not in this machine's cache, and no ``source`` given.
     """
-    for folder in sorted(_cache().glob("*/meta.json")):
+    for folder in sorted(_cache().glob("[!.]*/meta.json")):
         if json.loads(folder.read_text())["info"]["fingerprint"] == info.fingerprint:
             return _open_cache(folder.parent)
     if source is None and info.id.startswith("folder:"):
@@ -299,7 +299,7 @@ def _locate_hub(name: str, alias: Alias, options: SourceOptions) -> _Place:
 
 def _decoded_before(name: str, options: SourceOptions) -> str | None:
     """Return the commit of the newest decoded copy of a Hub source under the same options."""
-    metas = sorted(_cache().glob("*/meta.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    metas = sorted(_cache().glob("[!.]*/meta.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     for meta in map(lambda p: json.loads(p.read_text()), metas):
         if meta["info"]["id"] == name and meta["info"]["kind"] == "hub" and meta["options"] == asdict(options):
             return str(meta["info"]["revision"])

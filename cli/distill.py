@@ -55,8 +55,7 @@ def distill(
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
     """
     import atomhub
-    from atomhub.files import check_free
-    from atomhub.hub import store
+    from atomhub.hub import layout, store
     from atomhub.pipeline import choose_recipe, find_device
     from atomhub.sources import SourceOptions
 
@@ -70,7 +69,7 @@ def distill(
         say(f"Note: {note}")
     name = name or f"{real.name}-ipc{ipc}"
     target = output or store.place(name)
-    check_free(target, overwrite)
+    layout.check_target(target, overwrite)
     with Steps(f"Distilling {name}", quiet=as_json) as steps:
         distilled = atomhub.distill(
             real, ipc, chosen, seed=seed, device=device, name=name, measure_every=measure_every,
@@ -111,6 +110,6 @@ def _command(source: str, ipc: int, recipe: str, overrides: dict[str, Any], seed
             words.append("--no-flip")
         elif value is True:
             words.append(flag)
-        elif value not in (None, False):
+        elif value is not None and value is not False:
             words += [flag, str(value)]
     return shlex.join(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name")
-@click.option("--network", "networks", multiple=True, default=("convnet",), show_default=True, metavar="NAME",
-              help="Network to train. Repeatable.")  # fmt: skip
+@click.option("--network", default="convnet", show_default=True, metavar="NAME", help="Network to train.")
 @click.option("--protocol", default="dm", show_default=True, metavar="dm|datadam|mix|quick", help="How to train it.")
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 @source_option
 @json_option
 def evaluate(
-    name: str, networks: tuple[str, ...], protocol: str, runs: int, baseline: bool, whole: bool, seed: int, device: str,
+    name: str, network: str, protocol: str, runs: int, baseline: bool, whole: bool, seed: int, device: str,
     source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on the real test images.
@@ -52,27 +50,28 @@ def evaluate(
     """
     import atomhub
     from atomhub.core.networks import find_network
+    from atomhub.training.protocols import find_protocol
 
-    for network in networks:
-        find_network(network)
+    find_network(network)
+    find_protocol(protocol)
     distilled = atomhub.load(name)
-    results = []
-    for network in networks:
-        with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
-            results.append(
-                atomhub.evaluate(
-                    distilled, network, protocol, runs, baseline=_baselines(baseline, whole), seed=seed, device=device,
-                    source=source, progress=_progress(steps, 1 + baseline + whole),
-                )
-            )  # fmt: skip
+    with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
+        result = atomhub.evaluate(
+            distilled, network, protocol, runs, baseline=_baselines(baseline, whole), seed=seed, device=device,
+            source=source, progress=_progress(steps, 1 + baseline + whole),
+        )  # fmt: skip
     if as_json:
-        print_json(_report(distilled.name, protocol, results))
+        print_json(_report(distilled.name, result))
         return
-    rows = [[r.network, accuracy(r.baseline.get("random")), accuracy(r.score), accuracy(r.baseline.get("whole"))]
-            for r in results]  # fmt: skip
-    columns = ["network", "random real images", "distilled", "whole training set"]
+    columns, row = ["network", "distilled"], [result.network, accuracy(result.score)]
+    for kind, score in result.baseline.items():
+        columns.append(BASELINES[kind])
+        row.append(accuracy(score))
     title = f"{distilled.name}: test accuracy in %, mean ± std of {runs} networks, protocol {protocol}"
-    print_table(columns if whole else columns[:3], rows if whole else [row[:3] for row in rows], title)
+    print_table(columns, [row], title)
+
+
+BASELINES = {"random": "random real images", "whole": "whole training set"}
 
 
 def _baselines(random: bool, whole: bool) -> Any:
@@ -91,14 +90,13 @@ def _progress(steps: Steps, kinds: int) -> Any:
     return report
 
 
-def _report(name: str, protocol: str, results: list[Measurement]) -> dict[str, Any]:
+def _report(name: str, result: Measurement) -> dict[str, Any]:
     keep = {"mean", "std", "runs"}
-    baselines = results[0].baseline if results else {}
     return {
         "name": name,
-        "protocol": protocol,
-        "results": [{"network": r.network, **r.score.model_dump(include=keep | {"seconds"})} for r in results],
-        "baseline": {kind: score.model_dump(include=keep) for kind, score in baselines.items()},
+        "protocol": result.protocol,
+        "results": [{"network": result.network, **result.score.model_dump(include=keep | {"seconds"})}],
+        "baseline": {kind: score.model_dump(include=keep) for kind, score in result.baseline.items()},
     }
 
 
@@ -133,12 +131,12 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
                 progress=_progress(steps, 2 + (whole is None)),
             )  # fmt: skip
         whole = whole or result.baseline["whole"]  # the same for both
-        reports.append(_report(distilled.name, "quick", [result]))
+        reports.append(_report(distilled.name, result))
         random = result.baseline["random"]
-        rows.append([str(ipc), accuracy(random), accuracy(result.score), accuracy(whole), str(distilled.path)])
+        rows.append([str(ipc), accuracy(random), accuracy(result.score), accuracy(whole)])
     if as_json:
         print_json({"demo": reports})
         return
     title = f"digits: test accuracy in %, mean ± std of {runs} networks, protocol quick"
-    print_table(["ipc", "random real images", "distilled", "whole training set", "kept in"], rows, title)
-    say(f"See one: {Path(str(rows[-1][-1])) / 'preview.png'}. Use one: atomhub.load('digits-ipc10').loader()")
+    print_table(["ipc", BASELINES["random"], "distilled", BASELINES["whole"]], rows, title)
+    say(f"See one: {distilled.path}/preview.png. Use one: atomhub.load({distilled.name!r}).loader()")

@@ -44,11 +44,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.text import Text
 
     console = Console() if sys.stdout.isatty() else Console(width=200, color_system=None)
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", show_header=bool(columns))
+    table = Table(box=box.SIMPLE_HEAD, show_header=bool(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    if title:
+        click.echo(title)
     console.print(table)
 
 

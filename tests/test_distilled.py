@@ -1,5 +1,6 @@
 """A distilled set: exact on disk, refused when it is not itself, and ready to train any model."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -259,10 +260,18 @@ class TestStore:
         digits1.save(overwrite=True)
         assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
 
-    def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1, monkeypatch):
+    def test_a_folder_of_something_else_is_never_replaced(self, tmp_path, digits1):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(AtomhubError, match="is not a distilled set, so it is not replaced"):
+            digits1.save(tmp_path, overwrite=True)
+        assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        (tmp_path / "empty").mkdir()
+        digits1.save(tmp_path / "empty")
+
+    def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1):
         old = digits1.save()
-        broken = digits1.with_manifest(digits1.manifest.model_copy(update={"history": ((1, "no number"),)}))
-        with pytest.raises(TypeError):
+        broken = dataclasses.replace(digits1, images=digits1.images[:7])
+        with pytest.raises(ValueError, match="length"):
             broken.save(overwrite=True)
         assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
         assert torch.equal(atomhub.load("digits-ipc1").images, old.images)
@@ -288,6 +297,8 @@ class TestStore:
 
         with pytest.raises(UsageError, match="cannot be named"):
             store.place(name)
+        with pytest.raises(UsageError, match="cannot be named"):
+            atomhub.distill("digits", 1, name=name or " ")
 
 
 class TestDistil:

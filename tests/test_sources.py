@@ -177,7 +177,7 @@ def test_an_unreadable_image_is_named_and_can_be_left_out(home, photos):
     assert not [p for p in (home / "real").iterdir() if p.name.startswith(".")]
     real = atomhub.open_source(photos, skip_unreadable=True)
     assert len(real.train.images) == 15
-    assert real.info.notes == (f"1 unreadable images left out: {path}.",)
+    assert real.info.notes == (f"1 unreadable images left out: {path.relative_to(photos.parent)}.",)
 
 
 def empty_class(photos):

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import IntegrityError, NotFoundError
-from atomhub.files import new_folder, quiet_datasets, replace_file
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
+from atomhub.files import check_free, new_folder, quiet_datasets, replace_file
 from atomhub.hub import cards
 from atomhub.manifest import FORMAT_VERSION, Manifest, Measurement
 
@@ -37,6 +37,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
     manifest = distilled.manifest
+    check_target(folder, overwrite)
     with new_folder(folder, overwrite) as temporary:
         header = {"format": FORMAT_VERSION, "name": manifest.name, "provenance": manifest.provenance()}
         tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
@@ -51,6 +52,17 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         (temporary / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
     return replace(distilled, manifest=manifest, path=folder)
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists; with ``overwrite``, only one that holds something else than a distilled set.
+
+    Raises:
+        AtomhubError: the folder may not be replaced.
+    """
+    check_free(folder, overwrite)
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise AtomhubError(f"{folder} is not a distilled set, so it is not replaced.", "Name another folder.")
 
 
 def read(folder: Path) -> DistilledDataset:

@@ -6,13 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubError, NotFoundError, UsageError, closest
+from atomhub.errors import AtomhubError, NotFoundError, closest
 from atomhub.files import cannot_write, home
 from atomhub.hub import layout
-from atomhub.manifest import Manifest, SetName
+from atomhub.manifest import Manifest, check_name
 
 
 def sets() -> Path:
@@ -22,12 +20,7 @@ def sets() -> Path:
 
 def place(name: str) -> Path:
     """Return where the store keeps a set; UsageError for an impossible name."""
-    try:
-        TypeAdapter(SetName).validate_python(name)
-    except ValidationError:
-        hint = "Use letters, digits, dots, dashes and underscores, at most 96, beginning with a letter or digit."
-        raise UsageError(f"A set cannot be named {name!r}.", hint) from None
-    return sets() / name
+    return sets() / check_name(name)
 
 
 def load(name_or_path: str | Path) -> DistilledDataset:
@@ -86,6 +79,6 @@ def remove(name: str) -> None:
     """Delete a set from the store; NotFoundError if it is not there."""
     folder = check_stored(name)
     try:
-        shutil.rmtree(folder.rename(folder.with_name(f".{name}.removed")))
+        shutil.rmtree(folder.rename(folder.with_name(f".{name}.{os.getpid()}")))
     except OSError as error:
         raise cannot_write(folder, error) from error
