@@ -37,9 +37,12 @@ __all__ = ["AtomhubError", "DistilledDataset", "Recipe", "distill", "evaluate", 
 def __getattr__(name: str) -> Any:
     """Import public names when first used, so that importing atomhub stays cheap."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("atomhub")
+        try:
+            return version("atomhub")
+        except PackageNotFoundError:  # a source tree that was not installed
+            return "unknown"
     if name not in _WHERE:
         raise AttributeError(f"module 'atomhub' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import atomhub
 from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
 from atomhub.distilled import DistilledDataset
@@ -91,7 +92,8 @@ def distill(
         std=real.std,
         seconds=0,
         device=describe_device(where),
-        versions={p: version(p) for p in ("atomhub", "torch", "torchvision", "numpy")}
+        versions={"atomhub": atomhub.__version__}
+        | {p: version(p) for p in ("torch", "torchvision", "numpy")}
         | {"python": platform.python_version()},
         command=command
         or f"atomhub.distill({real.info.id!r}, {ipc}, {chosen.name!r}, {dict(overrides or {})}, seed={seed})",

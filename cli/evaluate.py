@@ -55,7 +55,7 @@ def evaluate(
     find_network(network)
     find_protocol(protocol)
     distilled = atomhub.load(name)
-    with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
+    with Steps(f"Evaluating {distilled.name}", quiet=as_json, unit="networks") as steps:
         result = atomhub.evaluate(
             distilled, network, protocol, runs, baseline=_baselines(baseline, whole), seed=seed, device=device,
             source=source, progress=_progress(steps, 1 + baseline + whole),
@@ -125,7 +125,7 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
                 "digits", ipc, seed=seed, device=device, command=f"atomhub distill digits --ipc {ipc} --seed {seed}",
                 progress=steps.losses,
             ).save(overwrite=True)  # fmt: skip
-        with Steps(f"Evaluating {distilled.name}", quiet=as_json) as steps:
+        with Steps(f"Evaluating {distilled.name}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, "convnet", "quick", runs, baseline=_baselines(True, whole is None), seed=seed, device=device,
                 progress=_progress(steps, 2 + (whole is None)),

@@ -90,10 +90,11 @@ class Steps:
     Args:
         what: What is going on.
         quiet: Show nothing.
+        unit: What a step is, for the rate.
     """
 
-    def __init__(self, what: str, quiet: bool = False) -> None:
-        self.what, self.quiet = what, quiet
+    def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
+        self.what, self.quiet, self.unit = what, quiet, unit
         self.start = time.perf_counter()
         self.shown = 0
         self.bar: Progress | None = None
@@ -115,7 +116,7 @@ class Steps:
         if self.quiet:
             return
         seconds = time.perf_counter() - self.start
-        rate = f"{done / seconds:.1f} it/s"
+        rate = f"{done / seconds:.1f} {self.unit}/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
         elif done * 10 // total > self.shown:

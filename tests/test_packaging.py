@@ -13,15 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the tree."""
-    work = tmp_path_factory.mktemp("wheel")
-    tree = work / "tree"
-    tree.mkdir()
+def tree(tmp_path_factory):
+    """A copy of what is packaged."""
+    tree = tmp_path_factory.mktemp("tree")
     for name in ("atomhub", "cards", "cli"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    """The wheel that a plain install puts into site-packages."""
+    work = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", work, tree]
     subprocess.run([*map(str, command), "--quiet"], check=True)
     return next(work.glob("*.whl"))
@@ -50,3 +55,19 @@ def test_an_installed_wheel_runs(wheel, tmp_path):
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert tomllib.loads(done.stdout)["name"] == "atom"
+
+
+def test_an_editable_install_finds_cards_and_cli_in_the_checkout(tree, tmp_path):
+    site = tmp_path / "site"
+    build = f"import setuptools.build_meta as b; print(b.build_editable({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
+    assert not {"cli", "cards"} & {p.stem for p in site.iterdir()}
+    code = (
+        f"import site; site.addsitedir({str(site)!r})\n"
+        "import atomhub.cli, atomhub.cards, atomhub.errors as e; print(atomhub.cli.__file__, e.__file__)"
+    )
+    # -S: only the site folder made here counts
+    run = [sys.executable, "-S", "-P", "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tree / "cli" / "__init__.py"), str(tree / "atomhub" / "errors.py")], done.stderr

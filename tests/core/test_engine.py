@@ -101,6 +101,14 @@ def test_real_batches_hold_images_of_their_class_without_repeats():
             assert len(set(row)) == 4
 
 
+def test_each_side_takes_one_forward_for_all_classes():
+    engine = make_engine()
+    seen = []
+    engine.network.convolutions[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    engine.loss(0)
+    assert seen == [3 * engine.recipe.real_batch, 3 * engine.ipc]
+
+
 def test_real_images_are_not_kept_for_the_backward_pass():
     engine = make_engine()
     kept = []
