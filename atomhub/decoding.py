@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomhub.errors import SourceError
+from atomhub.errors import SourceError, first_line
 from atomhub.readers import Raw, Rows
 
 if TYPE_CHECKING:
@@ -21,9 +23,14 @@ if TYPE_CHECKING:
 
 SMALLEST = 16
 """Smallest side in pixels: below, the ConvNet has no layer for attention."""
+LARGEST = 512
+"""Largest side in pixels."""
 LARGEST_AUTO = 128
 """Largest side chosen for images of mixed sizes."""
-_GREY = ("1", "L", "I;16")
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
+"""What Pillow raises for files that are not what they seem."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def decode(raw: Raw, folder: Path, size: int | None, skip_unreadable: bool) -> D
             shape = (len(order), channels, side, side)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for row in order:
-                pixels = _pixels(_load(rows, int(row)), side, channels).tobytes()
+                pixels = to_pixels(_load(rows, int(row)), side, channels).tobytes()
                 file.write(pixels)
                 digest.update(pixels)
     mean, std = _moments(np.load(folder / "train.npy", mmap_mode="r"))
@@ -107,29 +114,33 @@ def _open(rows: Rows, i: int) -> Image.Image:
     from PIL import Image
 
     encoded: Any = rows.encoded(i)
-    if isinstance(encoded, Image.Image):
-        return encoded
     try:
         if isinstance(encoded, dict):
             encoded = encoded["bytes"] or encoded["path"]
-        return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
-    except (OSError, ValueError, SyntaxError, TypeError, AttributeError, Image.DecompressionBombError) as error:
+        if encoded is None:
+            raise ValueError("there is no image")
+        if not isinstance(encoded, Image.Image):
+            encoded = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+        # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
+        if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
+            raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")
+        return encoded
+    except (*_BROKEN, Image.DecompressionBombError) as error:
         raise _unreadable(rows, i, error) from error
 
 
 def _load(rows: Rows, i: int) -> Image.Image:
-    """Open an image and decode it, upright; SourceError names the image that cannot be."""
-    from PIL import ImageOps
-
+    """Open an image and decode it; SourceError names the image that cannot be."""
     image = _open(rows, i)
     try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError) as error:
+        image.load()
+    except _BROKEN as error:
         raise _unreadable(rows, i, error) from error
+    return image
 
 
 def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
-    reason = "not an image" if "cannot identify" in str(error) else str(error).rstrip(".")
+    reason = "not an image" if "cannot identify" in str(error) else first_line(error)
     return SourceError(f"Cannot read {rows.where(i)}: {reason}.", "Leave such images out with --skip-unreadable.")
 
 
@@ -137,11 +148,16 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
-def _pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
-    """Convert to (channels, size, size): transparency over white, 16 bits to 8, centre square, bicubic."""
+def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    """Convert any image to uint8 (channels, size, size) as training and test images are.
+
+    Upright (EXIF), 16 bits to their high 8, transparency over white, greyscale or RGB, centre square, bicubic.
+    """
     from PIL import Image, ImageOps
 
-    if image.mode == "I;16":
+    with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if _has_alpha(image):
         image = image.convert("RGBA")
@@ -167,7 +183,7 @@ def _choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[in
     """Return the side and the note that says what is resized."""
     (width, height), _ = shapes.most_common(1)[0]
     smallest, largest = min(map(min, shapes)), max(map(max, shapes))
-    if len(shapes) == 1 and width == height and (size == width or (size is None and width >= SMALLEST)):
+    if len(shapes) == 1 and width == height and (size == width or (size is None and SMALLEST <= width <= LARGEST)):
         return width, ""
     if size is None and largest < SMALLEST:
         size = SMALLEST
@@ -182,7 +198,7 @@ def _choose_channels(modes: Counter[str]) -> tuple[int, str]:
     """Return 1 or 3 and the note that says what is converted."""
     channels = 1 if all(mode in _GREY for mode in modes) else 3
     usual = "L" if channels == 1 else "RGB"
-    names = {"L": "greyscale", "1": "bilevel", "I;16": "16-bit", "P": "palette", "RGBA": "transparent"}
+    names = dict.fromkeys(_GREY, "16-bit") | {"L": "greyscale", "1": "bilevel", "P": "palette", "RGBA": "transparent"}
     odd = {mode: n for mode, n in modes.items() if mode != usual}
     if not odd:
         return channels, ""

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atomhub.core import siamese
 from atomhub.core.whitening import Normalization
-from atomhub.errors import NotFoundError
+from atomhub.decoding import to_pixels
+from atomhub.errors import NotFoundError, UsageError, closest
 from atomhub.manifest import Manifest
 from atomhub.recipe import safe_operations
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
+    from atomhub.sources import RealData
+
 Augmentation = Sequence[str] | Callable[[Tensor], Tensor] | None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class DistilledDataset:
     """A few synthetic images per class, with all that is known about them.
 
@@ -35,7 +37,7 @@ class DistilledDataset:
     Attributes:
         images: (N, C, H, W), uint8 in 0..255 or float32 in 0..1, class-major, N = classes * ipc.
         labels: (N,) int64.
-        manifest: Provenance, class names, normalisation, measured results.
+        manifest: Provenance, class names, normalisation, measured results (:func:`atomhub.evaluate` adds them).
         path: Folder it was loaded from or saved to; None: in memory only.
     """
 
@@ -78,20 +80,11 @@ class DistilledDataset:
         return self.normalization.apply(pixels)
 
     def test_transform(self) -> Callable[[Any], Tensor]:
-        """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor."""
-        from torchvision.transforms import v2
+        """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor.
 
-        info = self.manifest.source
-        steps = [
-            v2.RGB() if info.channels == 3 else v2.Grayscale(),
-            v2.PILToTensor(),
-            v2.Resize(info.size, v2.InterpolationMode.BICUBIC),
-            v2.CenterCrop(info.size),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(self.manifest.mean), list(self.manifest.std)),
-        ]
-        transform: Callable[[Any], Tensor] = v2.Compose(steps)
-        return transform
+        It converts, crops and resizes exactly as the training images were (:func:`atomhub.decoding.to_pixels`).
+        """
+        return _TestTransform(self.manifest.source.size, self.manifest.source.channels, self.normalization)
 
     def as_tensors(self) -> tuple[Tensor, Tensor]:
         """Return normalised float32 images (N, C, H, W), and int64 labels (N,)."""
@@ -117,8 +110,18 @@ class DistilledDataset:
                 a list of its operations; a function of a normalised batch (B, C, H, W); or None.
             shuffle: New order every epoch.
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
+
+        Raises:
+            UsageError: an augmentation that does not exist.
         """
-        collate = _Collate(augment if augment != "dsa" else self.operations(tuple(siamese.OPERATIONS)))
+        if augment == "dsa":
+            augment = self.operations(tuple(siamese.OPERATIONS))
+        if isinstance(augment, str):
+            raise UsageError(f"There is no augmentation {augment!r}.", f"Use 'dsa', None or a list: [{augment!r}].")
+        for name in () if augment is None or callable(augment) else augment:
+            if name not in siamese.OPERATIONS:
+                raise UsageError(f"There is no augmentation {name!r}.", closest(str(name), siamese.OPERATIONS))
+        collate = _Collate(augment)
         return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
 
     def operations(self, operations: Sequence[Any]) -> tuple[Any, ...]:
@@ -172,24 +175,51 @@ class DistilledDataset:
         target = Path(folder) if folder is not None else store.place(self.name)
         return layout.write(self, target, overwrite)
 
-    def test_split(self, source: str | None = None) -> tuple[Tensor, Tensor]:
-        """Return the real test images, uint8 (M, C, H, W), and labels, int64 (M,), of the set's source.
+    def real(self, source: str | Path | RealData | None = None) -> RealData:
+        """Return the real images the set stands for: ``real().test`` holds the images to test on.
 
         Args:
             source: Where a local source lies now, if it is not in this machine's cache.
+
+        Raises:
+            NotFoundError: the source is not at hand, or has no test split.
+            SourceError: what is there has other classes or another shape.
         """
         from atomhub.sources import reopen
 
-        test = reopen(self.manifest.source, source).test
-        if test is None:
+        real = reopen(self.manifest.source, self.class_names, source)
+        if real.test is None:
             raise NotFoundError(
                 f"The source of {self.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
             )
-        return torch.from_numpy(np.array(test.images)), torch.from_numpy(test.labels)
+        return real
+
+    def test_split(self, source: str | Path | RealData | None = None) -> tuple[Tensor, Tensor]:
+        """Return the real test images, uint8 (M, C, H, W), and labels, int64 (M,), of the set's source.
+
+        Arguments and errors as in :meth:`real`.
+        """
+        return _tensors(self.real(source).test)
 
     def with_manifest(self, manifest: Manifest) -> DistilledDataset:
         """Return the same images under another manifest."""
         return replace(self, manifest=manifest)
+
+
+def _tensors(split: Any) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(split.images), torch.from_numpy(split.labels)
+
+
+@dataclass(frozen=True)
+class _TestTransform:
+    """A class, so that worker processes can be given it."""
+
+    size: int
+    channels: int
+    normalization: Normalization
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
 
 
 class _View(Dataset[Any]):

@@ -47,6 +47,19 @@ class AtomhubWarning(UserWarning):
     """Something worth knowing that does not stop the work; the command line prints it as a note."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text without its full stop, or its type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def check_whole(what: str, value: object, low: int, high: int = 2**63 - 1) -> int:
+    """Return a whole number within bounds as it is; UsageError that names the value otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        bounds = f"{low} to {high}" if high < 2**63 - 1 else f"{low} or more"
+        raise UsageError(f"{what} cannot be {value!r}: use a whole number, {bounds}.")
+    return value
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return the sentence that helps with a misspelt name: the closest match, or all there is."""
     known = sorted(known)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from atomhub.errors import AtomhubError
@@ -30,11 +31,10 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         overwrite: Replace what is there.
 
     Raises:
-        AtomhubError: ``target`` exists and may not be replaced, or the disk is full or not writable; nothing is left.
+        AtomhubError: the disk is full or not writable; nothing is left, and what was there stays.
     """
     temporary: Path | None = None
     try:
-        check_free(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
@@ -42,8 +42,13 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         if target.exists() and overwrite:
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             target.rename(old / "old")
-            temporary.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                temporary.rename(target)
+            except OSError:
+                (old / "old").rename(target)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(target)
     except OSError as error:
@@ -53,20 +58,43 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(target: Path, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it is an empty folder; raises AtomhubError."""
-    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-        raise AtomhubError(f"{target.name!r} already exists in {target.parent}.", "Choose another name or --overwrite.")
+def check_target(target: Path, overwrite: bool, marker: str) -> None:
+    """Refuse, before any work, a target that could not be written later.
+
+    Args:
+        target: Folder to be written; absolute.
+        overwrite: Allow a folder that exists and holds the file ``marker``.
+        marker: What tells a folder of ours from any other.
+
+    Raises:
+        AtomhubError: the target exists (an empty folder is fine), is something else, or lies where nobody may write.
+    """
+    try:
+        if target == Path.cwd():
+            raise AtomhubError(f"{target} is the folder you are in.", "Name a new folder, such as ./my-set.")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            if not overwrite:
+                raise AtomhubError(
+                    f"{target.name!r} already exists in {target.parent}.", "Choose another name or --overwrite."
+                )
+            if not (target / marker).exists():
+                raise AtomhubError(f"{target} is not a distilled set, so it is not replaced.", "Name another folder.")
+        above = next(p for p in target.parents if p.exists())
+        tempfile.TemporaryDirectory(prefix=".atomhub.", dir=above).cleanup()
+    except OSError as error:
+        raise cannot_write(target, error) from error
 
 
 def replace_file(target: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it; raises AtomhubError and leaves the old file otherwise."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise cannot_write(target, error) from error
 
 
@@ -74,7 +102,9 @@ def cannot_write(target: Path, error: OSError) -> AtomhubError:
     """Return the error that says why a path cannot be written."""
     blocked = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "part of the path is a file" if blocked else error.strerror or str(error)
-    return AtomhubError(f"Cannot write {target}: {reason}.", "Free some space or name another folder (ATOMHUB_HOME).")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "Free some space" if full else "Change its permissions"
+    return AtomhubError(f"Cannot write {target}: {reason}.", f"{way_out}, or name another folder (ATOMHUB_HOME).")
 
 
 @contextmanager

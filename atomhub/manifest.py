@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
@@ -26,8 +27,17 @@ def check_name(name: str) -> str:
         raise UsageError(f"A set cannot be named {name!r}.", hint) from None
 
 
+def provenance(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all in a manifest's JSON that does not change later; the tensors carry it in their header.
+
+    Taken from the JSON as it is, so that fields a later atomhub adds leave the digests of older sets alone.
+    """
+    kept = {key: value for key, value in manifest.items() if key not in ("files", "results")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceInfo(_Data):
@@ -75,9 +85,9 @@ class Score(_Data):
         seconds: Wall time of all of them.
     """
 
-    mean: float
-    std: float
-    runs: int
+    mean: float = Field(ge=0, le=100)
+    std: float = Field(ge=0)
+    runs: int = Field(ge=1)
     accuracies: tuple[float, ...]
     seconds: float
 
@@ -89,7 +99,8 @@ class Measurement(_Data):
         protocol: Name of the protocol.
         network: Name of the network, with what was chosen for it.
         score: Networks trained on the distilled set.
-        baseline: ``random``: as many random real images, drawn anew for every run; ``whole``: the whole training set.
+        baseline: ``random``: as many random real images, drawn anew for every run; ``whole``: the whole training set;
+            ``rounded``: the set itself rounded to 8 bits, for float32 sets.
         seed: Seed of the first run; run r uses ``seed + r``.
         test_images: Real test images behind each accuracy.
         device: Where it ran.
@@ -98,7 +109,7 @@ class Measurement(_Data):
     protocol: str
     network: str
     score: Score
-    baseline: dict[Literal["random", "whole"], Score] = {}
+    baseline: dict[Literal["random", "whole", "rounded"], Score] = {}
     seed: int
     test_images: int
     device: str
@@ -149,14 +160,14 @@ class Manifest(_Data):
             raise ValueError("mean and std need one number for each channel")
         if not all(s > 0 for s in self.std):
             raise ValueError("std must be above 0")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class names must differ")
         return self
 
-    def provenance(self) -> str:
-        """Return the SHA-256 of all that does not change after distillation; the tensors carry it in their header."""
-        data = self.model_dump(mode="json", exclude={"files", "results"})
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
     def with_result(self, new: Measurement) -> Manifest:
-        """Return a copy with a result added, in place of an older one of the same network and protocol."""
-        kept = [r for r in self.results if (r.network, r.protocol) != (new.network, new.protocol)]
-        return self.model_copy(update={"results": (*kept, new)})
+        """Return a copy with a result added, in place of one of the same network and protocol with no more runs."""
+
+        def replaced(old: Measurement) -> bool:
+            return (old.network, old.protocol) == (new.network, new.protocol) and old.score.runs <= new.score.runs
+
+        return self.model_copy(update={"results": (*(r for r in self.results if not replaced(r)), new)})

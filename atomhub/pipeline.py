@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +19,10 @@ import atomhub
 from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import SourceError, UsageError
+from atomhub.errors import AtomhubError, SourceError, UsageError, check_whole
 from atomhub.manifest import Manifest, check_name
 from atomhub.recipe import TUNED, Recipe
-from atomhub.sources import RealData, SourceOptions, open_source
+from atomhub.sources import RealData, open_source
 
 Progress = Callable[[int, int, float], None]
 """Called with iterations done, iterations in all, and the loss."""
@@ -45,7 +47,8 @@ def distill(
 ) -> DistilledDataset:
     """Distil a labelled image dataset into ``ipc`` synthetic images a class.
 
-    The same arguments on the same machine give the same images. The set stays in memory: ``.save()`` keeps it.
+    The same arguments give the same images on the same CPU and versions; a GPU adds floats in an order of its own, so
+    there they agree up to rounding. The set stays in memory: ``.save()`` keeps it.
 
     Args:
         source: What :func:`atomhub.open_source` understands, or its result.
@@ -64,13 +67,16 @@ def distill(
         UsageError: a value that is not possible.
         AtomhubError: data that cannot be used, or a loss that is not finite.
     """
-    if ipc < 1:
-        raise UsageError(f"ipc cannot be {ipc}: use 1 or more images per class.")
-    chosen = choose_recipe(recipe, source if isinstance(source, str) else "", overrides)
+    check_whole("ipc", ipc, 1)
+    check_whole("seed", seed, 0)
+    check_whole("measure_every", measure_every, 0)
+    chosen = choose_recipe(recipe, source.info.id if isinstance(source, RealData) else str(source), overrides)
     where = find_device(device)
-    real = (
-        source if isinstance(source, RealData) else open_source(source, SourceOptions(**options) if options else None)
-    )
+    if isinstance(source, RealData) and options:
+        raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
+    real = source if isinstance(source, RealData) else open_source(source, **options)
+    if measure_every and real.test is None:
+        raise UsageError("measure_every needs test images, and the source has none.", "Set some aside: test_fraction.")
     offsets = real.train.offsets(len(real.class_names))
     counts = offsets[1:] - offsets[:-1]
     if counts.min() < ipc:
@@ -95,24 +101,24 @@ def distill(
         versions={"atomhub": atomhub.__version__}
         | {p: version(p) for p in ("torch", "torchvision", "numpy")}
         | {"python": platform.python_version()},
-        command=command
-        or f"atomhub.distill({real.info.id!r}, {ipc}, {chosen.name!r}, {dict(overrides or {})}, seed={seed})",
+        command=command or _call(real, ipc, recipe, overrides, seed, options),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     labels = torch.arange(len(real.class_names)).repeat_interleave(ipc)
-    engine = Engine(torch.from_numpy(real.train.images), offsets, resolved, ipc, normalization, seed, where)
     history: list[tuple[int, float]] = []
     accuracies: list[tuple[int, float]] = []
     start, measuring = time.perf_counter(), 0.0
-    for done, loss in engine.run(math.gcd(_REPORT_EVERY, measure_every)):
-        history.append((done, loss))
-        if progress:
-            progress(done, resolved.iterations, loss)
-        if measure_every and done % measure_every == 0:
-            before = time.perf_counter()
-            snapshot = DistilledDataset(engine.synthetic.export(), labels, manifest)
-            accuracies.append((done, _accuracy_now(snapshot, device)))
-            measuring += time.perf_counter() - before
+    with enough_memory("lower real_batch or width (--set real_batch=32), or use fewer classes or a smaller size"):
+        engine = Engine(torch.from_numpy(real.train.images), offsets, resolved, ipc, normalization, seed, where)
+        for done, loss in engine.run(math.gcd(_REPORT_EVERY, measure_every)):
+            history.append((done, loss))
+            if progress:
+                progress(done, resolved.iterations, loss)
+            if measure_every and done % measure_every == 0:
+                before = time.perf_counter()
+                snapshot = DistilledDataset(engine.synthetic.export(), labels, manifest)
+                accuracies.append((done, _accuracy_now(snapshot, real, device)))
+                measuring += time.perf_counter() - before
     update = {
         "history": tuple(history[:: -(-len(history) // _HISTORY)]),
         "accuracy_history": tuple(accuracies),
@@ -121,11 +127,39 @@ def distill(
     return DistilledDataset(engine.synthetic.export(), labels, manifest.model_copy(update=update))
 
 
-def _accuracy_now(distilled: DistilledDataset, device: str) -> float:
+def _accuracy_now(distilled: DistilledDataset, real: RealData, device: str) -> float:
     """Return the accuracy of one quickly trained network, in percent."""
     from atomhub.training.evaluation import evaluate
 
-    return evaluate(distilled, protocol="quick", runs=1, baseline=(), device=device).score.mean
+    return evaluate(distilled, protocol="quick", runs=1, baseline=(), device=device, source=real).score.mean
+
+
+def _call(
+    real: RealData,
+    ipc: int,
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | None,
+    seed: int,
+    options: dict[str, Any],
+) -> str:
+    """Return the Python call to record; a folder's place and a recipe of one's own are left to who reads it."""
+    shown = f"Recipe(**{recipe.model_dump()})" if isinstance(recipe, Recipe) else repr(Path(recipe).name)
+    words = [repr(real.info.id.removeprefix("folder:")), str(ipc), shown]
+    if overrides:
+        words.append(f"overrides={dict(overrides)}")
+    words += [f"{key}={value!r}" for key, value in {"seed": seed, **options}.items()]
+    return f"atomhub.distill({', '.join(words)})"
+
+
+@contextmanager
+def enough_memory(way_out: str) -> Iterator[None]:
+    """Turn the many ways of running out of memory into a sentence with the way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate|enough memory", str(error)):
+            raise
+        raise AtomhubError("There is not enough memory for this.", f"To need less, {way_out}.") from error
 
 
 def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -137,16 +171,17 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
 
 
 def find_device(device: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu`` or ``cuda`` (with an index if need be); UsageError if not there."""
+    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; UsageError for any other."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("The device 'cuda' was asked for, but torch finds no CUDA GPU here.", "Use --device cpu.")
-    return found
+    kind, _, index = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or (device != "cuda" and not index.isdecimal())):
+        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"The device {device!r} was asked for, but torch finds no CUDA GPU here.", "Use --device cpu.")
+    if index and int(index) >= torch.cuda.device_count():
+        raise UsageError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} GPUs.")
+    return torch.device(device)
 
 
 def describe_device(device: torch.device) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomhub.errors import SourceError, UsageError
+from atomhub.errors import SourceError, UsageError, first_line
 from atomhub.files import quiet_datasets
 
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))
@@ -82,19 +84,35 @@ def digits() -> Raw:
 
 def images(root: Path, columns: Columns) -> Raw:
     """Read an image folder: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``."""
-    folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    # a folder without folders is a class that happens to be called train, not a split
+    folders = {p.name: p for p in _folders(root) if _folders(p)}
+    other: Counter[str] = Counter()
     train_name = _pick(columns.train, TRAIN_NAMES, folders, "train folder")
     if train_name is None:
-        return Raw(*_image_rows(root, root.parent), None, train_split="all", test_split=None)
-    class_names, train = _image_rows(folders[train_name], root.parent)
+        return Raw(*_image_rows(root, root.parent, other), None, "all", None, notes=_left_out(other))
+    class_names, train = _image_rows(folders.pop(train_name), root.parent, other)
     test_name = _pick(columns.test, TEST_NAMES, folders, "test folder")
-    test = _image_rows(folders[test_name], root.parent, class_names)[1] if test_name else None
-    return Raw(class_names, train, test, train_name, test_name)
+    test = _image_rows(folders[test_name], root.parent, other, class_names)[1] if test_name else None
+    return Raw(class_names, train, test, train_name, test_name, notes=_left_out(other))
 
 
-def _image_rows(root: Path, base: Path, class_names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Rows]:
-    """Read the class folders of a split; images are named by their path below ``base``."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _left_out(suffixes: Counter[str]) -> tuple[str, ...]:
+    """Return a note on the files that are not images, if there are any."""
+    if not suffixes:
+        return ()
+    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(suffixes.items()))
+    return (f"Files that are not images were left out: {kinds}.",)
+
+
+def _image_rows(
+    root: Path, base: Path, other: Counter[str], class_names: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], Rows]:
+    """Read the class folders of a split; images are named by their path below ``base``, other files counted."""
+    folders = _folders(root)
     if not folders:
         raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
     names = class_names or tuple(p.name for p in folders)
@@ -103,7 +121,16 @@ def _image_rows(root: Path, base: Path, class_names: tuple[str, ...] | None = No
     for folder in folders:
         if folder.name not in names:
             raise SourceError(f"{root} has the class {folder.name!r}, which the training images do not have.")
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = []
+        for path in sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and not p.is_dir()):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                raise SourceError(f"The name of {str(path)!r} is not UTF-8 text.", "Rename it.") from None
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                other[path.suffix.lower()] += 1
         if not found:
             raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
         files += found
@@ -115,12 +142,17 @@ def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -
     """Read parquet files, split name to paths, as ``datasets`` does; its arrow copy goes to ``workspace``."""
     from datasets import load_dataset
 
-    try:
-        with quiet_datasets():
-            splits = load_dataset("parquet", data_files=dict(files), cache_dir=str(workspace))
-    except Exception as error:  # datasets wraps pyarrow's many errors in its own
-        names = ", ".join(Path(p).name for paths in files.values() for p in paths)
-        raise SourceError(f"Cannot read the parquet files {names}: {_first_line(error.__cause__ or error)}.") from error
+    splits: dict[str, Any] = {}
+    for split, paths in files.items():  # each by itself: datasets would give all splits the class names of the first
+        escaped = [glob.escape(path) for path in paths]
+        try:
+            with quiet_datasets():
+                # any split name is fine here, so one that datasets accepts
+                splits[split] = load_dataset("parquet", data_files=escaped, split="train", cache_dir=str(workspace))
+        except Exception as error:  # datasets wraps pyarrow's many errors in its own
+            names = ", ".join(Path(p).name for p in paths)
+            reason = first_line(error.__cause__ or error)
+            raise SourceError(f"Cannot read the parquet files {names}: {reason}.") from error
     return tables(splits, columns)
 
 
@@ -131,7 +163,7 @@ def arrow(folder: Path, columns: Columns) -> Raw:
     try:
         found = load_from_disk(str(folder))
     except Exception as error:
-        raise SourceError(f"Cannot read the arrow folder {folder}: {_first_line(error)}.") from error
+        raise SourceError(f"Cannot read the arrow folder {folder}: {first_line(error)}.") from error
     return tables({"all": found} if isinstance(found, Dataset) else found, columns)
 
 
@@ -144,11 +176,11 @@ def hub(repo: str, config: str | None, revision: str, data_dir: str | None, colu
     except ValueError as error:
         if "onfig" in str(error):  # datasets lists the configurations in this error
             raise SourceError(
-                f"{repo} needs a configuration: {_first_line(error)}", "Choose it with --config."
+                f"{repo} needs a configuration: {first_line(error)}.", "Choose it with --config."
             ) from error
-        raise SourceError(f"Cannot read {repo} from the Hub: {_first_line(error)}.") from error
+        raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
     except Exception as error:
-        raise SourceError(f"Cannot read {repo} from the Hub: {_first_line(error)}.") from error
+        raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
     return tables(splits, columns)
 
 
@@ -163,11 +195,11 @@ def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
     train = splits[train_name]
     image = _image_column(train.features, columns)
     label = _label_column(train.features, columns)
-    class_names, convert = _classes(train, label)
+    class_names, number = _classes(train, label)
     return Raw(
         class_names,
-        _table_rows(train, train_name, image, label, convert),
-        _table_rows(splits[test_name], test_name, image, label, convert) if test_name else None,
+        _table_rows(train, train_name, image, label, number),
+        _table_rows(splits[test_name], test_name, image, label, number) if test_name else None,
         train_name,
         test_name,
         image,
@@ -175,14 +207,19 @@ def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
     )
 
 
-def _table_rows(table: Any, split: str, image: str, label: str, convert: Callable[[Any], int]) -> Rows:
-    from datasets import Image
+def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int]) -> Rows:
+    """Read a split; ``number`` maps labels, or the names behind them where both are known, to class numbers."""
+    from datasets import ClassLabel, Image
 
     for column in (image, label):
         if column not in table.features:
             raise SourceError(f"The split {split!r} has no column {column!r}: it has {', '.join(table.features)}.")
     values = table.select_columns([label])[label]
-    labels = np.fromiter((convert(v) for v in values), dtype=np.int64, count=len(table))
+    feature = table.features[label]
+    if isinstance(feature, ClassLabel) and any(isinstance(key, str) for key in number):
+        # every split may number its classes in its own way
+        values = (feature.names[v] if v is not None and 0 <= v < len(feature.names) else None for v in values)
+    labels = np.fromiter((number.get(v, -1) for v in values), dtype=np.int64, count=len(table))
     if (labels < 0).any():
         raise SourceError(
             f"The split {split!r} has images without a class of the training split (row {int((labels < 0).argmax())}).",
@@ -220,14 +257,14 @@ def _label_column(features: Mapping[str, Any], columns: Columns) -> str:
     return _only(candidates, columns.preferred, LABEL_NAMES, features, "label")
 
 
-def _classes(table: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], int]]:
-    """Return class names, and a function from a label to its class number (-1: no class)."""
+def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Return class names, and the class numbers of labels, by name as well as by value."""
     from datasets import ClassLabel, Value
 
     feature = table.features[label]
     if isinstance(feature, ClassLabel):
-        count = len(feature.names)
-        return tuple(feature.names), lambda v: v if v is not None and 0 <= v < count else -1
+        names = tuple(feature.names)
+        return names, {i: i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
     if not (kind.startswith(("int", "uint")) or kind in ("string", "large_string", "bool")):
         raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with --label-column.")
@@ -237,8 +274,7 @@ def _classes(table: Any, label: str) -> tuple[tuple[str, ...], Callable[[Any], i
             f"The column {label!r} has {len(values)} values in {len(table)} rows: that is not a class.",
             "Name the classes with --label-column.",
         )
-    number = {v: i for i, v in enumerate(values)}
-    return tuple(str(v) for v in values), lambda v: number.get(v, -1)
+    return tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
 
 
 def _pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], what: str) -> str | None:
@@ -247,7 +283,7 @@ def _pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], w
         if given not in found:
             raise UsageError(f"There is no {what} {given!r}: found {', '.join(found) or 'none'}.")
         return given
-    return next((name for name in usual if name in found), None)
+    return next((name for word in usual for name in found if name.lower() == word), None)
 
 
 def _known(name: str, features: Mapping[str, Any], what: str) -> str:
@@ -267,7 +303,3 @@ def _only(
         return candidates[0]
     found = f"{what} columns {', '.join(candidates)}" if candidates else f"no {what} column among {', '.join(features)}"
     raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomhub import readers
-from atomhub.decoding import SMALLEST, decode
-from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError, closest
+from atomhub.decoding import LARGEST, SMALLEST, decode
+from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError, check_whole, closest, first_line
 from atomhub.files import home, new_folder
 from atomhub.manifest import SourceInfo
 
@@ -55,8 +56,8 @@ class SourceOptions:
     flip: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None and not SMALLEST <= self.size <= 512:
-            raise UsageError(f"The size cannot be {self.size}: use {SMALLEST} to 512 pixels.")
+        if self.size is not None:
+            check_whole("The size", self.size, SMALLEST, LARGEST)
         if self.test_fraction is not None and not 0 <= self.test_fraction < 1:
             raise UsageError(f"The test fraction cannot be {self.test_fraction}: use 0 to below 1, such as 0.2.")
 
@@ -171,35 +172,82 @@ def open_source(source: str | Path, options: SourceOptions | None = None, **give
         raise UsageError(f"There is no source option {name!r}.", closest(name, [f.name for f in fields(SourceOptions)]))
     options = options or SourceOptions(**given)
     place = _locate(str(source), options)
+    unused = [name for name in _UNUSED[place.kind] if getattr(options, name) is not None]
+    if unused:
+        raise UsageError(f"{place.id} has no use for the option {unused[0].replace('_', '-')}.", "Leave it out.")
+    return _opened(place, options)
+
+
+_UNUSED = {
+    "digits": ("image_column", "label_column", "train_split", "test_split", "config", "revision"),
+    "images": ("image_column", "label_column", "config", "revision"),
+    "parquet": ("config", "revision"),
+    "arrow": ("config", "revision"),
+    "hub": (),
+}
+"""Options that mean nothing to a kind of source."""
+
+
+def _opened(place: _Place, options: SourceOptions) -> RealData:
+    """Decode a source unless that was done before."""
     stamp = {"id": place.id, "kind": place.kind, "stamp": place.stamp, "options": asdict(options), "v": CACHE_VERSION}
     key = hashlib.sha256(json.dumps(stamp, sort_keys=True, default=str).encode()).hexdigest()[:32]
     folder = _cache() / key
-    if not (folder / "meta.json").exists():
+    real = _open_cache(folder)
+    if real is None:
         with new_folder(folder, overwrite=True) as temporary, TemporaryDirectory(dir=folder.parent) as workspace:
             _prepare(place, options, temporary, Path(workspace))
-    return _open_cache(folder)
+        real = _open_cache(folder)
+    if real is None:
+        raise SourceError(f"The decoded images in {folder} cannot be read.", "Remove that folder and try again.")
+    return real
 
 
-def reopen(info: SourceInfo, source: str | None = None) -> RealData:
+def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | RealData | None = None) -> RealData:
     """Find again the source that a manifest names, with its test split, from the cache if it is there.
 
     Args:
         info: Provenance from a manifest.
-        source: Where to look instead of ``info.id``, for local folders.
+        class_names: The classes of the manifest, which the source must have in this order.
+        source: Where to look instead of ``info.id``, for local folders; or the source itself.
 
     Raises:
         NotFoundError: a local folder that is not in this machine's cache, and no ``source`` given.
+        SourceError: the source has other classes or channels.
     """
-    for folder in sorted(_cache().glob("[!.]*/meta.json")):
-        if json.loads(folder.read_text())["info"]["fingerprint"] == info.fingerprint:
-            return _open_cache(folder.parent)
-    if source is None and info.id.startswith("folder:"):
-        raise NotFoundError(
-            f"The real images of {info.id.removeprefix('folder:')!r} are not on this machine.",
-            "Say where they are with --source PATH.",
+    real = source if isinstance(source, RealData) else _cached(info) if source is None else None
+    real = real or _found_again(info, source)
+    if real.class_names != class_names:
+        ours, theirs = next(
+            (a, b) for a, b in zip((*class_names, None), (*real.class_names, None), strict=False) if a != b
         )
-    real = open_source(
-        source or info.id,
+        raise SourceError(
+            f"{real.info.id} is not the source of this set: it has the class {theirs!r} where the set has {ours!r}.",
+            "Name the right one with --source PATH.",
+        )
+    if (real.info.channels, real.info.size) != (info.channels, info.size):
+        found, wanted = (f"{i.channels} channels of {i.size}x{i.size}" for i in (real.info, info))
+        raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
+    if real.info.fingerprint != info.fingerprint:
+        warnings.warn(
+            f"The images of {real.info.id} are not bit-equal to those the set was made from "
+            "(another version of the data or of the decoder).",
+            AtomhubWarning,
+            stacklevel=2,
+        )
+    return real
+
+
+def _cached(info: SourceInfo) -> RealData | None:
+    """Return the decoded copy of exactly these images, if there is one."""
+    for folder, meta in _metas():
+        if meta["info"]["fingerprint"] == info.fingerprint and (real := _open_cache(folder)):
+            return real
+    return None
+
+
+def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
+    options = SourceOptions(
         size=info.size,
         image_column=info.image_column,
         label_column=info.label_column,
@@ -211,32 +259,40 @@ def reopen(info: SourceInfo, source: str | None = None) -> RealData:
         flip=info.flip,
         skip_unreadable=True,
     )
-    if real.info.channels != info.channels:
-        raise SourceError(f"{real.info.id} has {real.info.channels} channels, not {info.channels} as in the manifest.")
-    if real.info.fingerprint != info.fingerprint:
-        warnings.warn(
-            f"The images of {real.info.id} are not bit-equal to those the set was made from "
-            "(another version of the data or of the decoder).",
-            AtomhubWarning,
-            stacklevel=2,
+    place: _Place | None
+    if source is not None:
+        place = _locate(str(source), options)
+    else:  # the manifest may be a stranger's: it names no path of this machine
+        named = _locate_named(info.id, options)
+        place = named or (_locate_hub(info.id, Alias(info.id), options) if info.kind == "hub" else None)
+    if place is None:
+        raise NotFoundError(
+            f"The real images of {info.id.removeprefix('folder:')!r} are not on this machine.",
+            "Say where they are with --source PATH.",
         )
-    return real
+    return _opened(place, options)
 
 
 def _cache() -> Path:
     return home() / "real"
 
 
+def _metas() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and ``meta.json`` of all that was decoded, newest first; damaged ones are passed over."""
+    files = [(path.stat().st_mtime, path) for path in _cache().glob("[!.]*/meta.json")]
+    for _, path in sorted(files, reverse=True):
+        with suppress(OSError, ValueError):
+            yield path.parent, json.loads(path.read_text())
+
+
 def _locate(source: str, options: SourceOptions) -> _Place:
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"The name {source!r} is not UTF-8 text.", "Rename the folder.") from None
     path = Path(source).expanduser()
-    data = Path(os.environ.get("ATOMHUB_DATA", "")) / source
-    if source == "digits":
-        alias = Alias("", size=SMALLEST, flip=False, license="cc-by-4.0")
-        return _Place("digits", "digits", alias, "scikit-learn", None)
-    if os.environ.get("ATOMHUB_DATA") and re.fullmatch(r"[\w.-]+", source) and data.is_dir():
-        return _locate_folder(source, data, ALIASES.get(source, Alias("")))
-    if source in ALIASES:
-        return _locate_hub(source, ALIASES[source], options)
+    if named := _locate_named(source, options):
+        return named
     if path.exists():
         return _locate_folder(f"folder:{path.resolve().name}", path.resolve(), Alias(""))
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
@@ -247,8 +303,22 @@ def _locate(source: str, options: SourceOptions) -> _Place:
     )
 
 
+def _locate_named(name: str, options: SourceOptions) -> _Place | None:
+    """Find what has a name: the digits, a folder of ``ATOMHUB_DATA``, a known data set of the Hub."""
+    if name == "digits":
+        alias = Alias("", size=SMALLEST, flip=False, license="cc-by-4.0")
+        return _Place("digits", "digits", alias, "scikit-learn", None)
+    data = os.environ.get("ATOMHUB_DATA")
+    if data and re.fullmatch(r"[\w-][\w.-]*", name) and (Path(data) / name).is_dir():
+        return _locate_folder(name, Path(data) / name, ALIASES.get(name, Alias("")))
+    return _locate_hub(name, ALIASES[name], options) if name in ALIASES else None
+
+
 def _locate_folder(name: str, path: Path, alias: Alias) -> _Place:
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    def hidden(file: Path) -> bool:
+        return any(part.startswith(".") for part in file.relative_to(path).parts)
+
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
     stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]]
     tables = [p for p in found if p.suffix == ".parquet"]
     if tables:
@@ -264,16 +334,16 @@ def _locate_folder(name: str, path: Path, alias: Alias) -> _Place:
 
 
 def _split_of(table: Path, root: Path) -> str:
-    """Guess the split of a parquet file from its name or its folder: ``train-00000-of-00001``, ``test/0000``."""
+    """Guess the split of a parquet file from its name or its folder: ``mnist_train-00000``, ``test/0000``."""
     parts = [table.stem, *(p for p in table.parent.parts[len(root.parts) :])] if root.is_dir() else [table.stem]
-    words = [re.split(r"[^A-Za-z]+", part.lower())[0] for part in parts]
+    words = [word for part in parts for word in re.split(r"[^A-Za-z]+", part.lower())]
     return next((w for w in words if w in readers.TRAIN_NAMES + readers.TEST_NAMES), words[0] or "all")
 
 
 def _locate_hub(name: str, alias: Alias, options: SourceOptions) -> _Place:
     """Ask the Hub for the commit behind a revision; when it cannot be reached, use what was decoded before."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     wanted = options.revision or alias.revision
     try:
@@ -285,12 +355,18 @@ def _locate_hub(name: str, alias: Alias, options: SourceOptions) -> _Place:
         ) from error
     except RevisionNotFoundError as error:
         raise NotFoundError(f"The data set {alias.repo!r} has no revision {wanted!r}.") from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
+    except HFValidationError as error:
+        raise UsageError(
+            f"{alias.repo!r} is not the id of a data set on the Hub.", "Ids look like user/name."
+        ) from error
+    except Exception as error:  # no network, no answer, a server's error: each client library has its own
         sha = _decoded_before(name, options)
         if sha is None:
             raise SourceError(
-                f"The Hub cannot be reached to read {alias.repo!r}: {str(error).strip().splitlines()[0]}.",
-                f"Check the network, or put its parquet files in $ATOMHUB_DATA/{name.split('/')[-1]}/.",
+                f"The Hub cannot be reached to read {alias.repo!r}: {first_line(error)}.",
+                f"Check the network, or put parquet files in $ATOMHUB_DATA/{name}/."
+                if name in ALIASES
+                else "Check the network.",
             ) from error
         note = f"The Hub cannot be reached: using {name} as decoded before (commit {sha[:8]})."
         warnings.warn(note, AtomhubWarning, stacklevel=4)
@@ -299,8 +375,7 @@ def _locate_hub(name: str, alias: Alias, options: SourceOptions) -> _Place:
 
 def _decoded_before(name: str, options: SourceOptions) -> str | None:
     """Return the commit of the newest decoded copy of a Hub source under the same options."""
-    metas = sorted(_cache().glob("[!.]*/meta.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for meta in map(lambda p: json.loads(p.read_text()), metas):
+    for _, meta in _metas():
         if meta["info"]["id"] == name and meta["info"]["kind"] == "hub" and meta["options"] == asdict(options):
             return str(meta["info"]["revision"])
     return None
@@ -334,10 +409,10 @@ def _prepare(place: _Place, options: SourceOptions, folder: Path, workspace: Pat
     if raw.test is not None and fraction is not None:
         raise UsageError(f"{place.id} has the test split {raw.test_split!r} already.", "Drop --test-fraction.")
     train, test = _set_aside(raw, fraction) if fraction else (raw.train, raw.test)
-    raw = readers.Raw(**{**{f.name: getattr(raw, f.name) for f in fields(raw)}, "train": train, "test": test})
+    raw = replace(raw, train=train, test=test)
     decoded = decode(raw, folder, options.size or place.alias.size, options.skip_unreadable)
     usual = len(place.alias.mean) == decoded.channels
-    notes = decoded.notes
+    notes = (*raw.notes, *decoded.notes)
     if fraction:
         notes = (*notes, f"{decoded.counts['test']} images were set aside as the test split (stratified, seed 0).")
     info = SourceInfo(
@@ -381,20 +456,25 @@ def _set_aside(raw: readers.Raw, fraction: float) -> tuple[readers.Rows, readers
     return raw.train.take(np.sort(train)), raw.train.take(np.sort(test))
 
 
-def _open_cache(folder: Path) -> RealData:
-    meta = json.loads((folder / "meta.json").read_text())
-    info = SourceInfo.model_validate(meta["info"])
+def _open_cache(folder: Path) -> RealData | None:
+    """Open decoded images; None where there are none, or damaged ones."""
 
     def split(name: str) -> Split:
         # copy-on-write: torch wants writable memory, and the cache must stay as it is
         return Split(np.load(folder / f"{name}.npy", mmap_mode="c"), np.load(folder / f"{name}_labels.npy"))
 
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        info = SourceInfo.model_validate(meta["info"])
+        train, test = split("train"), split("test") if info.test_images else None
+    except (OSError, ValueError, EOFError, KeyError):
+        return None
     return RealData(
         re.sub(r"[^a-z0-9._-]+", "-", re.split(r"[:/]", info.id)[-1].lower()).strip("-._") or "images",
         info,
         tuple(meta["class_names"]),
-        split("train"),
-        split("test") if info.test_images else None,
+        train,
+        test,
         tuple(meta["mean"]),
         tuple(meta["std"]),
     )

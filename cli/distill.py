@@ -55,6 +55,7 @@ def distill(
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
     """
     import atomhub
+    from atomhub.files import check_target
     from atomhub.hub import layout, store
     from atomhub.pipeline import choose_recipe, find_device
     from atomhub.sources import SourceOptions
@@ -68,8 +69,8 @@ def distill(
     for note in real.info.notes:
         say(f"Note: {note}")
     name = name or f"{real.name}-ipc{ipc}"
-    target = output or store.place(name)
-    layout.check_target(target, overwrite)
+    target = (output or store.place(name)).expanduser().absolute()
+    check_target(target, overwrite, layout.MANIFEST)
     with Steps(f"Distilling {name}", quiet=as_json) as steps:
         distilled = atomhub.distill(
             real, ipc, chosen, seed=seed, device=device, name=name, measure_every=measure_every,

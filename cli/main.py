@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -10,8 +11,12 @@ from typing import Any
 import click
 
 from . import distill, evaluate, recipes, sets
+from .output import say
 
-EPILOG = "Environment: ATOMHUB_HOME (store and cache), ATOMHUB_DATA (folder of parquet data sets, one folder a name)."
+EPILOG = (
+    "Environment: ATOMHUB_HOME (store and cache), ATOMHUB_DATA (folder of parquet data sets, one folder a name), "
+    "ATOMHUB_DEBUG=1 (tracebacks)."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ATOMHUB"}, epilog=EPILOG)
@@ -40,6 +45,7 @@ for command in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 for failures, 2 for bad usage, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
     warnings.showwarning = _note
     try:
         # --debug is understood after the command as well
@@ -48,10 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: nothing was changed.", err=True)
+        say("Interrupted: what was not finished was not kept.")
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except Exception as error:
-        if "--debug" in given:
+        if debug:
             traceback.print_exc()
         sys.exit(_explain(error))
 
@@ -70,9 +79,9 @@ def _explain(error: Exception) -> int:
             "This is a bug: run again with --debug and report it.",
             1,
         )
-    click.echo(f"Error: {message}", err=True)
+    say(f"Error: {message}")
     if hint:
-        click.echo(f"Hint: {hint}", err=True)
+        say(f"Hint: {hint}")
     return code
 
 
@@ -81,4 +90,4 @@ def _note(message: Warning | str, *_: Any, **__: Any) -> None:
     from atomhub.errors import AtomhubWarning
 
     if isinstance(message, AtomhubWarning):
-        click.echo(f"Note: {message}", err=True)
+        say(f"Note: {message}")

@@ -20,7 +20,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random draw.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of every random draw."
+)
 source_option = click.option(
     "--source", metavar="PATH", help="Where the real images lie now, for sets made from a local folder."
 )
@@ -28,7 +30,17 @@ source_option = click.option(
 
 def say(text: str) -> None:
     """Print a line of talk on standard error."""
-    click.echo(text, err=True)
+    click.echo(_printable(text), err=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a standard stream is there and is a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def _printable(text: str) -> str:
+    """Return text that cannot steer the terminal: names come from files of strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_json(data: Any) -> None:
@@ -43,12 +55,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    console = Console() if sys.stdout.isatty() else Console(width=200, color_system=None)
+    console = Console() if is_terminal(sys.stdout) else Console(width=200, color_system=None)
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(_printable(cell)) for cell in row))
     if title:
         click.echo(title)
     console.print(table)
@@ -101,7 +113,7 @@ class Steps:
         self._context: Any = None
 
     def __enter__(self) -> Steps:
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and is_terminal(sys.stderr):
             self._context = progress_bar()
             self.bar = self._context.__enter__()
             self.task = self.bar.add_task(self.what, total=None, rate="", note="")

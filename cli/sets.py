@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from .output import accuracy, json_option, print_json, print_table, say
+from .output import accuracy, is_terminal, json_option, print_json, print_table, say
 
 
 @click.command("list")
@@ -22,17 +23,17 @@ def list_sets(as_json: bool) -> None:
 
     good, bad = store.manifests()
     if as_json:
-        print_json({"sets": [{"name": m.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
+        print_json({"sets": [{"name": folder.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
                               "results": [r.model_dump(mode="json") for r in m.results],
-                              "path": str(store.place(m.name))} for m in good]})  # fmt: skip
+                              "path": str(folder)} for folder, m in good.items()]})  # fmt: skip
     elif not good:
         say(f"No sets in {store.sets()}. Make one: atomhub distill digits --ipc 1")
     else:
         rows = []
-        for m in good:
+        for folder, m in good.items():
             last = m.results[-1] if m.results else None
             measured = f"{accuracy(last.score)} ({last.protocol})" if last else "not measured"
-            rows.append([m.name, m.source.id, str(m.ipc), m.recipe.name, measured, m.created[:10]])
+            rows.append([folder.name, m.source.id, str(m.ipc), m.recipe.describe(), measured, m.created[:10]])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
     for error in bad:
         say(f"Skipped: {error.message}")
@@ -62,7 +63,7 @@ def info(name: str, as_json: bool) -> None:
         ["classes", ", ".join(m.class_names)],
         ["source", f"{source.id} ({source.train_images} training, {source.test_images} test images)"],
         ["normalisation", f"mean {list(m.mean)}, std {list(m.std)}"],
-        ["recipe", f"{m.recipe.name}, {m.recipe.iterations} iterations, seed {m.seed}"],
+        ["recipe", f"{m.recipe.describe()}: {m.recipe.iterations} iterations, seed {m.seed}"],
         ["made", f"{m.created} in {m.seconds:.0f} s on {m.device}"],
         ["command", m.command],
     ]
@@ -113,8 +114,15 @@ def remove(name: str, yes: bool) -> None:
     from atomhub.hub import store
 
     folder = store.check_stored(name)
-    if not yes and not click.confirm(f"Delete {folder}?", err=True):
-        say("Kept.")
-        return
+    if not yes:
+        try:
+            agreed = click.confirm(f"Delete {folder}?", err=True)
+        except click.Abort:
+            if is_terminal(sys.stdin):
+                raise
+            raise click.UsageError("There is nobody to ask whether to delete it: say --yes.") from None
+        if not agreed:
+            say("Kept.")
+            return
     store.remove(name)
     say(f"Deleted {folder}.")

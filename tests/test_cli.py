@@ -266,4 +266,4 @@ def test_the_demo_prints_its_table(run, home, monkeypatch):
     for word in ("ipc", "random real images", "distilled", "whole training set", "protocol quick"):
         assert word in out
     assert out.count("±") == 6 + 1  # three figures for each ipc, and the title
-    assert sorted(p.name for p in (home / "sets").iterdir()) == ["digits-ipc1", "digits-ipc10"]
+    assert sorted(p.name for p in (home / "sets").iterdir()) == ["demo-digits-ipc1", "demo-digits-ipc10"]

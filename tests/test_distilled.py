@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
 from atomhub.hub import layout
-from atomhub.manifest import Manifest
+from atomhub.manifest import Manifest, provenance
 
 PARQUET = "data/train-00000-of-00001.parquet"
 
@@ -118,6 +118,17 @@ class TestViews:
         assert torch.allclose(transform(picture), digits1.normalize(test_images[0]), atol=1e-6)
         assert transform(Image.new("RGBA", (50, 40))).shape == (1, 16, 16)
 
+    def test_any_test_image_is_converted_as_training_images_are(self, home, photos):
+        picture = Image.effect_noise((37, 50), 80).convert("RGBA")
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.getexif()[0x0112] = 6  # turned
+        for split in ("train", "test"):
+            picture.save(photos / split / "cat" / "a.png", exif=picture.getexif())
+        distilled = atomhub.distill(photos, 1, overrides={"iterations": 1, "width": 4})
+        images, _ = distilled.test_split()
+        seen = distilled.test_transform()(Image.open(photos / "test" / "cat" / "a.png"))
+        assert min((seen - distilled.normalize(image)).abs().max() for image in images) < 1e-6
+
     def test_a_torch_dataset_with_and_without_a_transform(self, digits1):
         image, label = digits1.as_torch_dataset()[3]
         assert image.shape == (1, 16, 16)
@@ -149,6 +160,13 @@ class TestViews:
         assert torch.equal(batch(augment=lambda images: images + 1), plain + 1)
         cut = batch(augment=["cutout"])
         assert ((cut == 0) | (cut == plain)).all()
+        for wrong in ("crop", ["mirror"]):
+            with pytest.raises(UsageError, match="no augmentation '(crop|mirror)'"):
+                batch(augment=wrong)
+
+    def test_pixels_of_another_dtype_are_refused(self, digits1):
+        with pytest.raises(UsageError, match=r"Pixels cannot be torch\.int64"):
+            digits1.normalize(digits1.labels)
 
     def test_a_loader_works_with_worker_processes(self, digits1):
         batches = list(digits1.loader(batch_size=4, num_workers=1))
@@ -206,6 +224,9 @@ class TestTampering:
             ({"surprise": 1}, "not a valid manifest: surprise"),
             ({"std": [0.0]}, "std must be above 0"),
             ({"files": {}}, "no digest of distilled.safetensors"),
+            ({"mean": [float("nan")]}, "not a valid manifest: mean"),
+            ({"class_names": list("0123456788")}, "class names must differ"),
+            ({"format_version": True}, "names no format_version"),
             ({"format_version": 2}, "(?s)format version 2; this atomhub reads 1.*Upgrade"),
         ],
     )
@@ -247,9 +268,35 @@ class TestTampering:
         with pytest.raises(IntegrityError, match="not a readable safetensors file"):
             atomhub.load(saved.path)
 
-    def test_the_card_may_be_edited(self, saved):
-        (saved.path / "README.md").write_text("my own words")
-        assert len(atomhub.load(saved.path)) == 10
+    def test_a_header_that_is_no_header(self, saved):
+        path = saved.path / "distilled.safetensors"
+        for header in ({"atomhub": "[]"}, {"atomhub": "[" * 100_000}, {}):
+            save_file(load_file(path), path, header)
+            self.edit(saved, files=saved.manifest.files | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+            with pytest.raises(IntegrityError, match="another manifest|not a readable"):
+                atomhub.load(saved.path)
+
+    def test_a_set_of_an_atomhub_that_did_not_know_a_field_yet(self, saved):
+        data = json.loads((saved.path / "manifest.json").read_text())
+        del data["formation"]  # has a default
+        path = saved.path / "distilled.safetensors"
+        save_file(load_file(path), path, {"atomhub": json.dumps({"provenance": provenance(data)})})
+        data["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (saved.path / "manifest.json").write_text(json.dumps(data))
+        atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
+        assert len(atomhub.load(saved.path).manifest.results) == 1
+
+    def test_the_card_may_be_edited_and_keeps_its_edits(self, saved):
+        card = saved.path / "README.md"
+        card.write_text(card.read_text().replace("## Limits", "## My own words\n\n## Limits"))
+        atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
+        text = card.read_text()
+        assert "## My own words" in text
+        assert "| quick |" in text
+        assert "Not measured yet" not in text
+        card.write_text("all mine")
+        atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
+        assert card.read_text() == "all mine"
 
 
 class TestStore:
@@ -311,6 +358,31 @@ class TestDistil:
             atomhub.distill("digits", 0)
         with pytest.raises(UsageError, match="no device 'tpu9'"):
             atomhub.distill("digits", 1, device="tpu9")
+        for arguments, message in (
+            ({"ipc": "1"}, "ipc cannot be '1'"),
+            ({"ipc": 1.5}, "ipc cannot be 1.5"),
+            ({"ipc": True}, "ipc cannot be True"),
+            ({"ipc": 1, "seed": -1}, "seed cannot be -1"),
+            ({"ipc": 1, "device": "mps"}, "no device 'mps'"),
+            ({"ipc": 1, "sise": 16}, "no source option 'sise'"),
+            ({"ipc": 1, "revision": "v1"}, "digits has no use for the option revision"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                atomhub.distill("digits", **arguments)
+
+    def test_options_for_a_source_that_is_open_already(self, home):
+        with pytest.raises(UsageError, match="'size' comes too late"):
+            atomhub.distill(atomhub.open_source("digits"), 1, size=32)
+
+    def test_accuracy_on_the_way_needs_test_images(self, home):
+        real = atomhub.open_source("digits", test_fraction=0)
+        with pytest.raises(UsageError, match="measure_every needs test images"):
+            atomhub.distill(real, 1, measure_every=10)
+
+    def test_the_recorded_call_makes_the_same_images(self, home):
+        first = atomhub.distill("digits", 2, "datadam", {"iterations": 2}, seed=4, size=20)
+        again = eval(first.manifest.command, {"atomhub": atomhub, "Recipe": atomhub.Recipe})
+        assert torch.equal(first.images, again.images)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
     def test_cuda_without_cuda(self):

@@ -31,6 +31,25 @@ def test_toml_round_trip(tmp_path):
     assert recipe.augmentation == ("crop", "flip")
 
 
+def test_names_of_any_script_survive_toml(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(Recipe.named("atom", {"name": "猫😀"}).to_toml(), encoding="utf-8")
+    assert Recipe.named(path).name == "猫😀"
+
+
+def test_a_changed_preset_says_what_was_changed():
+    assert Recipe.named("atom").resolved(ipc=1, size=32, flip=False).describe() == "atom"
+    assert (
+        Recipe.named("atom", {"power": 1, "augmentation": "crop"}).describe()
+        == "atom with power=1.0, augmentation=crop"
+    )
+    assert Recipe.named("atom", {"name": "mine", "power": 1}).describe() == "mine"
+
+
+def test_replacing_reads_values_as_overrides_do():
+    assert Recipe.named("atom").replace(augmentation="crop", power="2").power == 2
+
+
 def test_text_overrides_are_read_as_values():
     recipe = Recipe.named("dm", {"width": "64", "norm": "batch", "depth": "auto", "augmentation": "none"})
     assert (recipe.width, recipe.norm, recipe.depth, recipe.augmentation) == (64, "batch", None, ())
@@ -53,6 +72,8 @@ def test_what_follows_from_the_data_is_filled_in():
         ("atom", {"width": "wide"}, "(?s)'width' cannot be 'wide'.*a whole number >= 1"),
         ("atom", {"norm": "layer"}, "(?s)'norm' cannot be 'layer'.*one of instance, batch, none"),
         ("atom", {"augmentation": "mirror"}, "(?s)'augmentation' cannot be .*a list of color, crop"),
+        ("atom", {"power": True}, "(?s)'power' cannot be True.*not numbers"),
+        ("atom", {"power": float("nan")}, "'power' cannot be nan"),
         ("atom", {"iterations": 0}, "(?s)'iterations' cannot be 0.*>= 1"),
         ("dm", {"feature": 0}, "nothing would be matched"),
         ("missing.toml", {}, "does not exist"),

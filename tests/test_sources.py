@@ -11,7 +11,8 @@ from PIL import Image as Pil
 
 import atomhub
 from atomhub.errors import NotFoundError, SourceError, UsageError
-from atomhub.sources import reopen
+from atomhub.files import replace_file
+from atomhub.sources import ALIASES, reopen
 
 
 def table(count=12, labels=None, names=("cat", "dog"), image="image", label="label", mode="RGB", size=(20, 20)):
@@ -147,17 +148,107 @@ def test_sixteen_bit_images_keep_their_high_byte(home, tmp_path):
     root = image_folder(tmp_path / "deep", {"train": 2, "test": 2}, mode="L")
     for path in root.rglob("*.png"):
         Pil.fromarray(np.full((20, 20), 0x4321, dtype=np.uint16)).save(path)
-    assert (atomhub.open_source(root).train.images == 0x43).all()
+    Pil.fromarray(np.full((20, 20), 0x4321, dtype=">u2")).save(root / "train" / "cat" / "big-endian.tif")
+    (root / "train" / "cat" / "deep.pgm").write_bytes(b"P5 20 20 65535\n" + b"\x43\x21" * 400)
+    real = atomhub.open_source(root)
+    assert len(real.train.images) == 6
+    assert (real.train.images == 0x43).all()
+    assert "16-bit" in real.info.notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_pixels_without_a_known_range_are_refused(home, photos, dtype):
+    Pil.fromarray(np.full((20, 20), 1000, dtype=dtype)).save(photos / "train" / "cat" / "raw.tif")
+    with pytest.raises(SourceError, match=r"raw\.tif: pixels of mode . \(32 bits\) have no known range"):
+        atomhub.open_source(photos)
 
 
 def test_a_source_is_found_again_from_its_manifest(home, photos):
     info = atomhub.open_source(photos).info
     moved = photos.rename(photos.with_name("elsewhere"))
-    assert len(reopen(info).test.images) == 6  # from the cache
+    assert len(reopen(info, ("cat", "dog")).test.images) == 6  # from the cache
     (home / "real").rename(home / "gone")
     with pytest.raises(NotFoundError, match="(?s)'photos' are not on this machine.*--source"):
-        reopen(info)
-    assert reopen(info, str(moved)).info.fingerprint == info.fingerprint
+        reopen(info, ("cat", "dog"))
+    assert reopen(info, ("cat", "dog"), str(moved)).info.fingerprint == info.fingerprint
+
+
+def test_a_source_of_other_classes_is_never_taken_for_the_right_one(home, photos, tmp_path):
+    info = atomhub.open_source(photos).info
+    other = image_folder(tmp_path / "farm", {"train": 8, "test": 3}, classes=("cat", "hen"))
+    with pytest.raises(SourceError, match="class 'hen' where the set has 'dog'"):
+        reopen(info, ("cat", "dog"), other)
+
+
+def test_a_manifest_cannot_name_a_path_of_this_machine(home, photos):
+    info = atomhub.open_source(photos).info.model_copy(update={"id": str(photos), "fingerprint": "0" * 64})
+    with pytest.raises(NotFoundError, match="not on this machine"):
+        reopen(info, ("cat", "dog"))
+
+
+def test_damaged_decoded_images_are_decoded_again(home, photos):
+    first = atomhub.open_source(photos)
+    folder = next((home / "real").glob("*/meta.json")).parent
+    (home / "real" / "broken").mkdir()
+    (home / "real" / "broken" / "meta.json").write_text("{")
+    for name, content in (("train.npy", b""), ("train_labels.npy", b"no"), ("meta.json", b"")):
+        replace_file(folder / name, content)
+        assert np.array_equal(atomhub.open_source(photos).train.images, first.train.images)
+        replace_file(folder / name, content)
+        assert len(reopen(first.info, first.class_names, photos).test.images) == 6
+
+
+def test_test_labels_are_matched_by_name(home, tmp_path):
+    table(8).to_parquet(tmp_path / "train.parquet")
+    table(4, [0, 0, 0, 1], names=("dog", "cat")).to_parquet(tmp_path / "test.parquet")
+    real = atomhub.open_source(tmp_path)
+    assert real.class_names == ("cat", "dog")
+    assert real.test.labels.tolist() == [0, 1, 1, 1]
+    assert real.test.images[0, 0, 0, 0] == 30  # the only cat is row 3
+
+
+@pytest.mark.parametrize(
+    "names", [("mnist_train.parquet", "mnist_test.parquet"), ("Train/0.parquet", "Test/0.parquet"),
+              ("train[1].parquet", "test[1].parquet")],
+)  # fmt: skip
+def test_splits_are_read_off_the_names_of_parquet_files(home, tmp_path, names):
+    root = tmp_path / "tables"
+    for name, count in zip((*names, ".cache/train.parquet"), (8, 4, 12), strict=True):
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        table(count).to_parquet(root / name)
+    real = atomhub.open_source(root)
+    assert (len(real.train.images), len(real.test.images)) == (8, 4)
+
+
+def test_split_folders_in_capitals_and_classes_called_like_splits(home, tmp_path):
+    real = atomhub.open_source(image_folder(tmp_path / "capitals", {"Train": 4, "Test": 2}))
+    assert (len(real.train.images), real.info.test_split) == (8, "Test")
+    root = image_folder(tmp_path / "vehicles", {None: 5}, classes=("car", "train"))
+    assert atomhub.open_source(root, test_fraction=0.2).class_names == ("car", "train")
+
+
+def test_the_same_images_are_never_trained_and_tested_on(home, photos):
+    with pytest.raises(UsageError, match="no test folder 'train': found test"):
+        atomhub.open_source(photos, test_split="train")
+
+
+def test_files_that_are_not_images_are_counted(home, photos):
+    (photos / "train" / "cat" / "phone.HEIC").write_bytes(b"")
+    (photos / "train" / "cat" / ".DS_Store").write_bytes(b"")
+    assert atomhub.open_source(photos).info.notes == ("Files that are not images were left out: 1 .heic.",)
+
+
+def test_images_of_great_size_are_made_smaller(home, tmp_path):
+    root = image_folder(tmp_path / "posters", {"train": 1, "test": 1}, size=(600, 600))
+    real = atomhub.open_source(root)
+    assert real.info.size == 128
+    assert "600x600 were resized to 128x128" in real.info.notes[0]
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_a_mirrored_image_keeps_its_class_unless_it_is_a_digit(name):
+    assert ALIASES[name].flip == (name not in ("mnist", "svhn"))
+    assert len(ALIASES[name].mean) == len(ALIASES[name].std) == (1 if "mnist" in name else 3)
 
 
 def damage(photos):
@@ -216,7 +307,8 @@ def test_image_folders_that_cannot_be_used(home, photos, change, message):
         ({"image_column": "score"}, "'score' holds .*, not images"),
         ({"test_split": "dev"}, "no test split 'dev': found"),
         ({"test_fraction": 0.2}, "has the test split 'test' already"),
-        ({"size": 8}, "size cannot be 8: use 16 to 512"),
+        ({"size": 8}, "size cannot be 8: use a whole number, 16 to 512"),
+        ({"revision": "v1"}, "no use for the option revision"),
         ({"test_fraction": 1.5}, "test fraction cannot be 1.5"),
         ({"colour": 1}, "no source option 'colour'"),
     ],
@@ -285,8 +377,10 @@ class TestHub:
         try:
             with pytest.warns(UserWarning, match="cannot be reached: using"):
                 assert atomhub.open_source(repo).info == first.info
-            with pytest.raises(SourceError, match="(?s)Hub cannot be reached.*ATOMHUB_DATA"):
+            with pytest.raises(SourceError, match="(?s)Hub cannot be reached.*Check the network"):
                 atomhub.open_source("someone/never-seen")
+            with pytest.raises(SourceError, match="(?s)Hub cannot be reached.*ATOMHUB_DATA/cifar100/"):
+                atomhub.open_source("cifar100")
         finally:
             hub.down = False
         assert hub.downloads == []
@@ -305,3 +399,5 @@ class TestHub:
             atomhub.open_source("someone/nothing")
         with pytest.raises(NotFoundError, match="no revision 'v9'"):
             atomhub.open_source(repo, revision="v9")
+        with pytest.raises(UsageError, match=r"(?s)'user/name.git' is not the id.*user/name"):
+            atomhub.open_source("user/name.git")

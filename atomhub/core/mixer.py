@@ -53,13 +53,13 @@ def attention(f: Tensor, power: float) -> tuple[Tensor, Tensor]:
 def statistics(network: ConvNet, images: Tensor, classes: int, recipe: Recipe) -> Statistics:
     """Run the network once over the images of all classes and keep only the class means.
 
-    Feature maps are reduced as they appear, so without gradients no more than one layer is alive at a time.
+    Feature maps are reduced as they appear: without gradients, none outlives the next block.
 
     Args:
         network: Network in use at this iteration.
         images: (K*M, C, H, W), normalised and augmented, class-major.
         classes: K.
-        recipe: Weights and power; terms of weight 0 are not computed.
+        recipe: Weights and power; without weight on either attention, neither is computed.
     """
     out = Statistics()
     for index, (activation, pooled) in enumerate(network.blocks(images), start=1):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atomhub.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -21,7 +23,13 @@ class Normalization:
     std: tuple[float, ...]
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Return normalised float images of pixels (..., C, H, W): uint8 in 0..255, or float in 0..1."""
+        """Return normalised float images of pixels (..., C, H, W): uint8 in 0..255, or float in 0..1.
+
+        Raises:
+            UsageError: another dtype.
+        """
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise UsageError(f"Pixels cannot be {pixels.dtype}: use uint8 in 0..255 or floats in 0..1.")
         x = pixels.to(torch.float32) / 255 if pixels.dtype == torch.uint8 else pixels
         return (x - self._like(self.mean, x)) / self._like(self.std, x)
 

@@ -29,6 +29,18 @@ def dataset_card(manifest: Manifest) -> str:
     )
 
 
+def refresh(card: str, manifest: Manifest) -> str:
+    """Return an existing card with its generated sections, those between markers, brought up to date.
+
+    Everything else is its owner's; a section whose markers were taken out is theirs as well.
+    """
+    fresh = {section["name"]: section[0] for section in _SECTION.finditer(dataset_card(manifest))}
+    return _SECTION.sub(lambda old: fresh.get(old["name"], old[0]), card)
+
+
+_SECTION = re.compile(r"<!-- atomhub: (?P<name>\w+) -->.*?<!-- /atomhub: (?P=name) -->", re.DOTALL)
+
+
 def _metadata(manifest: Manifest) -> str:
     """Return the YAML block of the Hub: licence, task, size, tags, and where the parquet lies."""
     from huggingface_hub import DatasetCardData

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
-from atomhub.files import check_free, new_folder, quiet_datasets, replace_file
+from atomhub.files import check_target, new_folder, quiet_datasets, replace_file
 from atomhub.hub import cards
-from atomhub.manifest import FORMAT_VERSION, Manifest, Measurement
+from atomhub.manifest import FORMAT_VERSION, Manifest, Measurement, provenance
 
 TENSORS = "distilled.safetensors"
 MANIFEST = "manifest.json"
@@ -37,9 +38,11 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
     manifest = distilled.manifest
-    check_target(folder, overwrite)
+    folder = folder.expanduser().absolute()
+    check_target(folder, overwrite, MANIFEST)
     with new_folder(folder, overwrite) as temporary:
-        header = {"format": FORMAT_VERSION, "name": manifest.name, "provenance": manifest.provenance()}
+        digest = provenance(manifest.model_dump(mode="json"))
+        header = {"format": FORMAT_VERSION, "name": manifest.name, "provenance": digest}
         tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
         # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
         (temporary / TENSORS).write_bytes(save(tensors, {"atomhub": json.dumps(header)}))
@@ -49,20 +52,9 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         distilled.preview().save(temporary / PREVIEW)
         _draw_curve(manifest, temporary / CURVE)
         manifest = manifest.model_copy(update={"files": {name: _digest(temporary / name) for name in DIGESTED}})
-        (temporary / MANIFEST).write_text(_as_json(manifest), encoding="utf-8")
+        (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
     return replace(distilled, manifest=manifest, path=folder)
-
-
-def check_target(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that exists; with ``overwrite``, only one that holds something else than a distilled set.
-
-    Raises:
-        AtomhubError: the folder may not be replaced.
-    """
-    check_free(folder, overwrite)
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-        raise AtomhubError(f"{folder} is not a distilled set, so it is not replaced.", "Name another folder.")
 
 
 def read(folder: Path) -> DistilledDataset:
@@ -72,7 +64,8 @@ def read(folder: Path) -> DistilledDataset:
         NotFoundError: the folder holds no distilled set.
         IntegrityError: something does not match; the sentence names the file.
     """
-    manifest = read_manifest(folder)
+    data = _read_json(folder)
+    manifest = _validated(data, folder)
     for name in DIGESTED:
         if name not in manifest.files:
             raise IntegrityError(f"{folder / MANIFEST} has no digest of {name}.", _RESTORE)
@@ -82,7 +75,7 @@ def read(folder: Path) -> DistilledDataset:
             raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
         if digest != manifest.files[name]:
             raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
-    images, labels = _read_tensors(folder / TENSORS, manifest)
+    images, labels = _read_tensors(folder / TENSORS, manifest, provenance(data))
     return DistilledDataset(images, labels, manifest, folder)
 
 
@@ -91,18 +84,29 @@ _RESTORE = "Distil the set again, or get a fresh copy."
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``manifest.json`` alone; errors as in :func:`read`."""
+    return _validated(_read_json(folder), folder)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{folder} is not a distilled set: it has no {MANIFEST}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
     version = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(data, dict) or not isinstance(version, int) or isinstance(version, bool):
+        raise IntegrityError(f"{path} is not a valid manifest: it names no format_version.", _RESTORE)
+    if version > FORMAT_VERSION:
         raise IntegrityError(
             f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.", "Upgrade atomhub."
         )
+    return data
+
+
+def _validated(data: dict[str, Any], folder: Path) -> Manifest:
+    path = folder / MANIFEST
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
@@ -111,30 +115,45 @@ def read_manifest(folder: Path) -> Manifest:
         raise IntegrityError(f"{path} is not a valid manifest: {where}: {first['msg']}.", _RESTORE) from error
 
 
-def add_result(folder: Path, result: Measurement) -> None:
-    """Store a measurement in the manifest, then in the card; each file is replaced in one step."""
-    manifest = read_manifest(folder).with_result(result)
-    card = cards.dataset_card(manifest)
-    replace_file(folder / MANIFEST, _as_json(manifest).encode())
-    replace_file(folder / CARD, card.encode())
+def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
+    """Store a measurement in the manifest, then in the card; each file is replaced in one step.
+
+    Args:
+        folder: Where the set is.
+        measured: Manifest of the set that was measured.
+        result: What was measured.
+
+    Raises:
+        AtomhubError: another set lies in the folder now, or it cannot be written.
+    """
+    data = _read_json(folder)
+    manifest = _validated(data, folder)
+    if manifest.files.get(TENSORS) != measured.files.get(TENSORS):
+        raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
+    manifest = manifest.with_result(result)
+    path = folder / CARD
+    card = cards.refresh(path.read_text(encoding="utf-8"), manifest) if path.exists() else cards.dataset_card(manifest)
+    # the JSON as it was, so that its provenance stays whatever version wrote it
+    replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
+    replace_file(path, card.encode())
 
 
-def _read_tensors(path: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
+def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, Tensor]:
     classes, source = len(manifest.class_names), manifest.source
     dtype = manifest.recipe.pixels
     shape = [classes * manifest.ipc, source.channels, source.size, source.size]
     expected = {"images": ("U8" if dtype == "uint8" else "F32", shape), "labels": ("I64", shape[:1])}
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("atomhub", "{}"))
+            header = json.loads((file.metadata() or {}).get("atomhub", "null"))
             found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
             for name, what in expected.items():
                 if found.get(name) != what:
                     raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
-    if header.get("provenance") != manifest.provenance():
+    if not isinstance(header, dict) or header.get("provenance") != digest:
         raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", _RESTORE)
     if not torch.equal(labels, torch.arange(classes).repeat_interleave(manifest.ipc)):
         raise IntegrityError(f"{path}: the labels are not {manifest.ipc} of each class in order.", _RESTORE)
@@ -143,8 +162,8 @@ def _read_tensors(path: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _as_json(manifest: Manifest) -> str:
-    return json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+def _as_json(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _digest(path: Path) -> str:
@@ -169,7 +188,7 @@ def _draw_curve(manifest: Manifest, path: Path) -> None:
         right = axes.twinx()
         right.plot(*zip(*manifest.accuracy_history, strict=True), "o-", color="tab:orange")
         right.set_ylabel("test accuracy of one network (%)", color="tab:orange")
-    axes.set_title(manifest.name.replace("$", r"\$"), loc="left")
+    axes.set_title(manifest.name, loc="left")
     figure.savefig(path, dpi=120)
 
 

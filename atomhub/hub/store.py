@@ -55,13 +55,13 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in sets().glob(f"*/{layout.MANIFEST}") if not p.parent.name.startswith("."))
 
 
-def manifests() -> tuple[list[Manifest], list[AtomhubError]]:
-    """Return the manifests of the sets in the store, without opening their tensors, and what is wrong with others."""
-    good: list[Manifest] = []
+def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:
+    """Return the manifests of the sets in the store by folder, tensors unopened, and what is wrong with others."""
+    good: dict[Path, Manifest] = {}
     bad: list[AtomhubError] = []
-    for name in names():
+    for folder in (sets() / name for name in names()):
         try:
-            good.append(layout.read_manifest(sets() / name))
+            good[folder] = layout.read_manifest(folder)
         except AtomhubError as error:
             bad.append(error)
     return good, bad
@@ -79,6 +79,9 @@ def remove(name: str) -> None:
     """Delete a set from the store; NotFoundError if it is not there."""
     folder = check_stored(name)
     try:
-        shutil.rmtree(folder.rename(folder.with_name(f".{name}.{os.getpid()}")))
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder.rename(folder.with_name(f".{name}.{os.getpid()}")))
     except OSError as error:
         raise cannot_write(folder, error) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,17 +15,17 @@ from torch import Tensor, nn
 from atomhub.core import draws
 from atomhub.core.networks import find_network
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import UsageError
+from atomhub.errors import AtomhubError, AtomhubWarning, UsageError, check_whole
 from atomhub.manifest import Measurement, Score
-from atomhub.pipeline import describe_device, find_device
-from atomhub.sources import RealData, reopen
+from atomhub.pipeline import describe_device, enough_memory, find_device
+from atomhub.sources import RealData
 from atomhub.training.protocols import find_protocol
 from atomhub.training.trainer import accuracy, fit, seeded
 
 Baseline = Literal["random", "whole"]
 Network = str | Callable[[], nn.Module]
 Progress = Callable[[str, int, int], None]
-"""Called with what is trained (``distilled``, ``random`` or ``whole``), runs done and runs in all."""
+"""Called with what is trained (``distilled``, ``random``, ``whole`` or ``rounded``), networks done and in all."""
 
 
 def evaluate(
@@ -32,16 +34,17 @@ def evaluate(
     protocol: str = "dm",
     runs: int = 5,
     *,
-    baseline: Sequence[Baseline] = ("random",),
+    baseline: Sequence[Baseline] | None = ("random",),
     seed: int = 0,
     device: str = "auto",
-    source: str | None = None,
+    source: str | Path | RealData | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
-    The result is stored in the set's manifest and card if the set is on disk. Run r of the set and of every baseline
-    uses seed ``seed + r`` for weights, order and augmentation, so they are paired.
+    The result goes into ``distilled.manifest`` and, if the set is on disk, into its manifest and card. Run r of the set
+    and of every baseline uses seed ``seed + r`` for weights, order and augmentation, so they are paired. A float32 set
+    is measured rounded to 8 bits as well, which is what its parquet holds.
 
     Args:
         distilled: The set.
@@ -50,56 +53,77 @@ def evaluate(
         protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
         runs: Networks to train; the literature asks for 5 or more.
         baseline: ``random``: as many random real images per class, drawn anew for every run; ``whole``: the whole
-            training set.
+            training set; None or empty: neither.
         seed: Seed of the first run.
         device: ``auto``, ``cpu`` or ``cuda``.
-        source: Where a local source lies now, if it is not in this machine's cache.
-        progress: Told after every run.
+        source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
+        progress: Told after every network.
 
     Raises:
-        UsageError: an unknown network, protocol or baseline, or no run at all.
+        UsageError: an unknown network, protocol or baseline, or a number that is not possible.
         NotFoundError: the source or its test split is not at hand.
+        SourceError: the source has other classes than the set.
     """
-    if runs < 1:
-        raise UsageError(f"runs cannot be {runs}: train 1 or more networks.")
-    for kind in baseline:
+    check_whole("runs", runs, 1)
+    check_whole("seed", seed, 0)
+    kinds: list[Literal["random", "whole", "rounded"]] = []
+    for kind in baseline or ():
         if kind not in ("random", "whole"):
             raise UsageError(f"There is no baseline {kind!r}.", "Use random or whole.")
+        kinds.append(kind)
+    if distilled.images.is_floating_point():
+        kinds.append("rounded")
     rules, where = find_protocol(protocol), find_device(device)
     build, label = _builder(network, distilled)
-    real = reopen(distilled.manifest.source, source)
-    test_images, test_labels = distilled.test_split(source)
+    real = distilled.real(source)
+    test_images, test_labels = distilled.test_split(real)
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
+    trained = 0
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
+        nonlocal trained
         start, found = time.perf_counter(), []
         for run in range(runs):
             images, labels = training_set(seed + run)
-            with seeded(seed + run, where):
+            with seeded(seed + run, where), enough_memory("use a smaller network"):
                 model = build().to(where)
                 fit(model, images.to(where), labels.to(where), rules, operations, classes)
-            found.append(accuracy(model, test_images, test_labels, distilled.normalization, where))
+                found.append(accuracy(model, test_images, test_labels, distilled.normalization, where))
+            trained += 1
             if progress:
-                progress(kind, run + 1, runs)
+                progress(kind, trained, runs * (1 + len(kinds)))
         return summary(found, time.perf_counter() - start)
 
-    tensors = distilled.as_tensors()
-    sets = {"random": lambda s: random_real(distilled, real, s), "whole": lambda s: whole_real(distilled, real)}
+    sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+        "distilled": lambda _: distilled.as_tensors(),
+        "random": lambda s: random_real(distilled, real, s),
+        "whole": lambda _: whole_real(distilled, real),
+        "rounded": lambda _: (distilled.normalize(distilled.pixels8()), distilled.labels),
+    }
     result = Measurement(
         protocol=protocol,
         network=label,
-        score=score("distilled", lambda _: tensors),
-        baseline={kind: score(kind, sets[kind]) for kind in baseline},
+        score=score("distilled", sets["distilled"]),
+        baseline={kind: score(kind, sets[kind]) for kind in kinds},
         seed=seed,
         test_images=len(test_labels),
         device=describe_device(where),
     )
-    if distilled.path is not None:
-        from atomhub.hub import layout
-
-        layout.add_result(distilled.path, result)
+    _keep(distilled, result)
     return result
+
+
+def _keep(distilled: DistilledDataset, result: Measurement) -> None:
+    """Record a result in the set and, where it lies on disk, there; a measurement is never lost to a failed write."""
+    from atomhub.hub import layout
+
+    if distilled.path is not None:
+        try:
+            layout.add_result(distilled.path, distilled.manifest, result)
+        except (AtomhubError, OSError) as error:
+            warnings.warn(f"The result was not stored with the set: {error}", AtomhubWarning, stacklevel=3)
+    distilled.manifest = distilled.manifest.with_result(result)
 
 
 def summary(accuracies: Sequence[float], seconds: float) -> Score:
@@ -119,7 +143,7 @@ def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple
     """Return as many random real training images as the set has, normalised (N, C, H, W), with labels (N,)."""
     classes, ipc = len(real.class_names), distilled.manifest.ipc
     offsets = real.train.offsets(classes)
-    members = draws.sample(seed, draws.INIT, 0, range(classes), offsets[1:] - offsets[:-1], ipc)
+    members = draws.sample(seed, draws.BASELINE, 0, range(classes), offsets[1:] - offsets[:-1], ipc)
     rows = (members + offsets[:-1, None]).flatten()
     return distilled.normalize(torch.from_numpy(real.train.images[rows])), torch.from_numpy(real.train.labels[rows])
 
@@ -132,7 +156,16 @@ def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Ten
 def _builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
     """Return how to build a network, and the label it is reported under."""
     if not isinstance(network, str):
-        return network, getattr(network, "__name__", type(network).__name__)
+        if isinstance(network, nn.Module) or not callable(network):
+            raise UsageError(
+                f"The network cannot be {type(network).__name__}: every run needs a new one.",
+                "Give a function that returns a new model, such as lambda: MyNet().",
+            )
+        named = getattr(network, "__name__", "<lambda>")
+        if named == "<lambda>":
+            with seeded(0, torch.device("cpu")):
+                named = type(network()).__name__
+        return network, named
     make, recipe, info = find_network(network), distilled.manifest.recipe, distilled.manifest.source
     options = {"width": recipe.width, "depth": recipe.depth, "norm": recipe.norm}
     label = f"{network} (width {recipe.width}, depth {recipe.depth}, {recipe.norm} norm)"
