@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +16,9 @@ import torch
 import atomhub
 from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
+from atomhub.devices import describe_device, enough_memory, find_device
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubError, SourceError, UsageError, check_whole
+from atomhub.errors import SourceError, UsageError, check_whole
 from atomhub.manifest import Manifest, check_name
 from atomhub.recipe import TUNED, Recipe
 from atomhub.sources import RealData, open_source
@@ -151,41 +150,9 @@ def _call(
     return f"atomhub.distill({', '.join(words)})"
 
 
-@contextmanager
-def enough_memory(way_out: str) -> Iterator[None]:
-    """Turn the many ways of running out of memory into a sentence with the way out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate|enough memory", str(error)):
-            raise
-        raise AtomhubError("There is not enough memory for this.", f"To need less, {way_out}.") from error
-
-
 def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe to use for a source: a preset with the source's tuned values, then the overrides."""
     if isinstance(recipe, Recipe):
         return recipe.replace(**(overrides or {}))
     preset = not str(recipe).endswith(".toml")
     return Recipe.named(recipe, {**(TUNED.get(source, {}) if preset else {}), **(overrides or {})})
-
-
-def find_device(device: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; UsageError for any other."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = device.partition(":")
-    if device != "cpu" and (kind != "cuda" or (device != "cuda" and not index.isdecimal())):
-        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"The device {device!r} was asked for, but torch finds no CUDA GPU here.", "Use --device cpu.")
-    if index and int(index) >= torch.cuda.device_count():
-        raise UsageError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} GPUs.")
-    return torch.device(device)
-
-
-def describe_device(device: torch.device) -> str:
-    """Return what a reader of a result needs to know of the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -55,9 +55,10 @@ def distill(
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
     """
     import atomhub
+    from atomhub.devices import find_device
     from atomhub.files import check_target
     from atomhub.hub import layout, store
-    from atomhub.pipeline import choose_recipe, find_device
+    from atomhub.pipeline import choose_recipe
     from atomhub.sources import SourceOptions
 
     overrides = _overrides(settings, iterations)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -179,15 +180,72 @@ def test_an_existing_name_is_refused_before_the_work(run):
     assert run("distill", "digits", "--ipc", 1, *BRIEF, "--overwrite")[0] == 0
 
 
-def test_a_traceback_only_with_debug(run):
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    monkeypatch.chdir(tmp_path / "full")
+    for output, words in (
+        (".", "is the folder you are in"),
+        ("/dev/null/set", "part of the path is a file"),
+        (tmp_path / "file", "'file' already exists"),
+        (tmp_path / "full" / "..", "already exists"),
+    ):
+        code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--output", output)
+        assert code == 1
+        assert words in err
+    code, _, err = run(
+        "distill", "digits", "--ipc", 1, "--iterations", 10**9, "--output", tmp_path / "file", "--overwrite"
+    )
+    assert (code, "not a distilled set" in err) == (1, True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(home):
+    process = spawn("distill", "someone/pictures", "--ipc", "1", env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1"})
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Error: The Hub cannot be reached to read 'someone/pictures'" in err
+    assert "Hint: Check the network." in err
+
+
+def test_a_traceback_only_with_debug(run, monkeypatch):
     assert "Traceback" not in run("info", "nothing")[2]
     assert "Traceback" in run("info", "nothing", "--debug")[2]
+    monkeypatch.setenv("ATOMHUB_DEBUG", "1")
+    assert "Traceback" in run("info", "nothing")[2]
+
+
+def test_names_from_strangers_cannot_steer_the_terminal(run, photos):
+    for split in ("train", "test"):
+        (photos / split / "cat").rename(photos / split / "\x1b[2J\x1b]0;cat")
+    assert run("distill", photos, "--ipc", 1, *BRIEF)[0] == 0
+    assert "\x1b" not in run("info", "photos-ipc1")[1]
+
+
+def test_a_set_is_listed_under_the_name_that_loads_it(run, home):
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    (home / "sets" / "digits-ipc1").rename(home / "sets" / "renamed")
+    (entry,) = json.loads(run("list", "--json")[1])["sets"]
+    assert (entry["name"], entry["path"]) == ("renamed", str(home / "sets" / "renamed"))
+    assert run("info", entry["name"])[0] == 0
+
+
+def test_output_to_nowhere(home):
+    """Standard streams may be closed, and a reader may have seen enough."""
+    process = spawn("recipes", preexec_fn=lambda: (os.close(0), os.close(2)))
+    assert "atom" in process.communicate(timeout=60)[0]
+    assert process.returncode == 0
 
 
 def test_removing_asks_first(run, home, monkeypatch):
     assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
     monkeypatch.setattr(click.termui, "visible_prompt_func", lambda _: "n")
     assert "Kept." in run("remove", "digits-ipc1")[2]
+    process = spawn("remove", "digits-ipc1", stdin=subprocess.DEVNULL)
+    assert "say --yes" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert (home / "sets" / "digits-ipc1").exists()
     assert (home / "sets" / "digits-ipc1").exists()
 
 

@@ -1,12 +1,13 @@
 """Training and measuring: protocols as data, honest numbers, baselines under the same rules."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 import atomhub
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.training import trainer
 from atomhub.training.evaluation import random_real, summary
 from atomhub.training.protocols import PROTOCOLS, Protocol
@@ -62,6 +63,47 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
     assert json.loads((saved.path / "manifest.json").read_text())["results"][0]["score"]["runs"] == 2
 
 
+def test_fewer_runs_never_take_the_place_of_more(home, digits1):
+    saved = digits1.save()
+    for runs in (2, 1):
+        atomhub.evaluate(saved, tiny, "quick", runs=runs, baseline=None)
+    assert [r.score.runs for r in atomhub.load(saved.name).manifest.results] == [2, 1]
+
+
+def test_a_set_measured_in_memory_keeps_its_results_when_saved(home, digits1):
+    result = atomhub.evaluate(digits1, tiny, "quick", runs=1, baseline=None)
+    assert atomhub.load(digits1.save().path).manifest.results == (result,)
+
+
+def test_a_result_is_returned_even_if_it_cannot_be_stored(home, digits1):
+    saved = digits1.save()
+    shutil.rmtree(saved.path)
+    with pytest.warns(AtomhubWarning, match="not stored with the set"):
+        assert atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None).score.runs == 1
+
+
+def test_a_result_is_never_stored_with_another_set(home, digits1):
+    saved = digits1.save()
+    atomhub.distill("digits", 1, overrides={"iterations": 1}).save(overwrite=True)
+    with pytest.warns(AtomhubWarning, match="Another set lies in"):
+        atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None)
+    assert atomhub.load(saved.name).manifest.results == ()
+
+
+def test_a_float_set_is_measured_rounded_to_8_bits_as_well(home):
+    overrides = {"iterations": 3, "pixels": "float32"}
+    saved = atomhub.distill("digits", 1, overrides=overrides).save()
+    assert "not measured yet" in (saved.path / "README.md").read_text()
+    result = atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None)
+    change = f"{result.baseline['rounded'].mean - result.score.mean:+.1f} points."
+    assert change in (saved.path / "README.md").read_text()
+    assert abs(result.baseline["rounded"].mean - result.score.mean) < 10
+
+
+def test_a_nameless_network_is_called_by_its_class(home, digits1):
+    assert atomhub.evaluate(digits1, lambda: tiny(), "quick", runs=1, baseline=None).network == "Sequential"
+
+
 def test_the_whole_training_set_is_a_baseline_too(home, digits1, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "brief", Protocol(3, 256, "test"))
     result = atomhub.evaluate(digits1, tiny, "brief", runs=1, baseline=("random", "whole"))
@@ -92,6 +134,89 @@ def test_spread_is_the_sample_standard_deviation():
     assert summary([90.0], 1.0).std == 0
 
 
+class Recorder(torch.nn.Module):
+    """Keeps the batches it was given, and answers with its bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(10))
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(images.detach().clone())
+        return self.bias.expand(len(images), 10) * self.weight
+
+
+def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits1):
+    made = []
+
+    def network():
+        made.append(tiny())
+        return made[-1]
+
+    weights = []
+    plain = trainer.fit
+
+    def fit(model, *arguments):
+        weights.append(model[1].weight.detach().clone())
+        plain(model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atomhub.training.evaluation.fit", fit)
+        atomhub.evaluate(digits1, network, "quick", runs=2)
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[1], weights[3])
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_training_batches_are_augmented_and_mixed_as_the_protocol_says():
+    images, labels = torch.rand(8, 1, 16, 16) + 1, torch.arange(8)
+    for operations, cutmix, changed in (((), 0.0, False), (("cutout",), 0.0, True), ((), 1.0, True)):
+        model = Recorder()
+        torch.manual_seed(0)
+        trainer.fit(model, images, labels, Protocol(1, 8, "test", cutmix=cutmix), operations, 10)
+        (batch,) = model.batches
+        same = {tuple(i.flatten().tolist()) for i in batch} == {tuple(i.flatten().tolist()) for i in images}
+        assert same != changed
+
+
+def test_momentum_and_weight_decay_are_those_of_the_protocol():
+    def trained(**rules):
+        model = Recorder()
+        with torch.no_grad():
+            model.bias.copy_(torch.arange(10.0))
+        trainer.fit(model, torch.zeros(8, 1, 4, 4), torch.arange(8), Protocol(3, 8, "test", lr=0.1, **rules), (), 10)
+        return model.bias.detach()
+
+    bias = torch.arange(10.0).requires_grad_()
+    weight = torch.ones((), requires_grad=True)
+    velocity = [torch.zeros(10), torch.zeros(())]
+    for epoch in range(3):  # written out: SGD with momentum 0.9, decay 5e-4, the rate dropped after half the epochs
+        loss = torch.nn.functional.cross_entropy((bias * weight).expand(8, 10), torch.arange(8))
+        gradients = torch.autograd.grad(loss, (bias, weight))
+        with torch.no_grad():
+            for i, (p, g) in enumerate(zip((bias, weight), gradients, strict=True)):
+                velocity[i] = 0.9 * velocity[i] + g + 5e-4 * p
+                p -= (0.1 if epoch < 2 else 0.01) * velocity[i]
+    assert torch.allclose(trained(), bias, atol=1e-6)
+    assert not torch.allclose(trained(momentum=0.0), bias, atol=1e-6)
+    assert not torch.allclose(trained(decay=0.1), bias, atol=1e-6)
+
+
+def test_digits_are_not_mirrored_while_measuring(home, digits1, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "mirror", Protocol(2, 256, "test", augmentation=("flip",)))
+    models = []
+
+    def network():
+        models.append(Recorder())
+        return models[-1]
+
+    atomhub.evaluate(digits1, network, "mirror", runs=1, baseline=None)
+    plain = {tuple(i.flatten().tolist()) for i in digits1.as_tensors()[0]}
+    assert {tuple(i.flatten().tolist()) for i in models[0].batches[0]} == plain
+
+
 def test_the_learning_rate_drops_where_the_protocol_says(monkeypatch):
     rates = []
     step = torch.optim.SGD.step
@@ -113,6 +238,7 @@ def test_a_training_loss_that_is_not_finite_names_the_epoch():
         ({"protocol": "dn"}, "(?s)no protocol 'dn'.*dm"),
         ({"runs": 0}, "runs cannot be 0"),
         ({"baseline": ("herd",)}, "no baseline 'herd'"),
+        ({"network": torch.nn.Linear(1, 1)}, "(?s)network cannot be Linear.*returns a new model"),
     ],
 )
 def test_impossible_arguments(digits1, arguments, message):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from atomhub.core import draws
 from atomhub.core.networks import find_network
+from atomhub.devices import describe_device, enough_memory, find_device
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError, check_whole
 from atomhub.manifest import Measurement, Score
-from atomhub.pipeline import describe_device, enough_memory, find_device
 from atomhub.sources import RealData
 from atomhub.training.protocols import find_protocol
 from atomhub.training.trainer import accuracy, fit, seeded

@@ -91,6 +91,29 @@ def test_draws_of_an_iteration_do_not_depend_on_those_before_it():
         assert torch.equal(a, b)
 
 
+def test_every_iteration_has_a_network_of_its_own():
+    engine = make_engine()
+    engine.draw(0)
+    first = [p.clone() for p in engine.network.parameters() if p.dim() > 1]
+    engine.draw(1)
+    assert not any(
+        torch.equal(a, b) for a, b in zip(first, (p for p in engine.network.parameters() if p.dim() > 1), strict=True)
+    )
+
+
+def test_images_move_by_sgd_with_the_learning_rate_and_momentum_of_the_recipe():
+    engine = make_engine(pixels="float32", image_lr=0.01, image_momentum=0.7, loss_scale=1.0)
+    expected, velocity = engine.synthetic.images.detach().clone(), 0
+    for iteration in range(3):
+        engine.synthetic.zero_grad()
+        engine.loss(iteration).backward()
+        velocity = 0.7 * velocity + engine.synthetic.images.grad
+        pixels = engine.normalization.undo(expected - 0.01 * velocity).clamp(0, 1)
+        expected = engine.normalization.apply(pixels)
+        engine.step(iteration)
+        assert torch.allclose(engine.synthetic.images, expected, atol=1e-9)
+
+
 def test_real_batches_hold_images_of_their_class_without_repeats():
     engine = make_engine()
     for iteration in range(20):

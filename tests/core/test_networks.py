@@ -36,12 +36,18 @@ def test_reinitialising_draws_what_pytorch_draws_by_default():
     places = [p.data_ptr() for p in network.parameters()]
     network.reinitialise(torch.Generator().manual_seed(0))
     assert places == [p.data_ptr() for p in network.parameters()]
+    torch.manual_seed(0)
     fresh = ConvNet(3, 10, 32, width=64)
-    for new, usual in zip(network.parameters(), fresh.parameters(), strict=True):
-        if new.numel() > 1000:  # enough to estimate from
-            assert new.std().item() == pytest.approx(usual.std().item(), rel=0.1)
-        assert new.abs().max().item() == pytest.approx(usual.abs().max().item(), rel=0.5, abs=1e-6)
-    assert network.convolutions[1].weight.abs().max() <= 1 / math.sqrt(64 * 9)
+    for module, usual in zip(network.modules(), fresh.modules(), strict=True):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())  # uniform within it
+            for m in (module, usual):
+                assert m.weight.abs().max() <= bound
+                assert m.bias.abs().max() <= bound
+                assert m.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        elif isinstance(module, torch.nn.GroupNorm):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
 
 
 def test_an_unknown_network_is_refused_with_the_closest_match():
