@@ -1,21 +1,29 @@
-"""Where to compute, and what to say when it does not fit."""
+"""Where to compute, with how many processes, and what to say when it does not fit."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
+from atomhub.core.parallel import Team
 from atomhub.errors import AtomhubError, UsageError
 
 
 def find_device(device: str) -> torch.device:
     """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; UsageError for any other."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun: a GPU each
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, _, index = device.partition(":")
     if device != "cpu" and (kind != "cuda" or (device != "cuda" and not index.isdecimal())):
         raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.")
@@ -42,3 +50,70 @@ def enough_memory(way_out: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate|enough memory", str(error)):
             raise
         raise AtomhubError("There is not enough memory for this.", f"To need less, {way_out}.") from error
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Team]:
+    """Join the processes that ``torchrun`` started, if it did, for the block.
+
+    Args:
+        device: Where this process computes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Team()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team()
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_of_machine(team: Team) -> Iterator[None]:
+    """Run the block in one process of every machine first, then in the others: what it caches is made once."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not first:
+        team.wait()
+    yield
+    if first:
+        team.wait()
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def keep_large_buffers() -> None:
+    """Let this process keep large freed buffers for the next operation, where the C library is glibc.
+
+    By default glibc maps every large buffer anew and the system clears its pages, which takes about half the time of
+    the convolutions on a CPU. It holds for the whole process, which keeps the memory it once had.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: buffers up to 1 GiB come from the heap
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and go back to it
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far, in bytes: of the GPU by tensors, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes from a number of them or text such as ``8GiB``, ``500 MB``; UsageError otherwise."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", str(size), re.IGNORECASE)
+    if not found or isinstance(size, bool):
+        raise UsageError(f"The memory cannot be {size!r}.", "Use a number with a unit, such as 8GiB.")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(unit.lower()) if unit else 0))

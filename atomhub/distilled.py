@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atomhub.core import siamese
-from atomhub.core.whitening import Normalization
+from atomhub.core.whitening import Normalization, Whitening
 from atomhub.decoding import to_pixels
 from atomhub.errors import NotFoundError, UsageError, closest
 from atomhub.manifest import Manifest
@@ -39,12 +39,14 @@ class DistilledDataset:
         labels: (N,) int64.
         manifest: Provenance, class names, normalisation, measured results (:func:`atomhub.evaluate` adds them).
         path: Folder it was loaded from or saved to; None: in memory only.
+        whitening: ZCA fit on the real training images, where the recipe has it.
     """
 
     images: Tensor
     labels: Tensor
     manifest: Manifest
     path: Path | None = None
+    whitening: Whitening | None = None
 
     @property
     def name(self) -> str:
@@ -58,8 +60,8 @@ class DistilledDataset:
 
     @property
     def normalization(self) -> Normalization:
-        """Mean and standard deviation under which the set was distilled."""
-        return Normalization(self.manifest.mean, self.manifest.std)
+        """Mean and standard deviation, and whitening if any, under which the set was distilled."""
+        return self.whitening or Normalization(self.manifest.mean, self.manifest.std)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +77,7 @@ class DistilledDataset:
             pixels: (..., C, H, W), uint8 in 0..255 or float in 0..1: synthetic or real.
 
         Returns:
-            float32, per channel (pixels / 255 - mean) / std.
+            float32, per channel (pixels / 255 - mean) / std, then whitened if the recipe has ``zca``.
         """
         return self.normalization.apply(pixels)
 
@@ -199,15 +201,14 @@ class DistilledDataset:
 
         Arguments and errors as in :meth:`real`.
         """
-        return _tensors(self.real(source).test)
+        test = self.real(source).test
+        if test is None:
+            raise AssertionError("real() has seen to it")
+        return torch.tensor(test.images), torch.from_numpy(test.labels)
 
     def with_manifest(self, manifest: Manifest) -> DistilledDataset:
         """Return the same images under another manifest."""
         return replace(self, manifest=manifest)
-
-
-def _tensors(split: Any) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(split.images), torch.from_numpy(split.labels)
 
 
 @dataclass(frozen=True)

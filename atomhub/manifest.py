@@ -124,9 +124,11 @@ class Manifest(_Data):
         seed: Seed of the distillation.
         mean: Per channel, in units of pixels in 0..1; with ``std`` the normalisation networks expect.
         history: (iteration, loss) pairs of the distillation, thinned.
+        clipped_history: (iteration, share of pixel values that a step pushed out of 0..1) pairs.
         accuracy_history: (iteration, accuracy in percent) of one network under ``quick``, where it was asked for;
             drawn, never used to choose anything.
         seconds: Wall time of the distillation.
+        peak_memory: Most bytes used by it: of a GPU by tensors, of a CPU by the process; with several, by the first.
         versions: Of the packages that matter.
         command: How to make the set again.
         created: UTC time, ISO 8601.
@@ -145,8 +147,10 @@ class Manifest(_Data):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     history: tuple[tuple[int, float], ...] = ()
+    clipped_history: tuple[tuple[int, float], ...] = ()
     accuracy_history: tuple[tuple[int, float], ...] = ()
     seconds: float
+    peak_memory: int | None = None
     device: str
     versions: dict[str, str]
     command: str

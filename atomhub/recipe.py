@@ -7,13 +7,15 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from atomhub.errors import UsageError, closest
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+Size = Annotated[int, Field(ge=1, le=2048)]
+Depth = Annotated[int, Field(ge=1, le=8)]
 
 
 def _knob(default: Any, description: str, unit: str, source: str, **bounds: Any) -> Any:
@@ -42,32 +44,49 @@ class Recipe(BaseModel):
     depth: int | None = _knob(
         None, "blocks of the ConvNet; unset: follows the resolution (3 at 32x32)", "blocks", "DM", ge=1, le=8
     )
+    widths: tuple[Size, ...] = _knob(
+        (), "if set: widths to draw a network from at every iteration", "channels", "atomhub"
+    )
+    depths: tuple[Depth, ...] = _knob(
+        (), "if set: depths to draw a network from at every iteration", "blocks", "atomhub"
+    )
     iterations: int = _knob(8000, "distillation iterations, a fresh network each", "iterations", "DataDAM", ge=1)
     real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
-    init: Literal["real", "noise"] = _knob("real", "initial synthetic images", "-", "DM")
+    init: Literal["real", "noise", "herding", "kmeans"] = _knob(
+        "real",
+        "initial synthetic images: random real, noise, or real ones nearest the class mean or centres",
+        "-",
+        "DM",
+    )
+    zca: bool = _knob(
+        False, "whiten images by ZCA (eps 0.1), fit on the training images, after mean and std", "-", "DataDAM"
+    )
     augmentation: tuple[Operation, ...] = _knob(
         ("color", "crop", "cutout", "flip", "scale", "rotate"), "siamese augmentation, one drawn a step", "-", "DSA"
     )
     pixels: Literal["uint8", "float32"] = _knob(
         "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = _knob(
+        "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it", "-", "atomhub"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("true and false are not numbers")
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) != (info.field_name == "zca"):
+            raise ValueError("use true or false" if info.field_name == "zca" else "true and false are not numbers")
         return value
 
     @model_validator(mode="after")
     def _some_term(self) -> Recipe:
         if self.spatial == self.channel == self.feature == 0:
             raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
-        if self.depth == 1 and self.feature == 0:
+        if self.feature == 0 and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
         return self
 
@@ -121,7 +140,7 @@ class Recipe(BaseModel):
         if self.name not in PRESETS:
             return self.name
         preset = Recipe.named(self.name)
-        follow = {"depth", "image_lr"}  # filled in from the data, see resolved()
+        follow = {"depth", "image_lr", "precision"}  # filled in from the data, see resolved()
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
         changed = [
@@ -143,9 +162,10 @@ class Recipe(BaseModel):
             UsageError: the recipe's depth does not fit the resolution.
         """
         depth = self.depth or default_depth(size)
-        if size < 2 ** (depth + 1):
+        if size < 2 ** (max(depth, *self.depths, 0) + 1):
             raise UsageError(
-                f"Recipe field 'depth' cannot be {depth} at {size}x{size} pixels: too little is left after pooling.",
+                f"Recipe field 'depth' cannot be {max(depth, *self.depths, 0)} at {size}x{size} pixels: "
+                "too little is left after pooling.",
                 f"Use depth {default_depth(size)} or fewer, or larger images (--size).",
             )
         return self.replace(
@@ -177,12 +197,16 @@ def allowed_values(key: str) -> str:
     schema = Recipe.model_json_schema()["properties"][key]
     options = [schema, *schema.get("anyOf", [])]
     words = [f"one of {', '.join(map(str, o['enum']))}" for o in options if "enum" in o]
-    words += [f"a list of {', '.join(o['items']['enum'])}" for o in options if "items" in o]
+    words += [f"a list of {', '.join(o['items']['enum'])}" for o in options if "enum" in o.get("items", {})]
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    for option in options:
+    for option in [*options, *(o["items"] for o in options if "items" in o)]:
         limits = " and ".join(f"{sign} {option[bound]:g}" for bound, sign in signs.items() if bound in option)
         if option.get("type") in ("integer", "number"):
-            words.append(f"{'a whole number' if option['type'] == 'integer' else 'a number'} {limits}".strip())
+            one = option in options
+            kind = {"integer": "whole number", "number": "number"}[option["type"]]
+            words.append(f"{f'a {kind}' if one else f'a list of {kind}s'} {limits}".strip())
+        elif option.get("type") == "boolean":
+            words.append("true or false")
         elif option.get("type") == "string" and "enum" not in option:
             words.append("text")
     return ", or ".join(words + ["unset"] * any(o.get("type") == "null" for o in options))
@@ -201,8 +225,9 @@ def _parsed(key: str, value: Any) -> Any:
     """Read a command line value: TOML literal where it is one, a comma list for tuples, else plain text."""
     if not isinstance(value, str) or key == "name":
         return value
-    if key == "augmentation" and not value.startswith("["):
-        return tuple(part.strip() for part in value.split(",") if part.strip() not in ("", "none"))
+    if key in ("augmentation", "widths", "depths") and not value.startswith("["):
+        parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
+        return tuple(parts if key == "augmentation" else (_parsed("", part) for part in parts))
     if value in ("auto", "unset") and key in ("depth", "image_lr"):
         return None
     try:

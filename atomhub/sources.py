@@ -460,8 +460,7 @@ def _open_cache(folder: Path) -> RealData | None:
     """Open decoded images; None where there are none, or damaged ones."""
 
     def split(name: str) -> Split:
-        # copy-on-write: torch wants writable memory, and the cache must stay as it is
-        return Split(np.load(folder / f"{name}.npy", mmap_mode="c"), np.load(folder / f"{name}_labels.npy"))
+        return Split(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}_labels.npy"))
 
     try:
         meta = json.loads((folder / "meta.json").read_text())

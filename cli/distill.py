@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .output import Steps, device_option, json_option, print_json, say, seed_option
+from .output import Steps, device_option, json_option, print_data, print_json, say, seed_option
 
 
 @click.command()
@@ -28,6 +28,10 @@ from .output import Steps, device_option, json_option, print_json, say, seed_opt
 @click.option("--overwrite", is_flag=True, help="Replace a set of the same name.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure one quick network every N iterations, for the curve.")  # fmt: skip
+@click.option("--memory", metavar="8GiB", help="Limit for the work of an iteration.  [default: as fast as possible]")
+@click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
+              help="Iterations between checkpoints.")  # fmt: skip
+@click.option("--resume/--no-resume", default=None, help="Go on with an unfinished run of this name, or start it anew.")
 @click.option("--size", type=int, metavar="PIXELS", help="Resize the real images to this side.")
 @click.option("--image-column", metavar="NAME", help="Column of the images.")
 @click.option("--label-column", metavar="NAME", help="Column of the classes.")
@@ -41,51 +45,59 @@ from .output import Steps, device_option, json_option, print_json, say, seed_opt
 @json_option
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, seed: int, device: str,
-    name: str | None, output: Path | None, overwrite: bool, measure_every: int, as_json: bool, **options: Any,
+    name: str | None, output: Path | None, overwrite: bool, measure_every: int, memory: str | None,
+    checkpoint_every: int, resume: bool | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Distil SOURCE into a few synthetic images per class and keep them.
 
     SOURCE is digits (built in), a known name (mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet,
-    imagenette), a local image, parquet or arrow folder, or a Hub data set (user/name).
+    imagenette), a local image, parquet or arrow folder, or a Hub data set (user/name). A run that was interrupted goes
+    on with --resume. Under torchrun, processes share the classes.
 
     \b
     Examples:
       atomhub distill digits --ipc 10
       atomhub distill cifar10 --ipc 10 --recipe atom --iterations 2000
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
+      torchrun --nproc-per-node 8 -m atomhub distill cifar100 --ipc 50
     """
     import atomhub
-    from atomhub.devices import find_device
-    from atomhub.files import check_target
+    from atomhub.devices import find_device, first_of_machine, parse_size, processes
+    from atomhub.files import check_target, home
     from atomhub.hub import layout, store
     from atomhub.pipeline import choose_recipe
     from atomhub.sources import SourceOptions
 
     overrides = _overrides(settings, iterations)
     chosen = choose_recipe(recipe, source, overrides)
-    find_device(device)
+    where = find_device(device)
+    if memory is not None:
+        parse_size(memory)
     if name is not None:
         store.place(name)  # an impossible name is told before the work
-    real = atomhub.open_source(source, SourceOptions(**options))
-    for note in real.info.notes:
-        say(f"Note: {note}")
-    name = name or f"{real.name}-ipc{ipc}"
-    target = (output or store.place(name)).expanduser().absolute()
-    check_target(target, overwrite, layout.MANIFEST)
-    with Steps(f"Distilling {name}", quiet=as_json) as steps:
-        distilled = atomhub.distill(
-            real, ipc, chosen, seed=seed, device=device, name=name, measure_every=measure_every,
-            progress=steps.losses,
-            command=_command(real.info.id, ipc, recipe, overrides, seed, options),
-        )  # fmt: skip
-    distilled = distilled.save(target, overwrite)
+    with processes(where) as team:
+        with first_of_machine(team):
+            real = atomhub.open_source(source, SourceOptions(**options))
+        for note in real.info.notes:
+            say(f"Note: {note}")
+        name = name or f"{real.name}-ipc{ipc}"
+        target = (output or store.place(name)).expanduser().absolute()
+        check_target(target, overwrite, layout.MANIFEST)
+        with Steps(f"Distilling {name}", quiet=as_json or team.rank > 0) as steps:
+            distilled = atomhub.distill(
+                real, ipc, chosen, seed=seed, device=device, memory=memory, name=name, measure_every=measure_every,
+                checkpoints=home() / "runs" / name, checkpoint_every=checkpoint_every, resume=resume,
+                progress=steps.losses, command=_command(real.info.id, ipc, recipe, overrides, seed, options),
+            )  # fmt: skip
+        if team.rank == 0:
+            distilled = distilled.save(target, overwrite)
     manifest = distilled.manifest
     if as_json:
         print_json({"name": name, "path": str(target), "ipc": ipc, "classes": len(distilled.class_names),
                     "recipe": manifest.recipe.name, "iterations": manifest.recipe.iterations,
                     "seconds": manifest.seconds})  # fmt: skip
         return
-    click.echo(target)
+    print_data(target)
     say(f"Kept {name}: {len(distilled)} images in {manifest.seconds:.0f} s. How good is it? "
         f"atomhub evaluate {shlex.quote(str(output or name))}")  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
     warnings.showwarning = _note
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         # --debug is understood after the command as well
         cli.main([a for a in given if a != "--debug"], prog_name="atomhub", standalone_mode=False)
@@ -65,6 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_explain(error))
 
 
+def _terminated(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def _explain(error: Exception) -> int:
     """Print an error as a sentence with its hint; return the exit code."""
     from atomhub.errors import AtomhubError
@@ -79,9 +85,10 @@ def _explain(error: Exception) -> int:
             "This is a bug: run again with --debug and report it.",
             1,
         )
-    say(f"Error: {message}")
+    # bad usage is the same in all processes of a run, and the first tells
+    say(f"Error: {message}", error=code != 2)
     if hint:
-        say(f"Hint: {hint}")
+        say(f"Hint: {hint}", error=code != 2)
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,22 @@ source_option = click.option(
 )
 
 
-def say(text: str) -> None:
-    """Print a line of talk on standard error."""
-    click.echo(_printable(text), err=True)
+RANK = int(os.environ.get("RANK", "0"))
+"""Number of this process under torchrun; the first alone prints."""
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print a line of talk on standard error; of other processes than the first, errors alone."""
+    if RANK == 0:
+        click.echo(_printable(text), err=True)
+    elif error:
+        click.echo(_printable(f"[process {RANK}] {text}"), err=True)
+
+
+def print_data(line: Any) -> None:
+    """Print a line of data on standard output."""
+    if RANK == 0:
+        click.echo(line)
 
 
 def is_terminal(stream: Any) -> bool:
@@ -45,7 +59,7 @@ def _printable(text: str) -> str:
 
 def print_json(data: Any) -> None:
     """Print one JSON object on standard output."""
-    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    print_data(json.dumps(data, indent=1, ensure_ascii=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

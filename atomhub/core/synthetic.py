@@ -11,8 +11,8 @@ from atomhub.core.whitening import Normalization
 class Synthetic(nn.Module):
     """K*N images that are optimised in normalised space, where the field's learning rates are meant, and kept in 0..1.
 
-    With ``pixels = "uint8"`` the forward pass rounds to 8 bits with a straight-through gradient, so what the networks
-    see during distillation is exactly what is stored.
+    With ``pixels = "uint8"`` networks see the images rounded to 8 bits, with the gradient passed straight through, so
+    what they see during distillation is exactly what is stored.
 
     Args:
         initial: (K, ipc, C, H, W) float pixels in 0..1.
@@ -27,20 +27,29 @@ class Synthetic(nn.Module):
         self.images = nn.Parameter(normalization.apply(initial))
         self.project()
 
-    def forward(self) -> Tensor:
-        """Return the images as networks see them, (K, ipc, C, H, W), normalised."""
+    @torch.no_grad()
+    def seen(self, classes: slice = slice(None)) -> Tensor:
+        """Return the images of some classes as networks see them, (k, ipc, C, H, W), normalised; no gradient."""
+        images = self.images[classes]
         if not self.rounds:
-            return self.images
-        rounded = self.normalization.apply((self.normalization.undo(self.images.detach()) * 255).round() / 255)
-        return rounded + (self.images - self.images.detach())
+            return images.clone()
+        return self.normalization.apply((self.normalization.undo(images) * 255).round() / 255)
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Clamp the images to real colours: pixels in 0..1."""
-        self.images.copy_(self.normalization.apply(self.normalization.undo(self.images).clamp(0, 1)))
+    def project(self) -> Tensor:
+        """Clamp the images to real colours, pixels in 0..1; return the share of values that were outside, a scalar."""
+        pixels = self.normalization.undo(self.images)
+        outside = ((pixels < -1e-4) | (pixels > 1 + 1e-4)).float().mean()  # not what rounding moved
+        self.images.copy_(self.normalization.apply(pixels.clamp(0, 1)))
+        return outside
 
     @torch.no_grad()
     def export(self) -> Tensor:
         """Return the images to store, (K*ipc, C, H, W) on the CPU: uint8 in 0..255, or float32 in 0..1."""
-        pixels = self.normalization.undo(self.images).clamp(0, 1).flatten(0, 1).cpu()
-        return (pixels * 255).round().to(torch.uint8) if self.rounds else pixels.to(torch.float32)
+        return stored(self.images, self.rounds, self.normalization)
+
+
+def stored(images: Tensor, rounds: bool, normalization: Normalization) -> Tensor:
+    """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`."""
+    pixels = normalization.undo(images).clamp(0, 1).flatten(0, 1).cpu()
+    return (pixels * 255).round().to(torch.uint8) if rounds else pixels.to(torch.float32)

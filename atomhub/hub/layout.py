@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from atomhub.core.whitening import Whitening
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
 from atomhub.files import check_target, new_folder, quiet_datasets, replace_file
@@ -24,11 +25,15 @@ from atomhub.manifest import FORMAT_VERSION, Manifest, Measurement, provenance
 TENSORS = "distilled.safetensors"
 MANIFEST = "manifest.json"
 PARQUET = "data/train-00000-of-00001.parquet"
+WHITENING = "whitening.safetensors"
 PREVIEW = "preview.png"
 CURVE = "curve.png"
 CARD = "README.md"
-DIGESTED = (TENSORS, PARQUET, PREVIEW, CURVE)
-"""Files whose SHA-256 the manifest holds: all but itself and the card, which is prose that its owner may edit."""
+
+
+def digested(manifest: Manifest) -> tuple[str, ...]:
+    """Return the files whose SHA-256 the manifest holds: all but itself and the card, which its owner may edit."""
+    return (TENSORS, PARQUET, PREVIEW, CURVE) + (WHITENING,) * manifest.recipe.zca
 
 
 def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
@@ -51,7 +56,11 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
             distilled.as_hf_dataset().to_parquet(str(temporary / PARQUET))
         distilled.preview().save(temporary / PREVIEW)
         _draw_curve(manifest, temporary / CURVE)
-        manifest = manifest.model_copy(update={"files": {name: _digest(temporary / name) for name in DIGESTED}})
+        if distilled.whitening is not None:
+            arrays = {"center": distilled.whitening.center, "matrix": distilled.whitening.matrix}
+            (temporary / WHITENING).write_bytes(save({name: array.contiguous() for name, array in arrays.items()}))
+        files = {name: _digest(temporary / name) for name in digested(manifest)}
+        manifest = manifest.model_copy(update={"files": files})
         (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
     return replace(distilled, manifest=manifest, path=folder)
@@ -66,7 +75,7 @@ def read(folder: Path) -> DistilledDataset:
     """
     data = _read_json(folder)
     manifest = _validated(data, folder)
-    for name in DIGESTED:
+    for name in digested(manifest):
         if name not in manifest.files:
             raise IntegrityError(f"{folder / MANIFEST} has no digest of {name}.", _RESTORE)
         try:
@@ -76,7 +85,8 @@ def read(folder: Path) -> DistilledDataset:
         if digest != manifest.files[name]:
             raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
     images, labels = _read_tensors(folder / TENSORS, manifest, provenance(data))
-    return DistilledDataset(images, labels, manifest, folder)
+    whitening = _read_whitening(folder / WHITENING, manifest) if manifest.recipe.zca else None
+    return DistilledDataset(images, labels, manifest, folder, whitening)
 
 
 _RESTORE = "Distil the set again, or get a fresh copy."
@@ -162,6 +172,19 @@ def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, 
     return images, labels
 
 
+def _read_whitening(path: Path, manifest: Manifest) -> Whitening:
+    size = manifest.source.channels * manifest.source.size**2
+    try:
+        arrays = load_file(path)
+        center, matrix = arrays["center"], arrays["matrix"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+    good = center.shape == (size,) and matrix.shape == (size, size) and center.dtype == matrix.dtype == torch.float32
+    if not good or not bool(center.isfinite().all() and matrix.isfinite().all()):
+        raise IntegrityError(f"{path} is not the whitening of images of {size} numbers.", _RESTORE)
+    return Whitening(manifest.mean, manifest.std, center, matrix)
+
+
 def _as_json(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -175,14 +198,21 @@ def _draw_curve(manifest: Manifest, path: Path) -> None:
     """Draw the loss over iterations and, where it was measured on the way, the accuracy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 3.5 + bool(manifest.clipped_history)), layout="constrained")
+    if manifest.clipped_history:
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        iterations, shares = zip(*manifest.clipped_history, strict=True)
+        below.plot(iterations, [100 * share for share in shares], color="tab:red", linewidth=1)
+        below.set_ylim(bottom=0)
+        below.set_ylabel("clipped\npixels (%)", color="tab:red")
+    else:
+        axes = below = figure.subplots()
     if manifest.history:
         iterations, losses = zip(*manifest.history, strict=True)
         axes.plot(iterations, losses, color="tab:blue", alpha=0.35, linewidth=1)
         axes.plot(iterations, _smooth(losses), color="tab:blue")
         axes.set_yscale("log")
-    axes.set_xlabel("iteration")
+    below.set_xlabel("iteration")
     axes.set_ylabel("loss", color="tab:blue")
     if manifest.accuracy_history:
         right = axes.twinx()

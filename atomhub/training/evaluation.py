@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atomhub.core import draws
 from atomhub.core.networks import find_network
-from atomhub.devices import describe_device, enough_memory, find_device
+from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError, check_whole
 from atomhub.manifest import Measurement, Score
@@ -80,6 +80,7 @@ def evaluate(
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
     trained = 0
+    keep_large_buffers()
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
         nonlocal trained
@@ -150,7 +151,7 @@ def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple
 
 def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
     """Return the whole training set, normalised (N, C, H, W), with labels (N,)."""
-    return distilled.normalize(torch.from_numpy(real.train.images)), torch.from_numpy(real.train.labels)
+    return distilled.normalize(torch.tensor(real.train.images)), torch.from_numpy(real.train.labels)
 
 
 def _builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:

@@ -1,0 +1,199 @@
+"""From images to the vectors that are matched, through networks that are drawn afresh at every iteration.
+
+Under instance norm a fresh network has exact no-ops, which are left out: the norm's affine map is the identity, and the
+norm takes away whatever a convolution's bias adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atomhub.core import draws, mixer
+from atomhub.core.networks import ConvNet
+from atomhub.recipe import Recipe
+
+EPS = 1e-5
+"""Added to variances by PyTorch's norm layers."""
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance of each channel over a whole batch, (C,) each."""
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all processes, differentiably."""
+
+
+class Embedding:
+    """The networks a recipe draws from, and what is matched of an image in the one in use.
+
+    Args:
+        recipe: A resolved recipe.
+        channels: Of the images.
+        classes: K.
+        size: Side of the images in pixels.
+        device: Where to compute.
+        dtype: Of the images and the weights that are drawn.
+        compute: Of the convolutions.
+        compiled: Whether to use ``torch.compile``; where it cannot, all runs as it is.
+        reduce: Adds batch-norm statistics up over processes; None: there is one process.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        channels: int,
+        classes: int,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        compute: torch.dtype,
+        compiled: bool,
+        reduce: Reduce | None = None,
+    ) -> None:
+        self.recipe, self.compute, self.reduce = recipe, compute, reduce
+        kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
+        self.networks = [ConvNet(channels, classes, size, width, depth, recipe.norm) for width, depth in kinds]
+        for network in self.networks:
+            network.requires_grad_(False).to(device, dtype)
+        self.network = self.networks[0]
+        self.generator = torch.Generator(device)
+        self.vectors = Compiled(vectors) if compiled and reduce is None else vectors
+        self.weights: list[Tensor] = []
+        self.biases: list[Tensor] | None = None
+
+    def draw(self, seed: int, iteration: int) -> None:
+        """Choose the network of an iteration and draw its weights in place; a function of (seed, iteration)."""
+        key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
+        self.network = self.networks[key % len(self.networks)]
+        self.generator.manual_seed(key)
+        self.network.reinitialise(self.generator)
+        weights, biases = ([getattr(c, name) for c in self.network.convolutions] for name in ("weight", "bias"))
+        self.weights = [w.to(self.compute, memory_format=torch.channels_last) for w in weights]
+        self.biases = None if self.recipe.norm == "instance" else [b.to(self.compute) for b in biases]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, W) as the convolutions want them: padded, in their precision and layout."""
+        before = self.network.padding // 2
+        after = self.network.padding - before
+        x = F.pad(images, (before, after, before, after)) if self.network.padding else images
+        return x.to(self.compute, memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor, moments: Sequence[Moments] | None = None) -> list[Tensor]:
+        """Return what is matched of normalised images (N, C, H, W): (N, D) float vectors, see :func:`vectors`."""
+        r = self.recipe
+        wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
+        return self.vectors(
+            self.prepare(images), self.weights, self.biases, r.norm, r.power, wanted, moments, self.reduce
+        )
+
+    def moments(self, batches: Callable[[], Any]) -> list[Moments]:
+        """Return the batch-norm statistics of a batch that comes in pieces, layer by layer.
+
+        Args:
+            batches: Called once a layer; gives an iterable of normalised images (N, C, H, W).
+        """
+        known: list[Moments] = []
+        for _ in self.weights:
+            count, mean, square = 0, torch.zeros(()), torch.zeros(())
+            for images in batches():
+                x = mixer.full(activations(self.prepare(images), self.weights, self.biases, known)).double()
+                n, m = x.numel() // x.shape[1], x.mean((0, 2, 3))
+                s = (x - m.view(-1, 1, 1)).square().sum((0, 2, 3))
+                # the update of Chan, Golub and LeVeque (1979) for a mean and a sum of squared deviations
+                mean, square = mean.to(m), square.to(m)
+                delta, count = m - mean, count + n
+                square = square + s + delta.square() * (n * (count - n) / count)
+                mean = mean + delta * (n / count)
+            known.append((mean.to(self.weights[0].dtype), (square / count).to(self.weights[0].dtype)))
+        return known
+
+
+def vectors(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    norm: str,
+    power: float,
+    wanted: tuple[bool, bool, bool],
+    moments: Sequence[Moments] | None,
+    reduce: Reduce | None,
+) -> list[Tensor]:
+    """Return what is matched of every image, in one pass over the network.
+
+    Args:
+        x: (N, C, H, W), normalised and padded.
+        weights: (width, ., 3, 3) for every block.
+        biases: (width,) for every block; None: left out.
+        norm: ``instance``, ``batch`` or ``none``.
+        power: p of the attention maps.
+        wanted: Whether spatial attention, channel attention and features are matched.
+        moments: Batch-norm statistics, where they are not those of ``x``.
+        reduce: Adds sums up over all processes.
+
+    Returns:
+        For each block but the last: (N, H*W) spatial, then (N, width) channel attention; last, (N, D) features, the
+        flattened output of the last block after pooling. Those wanted, in float32 at least.
+    """
+    spatial, channel, feature = wanted
+    out: list[Tensor] = []
+    for layer, weight in enumerate(weights):
+        x = F.conv2d(x, weight, biases[layer] if biases is not None else None, padding=1)
+        x = F.relu(_normalise(x, norm, moments[layer] if moments is not None else None, reduce))
+        if layer < len(weights) - 1 and (spatial or channel):
+            out += mixer.attention(x, power, spatial, channel)
+        x = F.avg_pool2d(x, 2)
+    return [*out, mixer.full(x).flatten(1)] if feature else out
+
+
+def activations(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, moments: Sequence[Moments]
+) -> Tensor:
+    """Return what enters the norm of block ``len(moments)``, given the statistics of those before."""
+    for layer, (weight, known) in enumerate(zip(weights, moments, strict=False)):
+        x = F.conv2d(x, weight, biases[layer] if biases is not None else None, padding=1)
+        x = F.avg_pool2d(F.relu(_normalise(x, "batch", known, None)), 2)
+    layer = len(moments)
+    return F.conv2d(x, weights[layer], biases[layer] if biases is not None else None, padding=1)
+
+
+def _normalise(x: Tensor, norm: str, moments: Moments | None, reduce: Reduce | None) -> Tensor:
+    if norm == "instance":
+        return F.group_norm(x, x.shape[1], eps=EPS)
+    if norm == "none":
+        return x
+    if moments is None and reduce is None:
+        return F.batch_norm(x, None, None, training=True, eps=EPS)
+    mean, variance = moments or _shared_moments(x, reduce)  # type: ignore[arg-type]
+    return (x - mean.view(-1, 1, 1)) * (variance.view(-1, 1, 1) + EPS).rsqrt()
+
+
+def _shared_moments(x: Tensor, reduce: Reduce) -> Moments:
+    """Return the statistics of a batch that is spread over processes."""
+    total = torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])])
+    total = reduce(total)
+    mean = total[:-1] / total[-1]
+    return mean, reduce((x - mean.view(-1, 1, 1)).square().sum((0, 2, 3))) / total[-1].detach()
+
+
+class Compiled:
+    """A function under ``torch.compile``, or as it is where it cannot be compiled (no C++ compiler, say).
+
+    Args:
+        function: What to compile, at its first call for every shape.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.fast: Callable[..., Any] | None = torch.compile(function, dynamic=False)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function."""
+        if self.fast is not None:
+            try:
+                return self.fast(*arguments)
+            except Exception:  # whatever stopped the compiler; a fault of the function itself comes again below
+                self.fast = None
+        return self.function(*arguments)

@@ -1,0 +1,87 @@
+"""Class-parallel work under ``torchrun``: every process owns some classes and draws the same networks.
+
+The loss is a sum over classes, so nothing is exchanged but what is gathered now and then (and the statistics of batch
+norm, which couples the classes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from atomhub.errors import AtomhubError, UsageError
+
+
+class Team:
+    """The processes that share the work; one alone unless ``torch.distributed`` runs.
+
+    Attributes:
+        rank: Number of this process; 0 writes and prints.
+        size: Number of processes.
+    """
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+    def shares(self, classes: int) -> list[NDArray[np.int64]]:
+        """Return the class numbers that each process owns, in order and as even as can be.
+
+        Raises:
+            UsageError: more processes than classes.
+        """
+        if self.size > classes:
+            raise UsageError(
+                f"{self.size} processes cannot share {classes} classes.", f"Use at most {classes} (--nproc-per-node)."
+            )
+        return np.array_split(np.arange(classes, dtype=np.int64), self.size)
+
+    def gather(self, x: Tensor, classes: int) -> Tensor:
+        """Return the rows of all classes, (K, ...) on the CPU, from the (k, ...) of each process; collective."""
+        own = x.detach().cpu().contiguous()
+        if self.size == 1:
+            return own.clone()
+        counts = [len(share) for share in self.shares(classes)]
+        padded = own.new_zeros(max(counts), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        with _together():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return the sum over all processes, differentiably; collective."""
+        with _together():
+            return all_reduce(x)
+
+    def total(self, values: list[float]) -> list[float]:
+        """Return sums over all processes, number by number; collective."""
+        sums = torch.tensor(values, dtype=torch.float64)
+        if self.size > 1:
+            with _together():
+                dist.all_reduce(sums)
+        return sums.tolist()
+
+    def wait(self) -> None:
+        """Go on when all processes are here; collective."""
+        if self.size > 1:
+            with _together():
+                dist.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise AtomhubError(
+            "Another process of this run has ended, so this one ends as well.",
+            "See its message; --resume goes on from the last checkpoint.",
+        ) from error
