@@ -214,7 +214,8 @@ class _Run:
         with signals() if heed else nullcontext(lambda: False) as stop:
             try:
                 for report in engine.run(first, every, stop):
-                    self.own.append(report)
+                    if report.done % _REPORT_EVERY == 0 or report.done in (1, iterations):
+                        self.own.append(report)  # the same ones whatever else is done on the way
                     if self.progress:
                         self.progress(report.done, iterations, report.loss)
                     if self.measure_every and report.done % self.measure_every == 0:

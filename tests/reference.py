@@ -13,40 +13,59 @@ def objective(network, real, synthetic, u, recipe):
     """Return the loss.
 
     Args:
-        network: State dict of a ConvNet with instance norm.
+        network: State dict of a ConvNet.
         real: K lists of normalised (C, H, W) float64 images.
         synthetic: The same.
         u: (K, 12) uniform numbers behind the augmentation.
-        recipe: Weights, power, scale, depth, augmentation.
+        recipe: Weights, power, scale, norm, augmentation.
     """
+    means = []  # of each side, of each class: what is matched
+    for side in (real, synthetic):
+        augmented = [[augment(image, u[k], recipe.augmentation) for image in side[k]] for k in range(len(side))]
+        flat = embed(network, [image for images in augmented for image in images], recipe)
+        by_class = []
+        for images in augmented:
+            own, flat = flat[: len(images)], flat[len(images) :]
+            by_class.append(
+                [torch.stack(values).mean(0) for values in zip(*own, strict=True)]
+            )  # normalise, then average
+        means.append(by_class)
+    depth = sum(name.startswith("convolutions") for name in network) // 2
+    weights = [recipe.spatial, recipe.channel] * (depth - 1) + [recipe.feature]
     total = torch.zeros((), dtype=torch.float64)
     for k in range(len(real)):
-        sides = []
-        for images in (real[k], synthetic[k]):
-            maps = [embed(network, augment(image, u[k], recipe.augmentation), recipe) for image in images]
-            sides.append([torch.stack(values).mean(0) for values in zip(*maps, strict=True)])  # normalise, then average
-        weights = [recipe.spatial, recipe.channel] * (recipe.depth - 1) + [recipe.feature]
-        for weight, a, b in zip(weights, *sides, strict=True):
+        for weight, a, b in zip(weights, means[0][k], means[1][k], strict=True):
             total = total + weight * ((a - b) ** 2).sum()
     return recipe.loss_scale * total
 
 
-def embed(network, image, recipe):
-    """Return [spatial, channel] attention of every layer but the last, each of length 1, then the last feature."""
-    x, out = image, []
-    for layer in range(recipe.depth):
+def embed(network, images, recipe):
+    """Return for each image its [spatial, channel] attention of every layer but the last, then its features."""
+    depth = sum(name.startswith("convolutions") for name in network) // 2
+    out = [[] for _ in images]
+    for layer in range(depth):
         weight, bias = network[f"convolutions.{layer}.weight"], network[f"convolutions.{layer}.bias"]
-        x = F.conv2d(x[None], weight, bias, padding=1)[0]
-        normed = []
-        for channel in x:  # instance norm at its initial affine: scale 1, shift 0
-            normed.append((channel - channel.mean()) / torch.sqrt(((channel - channel.mean()) ** 2).mean() + 1e-5))
-        x = torch.stack(normed).clamp_min(0)
-        if layer < recipe.depth - 1:
-            power = x.abs() ** recipe.power
-            for attention in (power.sum(0).flatten(), power.sum((1, 2))):
-                out.append(attention / torch.sqrt((attention**2).sum()))
-        x = F.avg_pool2d(x[None], 2)[0]
-    return [*out, x.flatten()]
+        images = normalise([F.conv2d(x[None], weight, bias, padding=1)[0] for x in images], recipe.norm)
+        images = [x.clamp_min(0) for x in images]
+        for x, found in zip(images, out, strict=True):
+            if layer < depth - 1:
+                power = x.abs() ** recipe.power
+                for attention in (power.sum(0).flatten(), power.sum((1, 2))):
+                    found.append(attention / torch.sqrt((attention**2).sum()))
+        images = [F.avg_pool2d(x[None], 2)[0] for x in images]
+    return [[*found, x.flatten()] for found, x in zip(out, images, strict=True)]
+
+
+def normalise(images, norm):
+    """Norm layers at their initial affine map: scale 1, shift 0."""
+    if norm == "none":
+        return images
+    if norm == "batch":  # the statistics of a channel over the whole batch
+        together = torch.stack(images).transpose(0, 1).flatten(1)
+        mean = together.mean(1).view(-1, 1, 1)
+        variance = ((together - together.mean(1, keepdim=True)) ** 2).mean(1).view(-1, 1, 1)
+        return [(x - mean) / torch.sqrt(variance + 1e-5) for x in images]
+    return [torch.stack([(c - c.mean()) / torch.sqrt(((c - c.mean()) ** 2).mean() + 1e-5) for c in x]) for x in images]
 
 
 def augment(image, u, operations):

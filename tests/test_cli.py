@@ -150,6 +150,8 @@ def test_the_recorded_command_makes_the_same_images(run, photos):
         (["distill", "digits", "--ipc", "1", "--recipe", "atmo"], 2, "Did you mean 'atom'?"),
         (["distill", "digits", "--ipc", "1", "--device", "gpu"], 2, "no device 'gpu'"),
         (["distill", "digits", "--ipc", "1", "--name", "a/b"], 2, "cannot be named 'a/b'"),
+        (["distill", "digits", "--ipc", "1", "--memory", "lots"], 2, "memory cannot be 'lots'"),
+        (["distill", "digits", "--ipc", "1", "--memory", "1KB"], 1, "too small for one class"),
         (["distill", "digits", "--ipc", "500"], 1, "fewer than ipc 500"),
         (["distill", "digit", "--ipc", "1"], 1, "Did you mean 'digits'?"),
         (["distill", "/nowhere/at/all", "--ipc", "1"], 1, "There is no source '/nowhere/at/all'"),
@@ -259,18 +261,29 @@ def test_a_damaged_set_does_not_hide_the_others(run, home):
     assert "Skipped:" in err
 
 
-def test_an_interrupted_run_leaves_nothing(home):
-    process = spawn("distill", "digits", "--ipc", "1", "--iterations", "1000000")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_checkpoint_and_no_set(home, run, number):
+    arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--iterations", "400")
+    process = spawn(*arguments)
     deadline = time.monotonic() + 60
-    while not list(home.glob("real/*/meta.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    while "Distilling" not in process.stderr.readline() and time.monotonic() < deadline:
+        pass
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "Stopped at iteration" in err
     assert "Interrupted" in err
     assert "Traceback" not in err
     assert not (home / "sets").exists()
+
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "There is an unfinished run" in err
+    assert run(*arguments, "--resume")[0] == 0
+    assert not (home / "runs").exists()
+    resumed = atomhub.load("digits-ipc1").images
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert (atomhub.load("digits-ipc1").images == resumed).all()
 
 
 @pytest.mark.parametrize(("limit", "prepared"), [(100_000, False), (20_000, True)])

@@ -299,6 +299,40 @@ class TestTampering:
         assert card.read_text() == "all mine"
 
 
+class TestWhitening:
+    """A set distilled under ZCA carries its whitening, so that nobody can get it wrong."""
+
+    @pytest.fixture
+    def whitened(self, home):
+        return atomhub.distill("digits", 1, overrides={"iterations": 3, "zca": True}).save()
+
+    def test_all_views_are_whitened_as_the_training_images_were(self, whitened):
+        again = atomhub.load(whitened.path)
+        train = torch.tensor(atomhub.open_source("digits").train.images)
+        covariance = torch.cov(again.normalize(train).flatten(1).T)
+        assert torch.linalg.matrix_norm(covariance, 2) < 1.05  # every direction has a variance of 1 or less
+        assert torch.allclose(again.as_tensors()[0], whitened.normalize(whitened.images), atol=1e-5)
+        picture = Image.fromarray(train[0, 0].numpy())
+        assert torch.allclose(again.test_transform()(picture), again.normalize(train[0]), atol=1e-4)
+
+    def test_pictures_are_pixels_not_whitened_ones(self, whitened):
+        rows = load_dataset("parquet", data_files=str(whitened.path / PARQUET), split="train")
+        assert np.array_equal(np.asarray(rows[3]["image"]), whitened.images[3, 0].numpy())
+        assert whitened.images.dtype == torch.uint8
+
+    def test_it_is_measured_on_test_images_whitened_alike(self, whitened):
+        assert atomhub.evaluate(whitened, protocol="quick", runs=1, baseline=None).score.mean > 50
+
+    def test_a_changed_or_missing_whitening_is_refused(self, whitened):
+        path = whitened.path / "whitening.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"0000")
+        with pytest.raises(IntegrityError, match="whitening.safetensors is not the file"):
+            atomhub.load(whitened.path)
+        path.unlink()
+        with pytest.raises(IntegrityError, match="whitening.safetensors cannot be read"):
+            atomhub.load(whitened.path)
+
+
 class TestStore:
     def test_an_existing_set_is_kept_unless_told_otherwise(self, home, digits1):
         digits1.save()

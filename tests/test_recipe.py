@@ -24,7 +24,9 @@ def test_every_field_says_its_unit_and_source():
 
 
 def test_toml_round_trip(tmp_path):
-    recipe = Recipe.named("atom", {"power": "2", "augmentation": "crop,flip", "image_lr": "0.5"})
+    recipe = Recipe.named(
+        "atom", {"power": "2", "augmentation": "crop,flip", "image_lr": "0.5", "zca": "true", "widths": "32,64"}
+    )
     path = tmp_path / "mine.toml"
     path.write_text(recipe.to_toml())
     assert Recipe.named(path) == recipe
@@ -72,6 +74,8 @@ def test_what_follows_from_the_data_is_filled_in():
         ("atom", {"width": "wide"}, "(?s)'width' cannot be 'wide'.*a whole number >= 1"),
         ("atom", {"norm": "layer"}, "(?s)'norm' cannot be 'layer'.*one of instance, batch, none"),
         ("atom", {"augmentation": "mirror"}, "(?s)'augmentation' cannot be .*a list of color, crop"),
+        ("atom", {"zca": "maybe"}, "(?s)'zca' cannot be 'maybe': use true or false"),
+        ("atom", {"widths": "64,0"}, r"(?s)'widths' cannot be \(64, 0\).*a list of whole numbers >= 1"),
         ("atom", {"power": True}, "(?s)'power' cannot be True.*not numbers"),
         ("atom", {"power": float("nan")}, "'power' cannot be nan"),
         ("atom", {"iterations": 0}, "(?s)'iterations' cannot be 0.*>= 1"),

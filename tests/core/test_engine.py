@@ -1,25 +1,31 @@
 """The engine agrees with the slow reference, and behaves as its docstrings say."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import reference
 import torch
+from torch.nn import functional as F
 
+from atomhub.core import initial
 from atomhub.core.engine import Engine
-from atomhub.core.whitening import Normalization
+from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError
 from atomhub.recipe import PRESETS, Recipe
 
 SIZE, SIZES = 16, (5, 4, 7)
 
 
-def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, **overrides):
+def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, options=None, **overrides):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (sum(SIZES), channels, SIZE, SIZE), dtype=np.uint8)
     offsets = np.cumsum([0, *SIZES])
     recipe = Recipe.named(preset, {"width": 6, "real_batch": 4, "iterations": 5, **overrides}).resolved(ipc, SIZE)
     normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
-    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype)
+    if recipe.zca:
+        normalization = fit_zca(images, normalization)
+    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, **(options or {}))
 
 
 def reference_loss_and_gradient(engine, iteration):
@@ -61,8 +67,70 @@ def test_every_augmentation_agrees_with_the_reference(operation):
     check(make_engine(augmentation=(operation,)), iteration=2)
 
 
-def test_three_blocks_float_pixels_and_no_augmentation_agree_with_the_reference():
-    check(make_engine(depth=3, pixels="float32", augmentation=()), iteration=0)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"depth": 3, "pixels": "float32", "augmentation": ()},
+        {"norm": "batch"},
+        {"norm": "none"},
+        {"spatial": 0.5, "channel": 2.0, "feature": 0.0},
+        {"power": 3.0},
+        {"widths": (3, 5), "depths": (1, 2, 3)},
+    ],
+    ids=str,
+)
+def test_every_kind_of_network_and_term_agrees_with_the_reference(overrides):
+    engine = make_engine(**overrides)
+    for iteration in range(4):
+        check(engine, iteration)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_work_in_pieces_gives_the_same_gradient(norm):
+    """A limit of memory splits real images in pieces of one, and synthetic ones class by class."""
+    whole, pieces = make_engine(norm=norm), make_engine(norm=norm, options={"memory": 130_000})
+    assert pieces._real_piece(12) < 12  # the limit is felt
+    assert len(pieces.groups) == (3 if norm == "instance" else 1)
+    for iteration in (0, 1):
+        loss, expected = whole.step(iteration), pieces.step(iteration)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    assert torch.allclose(whole.synthetic.images, pieces.synthetic.images, atol=1e-10)
+
+
+def test_a_limit_too_small_for_a_class_names_one_that_fits():
+    with pytest.raises(AtomhubError, match=r"(?s)too small for one class of 2 images.*--memory .*GiB"):
+        make_engine(options={"memory": 10_000})
+
+
+def test_networks_are_drawn_evenly_from_the_widths_and_depths_of_a_recipe():
+    engine = make_engine(widths=(3, 5), depths=(1, 2))
+    kinds = Counter()
+    for iteration in range(400):
+        engine.draw(iteration)
+        kinds[engine.embedding.network.convolutions[0].out_channels, engine.embedding.network.depth] += 1
+    assert len(kinds) == 4
+    assert min(kinds.values()) > 70
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_work_agrees_with_eager_work(dtype):
+    precision = str(dtype).removeprefix("torch.")
+    eager = make_engine(dtype=torch.float32)
+    compiled = make_engine(dtype=torch.float32, precision=precision, options={"compiled": True})
+    assert compiled.gradient(0).item() == pytest.approx(
+        eager.gradient(0).item(), rel=1e-4 if dtype.itemsize == 4 else 0.1
+    )
+    a, b = (e.synthetic.images.grad.flatten() for e in (eager, compiled))
+    assert F.cosine_similarity(a, b, dim=0) > (0.9999 if dtype.itemsize == 4 else 0.95)
+
+
+def test_without_a_compiler_work_goes_on_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before
+    torch._dynamo.reset()
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}):
+        engine = make_engine(dtype=torch.float32, width=7, options={"compiled": True})
+        assert engine.gradient(0).item() == pytest.approx(make_engine(dtype=torch.float32, width=7).gradient(0).item())
+    assert engine.embedding.vectors.fast is None
 
 
 def test_float32_stays_close_to_the_reference():
@@ -158,9 +226,48 @@ def test_noise_is_another_place_to_start():
     list(engine.run())
 
 
-def test_batch_norm_and_no_norm_run():
-    for norm in ("batch", "none"):
-        assert np.isfinite(make_engine(norm=norm).gradient(0).item())
+@pytest.mark.parametrize("kind", ["herding", "kmeans"])
+def test_chosen_real_images_are_distinct_and_stand_for_their_class(kind):
+    engine = make_engine(init=kind, ipc=3)
+    chosen = engine.synthetic.export().view(3, 3, -1)
+    for k, (first, size) in enumerate(zip(engine.starts, engine.counts, strict=True)):
+        real = torch.tensor(engine.real[first : first + size]).flatten(1)
+        assert {tuple(r.tolist()) for r in chosen[k]} <= {tuple(r.tolist()) for r in real}
+        assert len({tuple(r.tolist()) for r in chosen[k]}) == 3
+
+
+def test_herding_follows_its_definition():
+    images = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    chosen = []
+    for _ in range(5):  # greedily: the row that brings the mean of the chosen closest to the mean of all
+        distances = [
+            np.inf if i in chosen else np.linalg.norm(images[[*chosen, i]].mean(0) - images.mean(0)) for i in range(20)
+        ]
+        chosen.append(int(np.argmin(distances)))
+    assert initial.herding(images, 5, 0).tolist() == chosen
+
+
+def test_kmeans_finds_the_groups_of_a_class():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.eye(4, dtype=np.float32) * 10, 10, axis=0)
+    rows = initial.kmeans(groups + rng.normal(size=(40, 4)).astype(np.float32), 4, 0)
+    assert sorted(rows // 10) == [0, 1, 2, 3]
+
+
+def test_the_share_of_clipped_pixels_is_reported():
+    calm, wild = (make_engine(pixels="float32", image_lr=lr) for lr in (1e-9, 1e6))
+    assert list(calm.run())[-1].clipped == 0
+    assert list(wild.run())[-1].clipped > 0.2
+
+
+def test_state_is_all_a_run_needs_to_go_on():
+    straight, first, second = (make_engine(dtype=torch.float32) for _ in range(3))
+    list(straight.run())
+    for iteration in range(2):
+        first.step(iteration)
+    second.restore(first.state())
+    list(second.run(start=2))
+    assert torch.equal(straight.synthetic.images, second.synthetic.images)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

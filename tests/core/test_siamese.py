@@ -42,6 +42,41 @@ def test_rotation_agrees_with_torchvision(images, u):
         assert min((out[g] - expected).abs().max(), (out[g] - other).abs().max()) < 1e-6
 
 
+def test_mirroring_agrees_with_torchvision(images, u):
+    u = u.clone()
+    u[:, 8] = torch.tensor([0.0, 0.49, 0.5, 0.99])
+    expected = torch.cat([TF.hflip(images[:2]), images[2:]])
+    assert torch.equal(siamese.flip(images, u), expected)
+
+
+def test_crops_agree_with_torchvision(images, u):
+    out = siamese.crop(images, u)
+    for g in range(G):
+        dx, dy = (int(v * 5) - 2 for v in (u[g, 4], u[g, 5]))  # 16 pixels: at most 2 either way
+        padded = TF.pad(images[g], [2, 2, 2, 2])
+        assert torch.allclose(out[g], TF.crop(padded, 2 - dy, 2 - dx, SIDE, SIDE), atol=1e-6)
+
+
+def test_holes_agree_with_torchvision(images, u):
+    u = u.clone()
+    u[:, 6:8] = 0.25 + u[:, 6:8] / 2  # within the image, where torchvision can erase
+    out = siamese.cutout(images, u)
+    for g in range(G):
+        x, y = (int(v * SIDE) - SIDE // 4 for v in (u[g, 6], u[g, 7]))
+        assert torch.equal(out[g], TF.erase(images[g], y, x, SIDE // 2, SIDE // 2, torch.zeros(()).double()))
+
+
+def test_contrast_agrees_with_torchvision_on_grey_images(u):
+    grey = torch.rand(G, M, 1, SIDE, SIDE, dtype=torch.float64)
+    u = u.clone()
+    u[:, 1] = 0.5  # no brightness; saturation does nothing to grey
+    for g in range(G):
+        factor = float(u[g, 3]) + 0.5
+        expected = torch.stack([TF.adjust_contrast(i, factor) for i in grey[g]])
+        inside = (expected > 0) & (expected < 1)  # torchvision clamps
+        assert torch.allclose(siamese.color(grey, u)[g][inside], expected[inside])
+
+
 def test_brightness_and_contrast_alone_agree_with_their_formulas(images, u):
     u = u.clone()
     u[:, 2], u[:, 3] = 0.5, 0.5  # saturation and contrast of 1: no change
