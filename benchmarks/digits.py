@@ -8,11 +8,10 @@ The digits' test split is never looked at. The table behind ``atomhub.recipe.TUN
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
+from common import held_out
 
 import atomhub
 
@@ -32,39 +31,27 @@ VARIANTS = {
 }
 
 
-def export_training_digits(folder: Path) -> None:
-    real = atomhub.open_source("digits")
-    for i, (image, label) in enumerate(zip(real.train.images, real.train.labels, strict=True)):
-        target = folder / real.class_names[label] / f"{i:04}.png"
-        target.parent.mkdir(exist_ok=True)
-        Image.fromarray(image[0]).save(target)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "digits.json")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "digits-held-out"
-        folder.mkdir()
-        export_training_digits(folder)
-        real = atomhub.open_source(folder, size=16, test_fraction=0.25, flip=False)
-        for ipc in (1, 10):
-            for name, fields in VARIANTS.items():
-                start, means, random = time.perf_counter(), [], []
-                for seed in range(arguments.seeds):
-                    distilled = atomhub.distill(real, ipc, "atom", {**BASE, **fields}, seed=seed)
-                    result = atomhub.evaluate(distilled, protocol="quick", runs=5, seed=100 * seed)
-                    means.append(result.score.mean)
-                    random.append(result.baseline["random"].mean)
-                spread = statistics.stdev(means) if len(means) > 1 else 0.0
-                seconds = (time.perf_counter() - start) / arguments.seeds
-                rows.append({"ipc": ipc, "variant": name, "mean": statistics.fmean(means), "std": spread,
-                             "random": statistics.fmean(random), "seconds": round(seconds, 1)})  # fmt: skip
-                print(f"ipc {ipc:2}  {name:26} {rows[-1]['mean']:6.2f} ± {spread:4.2f}  "
-                      f"random {rows[-1]['random']:6.2f}  {seconds:6.1f} s", flush=True)  # fmt: skip
+    real = held_out(atomhub.open_source("digits"))
+    for ipc in (1, 10):
+        for name, fields in VARIANTS.items():
+            start, means, random = time.perf_counter(), [], []
+            for seed in range(arguments.seeds):
+                distilled = atomhub.distill(real, ipc, "atom", {**BASE, **fields}, seed=seed)
+                result = atomhub.evaluate(distilled, protocol="quick", runs=5, seed=100 * seed, source=real)
+                means.append(result.score.mean)
+                random.append(result.baseline["random"].mean)
+            spread = statistics.stdev(means) if len(means) > 1 else 0.0
+            seconds = (time.perf_counter() - start) / arguments.seeds
+            rows.append({"ipc": ipc, "variant": name, "mean": statistics.fmean(means), "std": spread,
+                         "random": statistics.fmean(random), "seconds": round(seconds, 1)})  # fmt: skip
+            print(f"ipc {ipc:2}  {name:26} {rows[-1]['mean']:6.2f} ± {spread:4.2f}  "
+                  f"random {rows[-1]['random']:6.2f}  {seconds:6.1f} s", flush=True)  # fmt: skip
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps({"base": BASE, "seeds": arguments.seeds, "rows": rows}, indent=1) + "\n")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +61,10 @@ class Embedding:
             network.requires_grad_(False).to(device, dtype)
         self.network = self.networks[0]
         self.generator = torch.Generator(device)
-        self.vectors = Compiled(vectors) if compiled and reduce is None else vectors
+        own = compiled and reduce is None
+        self.compiled = {
+            network: Compiled(cast(FunctionType, vectors)) if own else vectors for network in self.networks
+        }
         self.weights: list[Tensor] = []
         self.biases: list[Tensor] | None = None
 
@@ -85,7 +89,7 @@ class Embedding:
         """Return what is matched of normalised images (N, C, H, W): (N, D) float vectors, see :func:`vectors`."""
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
-        return self.vectors(
+        return self.compiled[self.network](
             self.prepare(images), self.weights, self.biases, r.norm, r.power, wanted, moments, self.reduce
         )
 
@@ -182,12 +186,14 @@ class Compiled:
     """A function under ``torch.compile``, or as it is where it cannot be compiled (no C++ compiler, say).
 
     Args:
-        function: What to compile, at its first call for every shape.
+        function: What to compile, at its first call for every shape; a plain function.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: FunctionType) -> None:
         self.function = function
-        self.fast: Callable[..., Any] | None = torch.compile(function, dynamic=False)
+        # code of its own: torch keeps a few compiled variants of each code object, and gives up beyond
+        own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        self.fast: Callable[..., Any] | None = torch.compile(own, dynamic=False)
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function."""

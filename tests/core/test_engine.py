@@ -130,7 +130,7 @@ def test_without_a_compiler_work_goes_on_as_it_is(monkeypatch, tmp_path):
     with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}):
         engine = make_engine(dtype=torch.float32, width=7, options={"compiled": True})
         assert engine.gradient(0).item() == pytest.approx(make_engine(dtype=torch.float32, width=7).gradient(0).item())
-    assert engine.embedding.vectors.fast is None
+    assert engine.embedding.compiled[engine.embedding.network].fast is None
 
 
 def test_float32_stays_close_to_the_reference():

@@ -1,0 +1,79 @@
+"""What the benchmarks share: the machine's rates, held-out data, and results written beside their command."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch.nn import functional as F
+
+from atomhub.devices import describe_device
+from atomhub.sources import RealData, Split
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeat: int = 3) -> float:
+    """Return the median wall time of a call, after one call to warm up."""
+    times = []
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def convolution_rate(device: torch.device, dtype: torch.dtype, width: int = 128, side: int = 16) -> float:
+    """Return the operations a second of the ConvNet's middle convolution, at the batch that suits it best."""
+    best = 0.0
+    for batch in (16, 64, 512) if device.type == "cpu" else (256, 1024, 4096):
+        x = torch.randn(batch, width, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        w = torch.randn(width, width, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            took = seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1), device, 10)
+        best = max(best, 2 * 9 * width * width * side * side * batch / took)
+    return best
+
+
+def bandwidth(device: torch.device) -> float:
+    """Return the bytes a second at which a large tensor is read and summed."""
+    x = torch.ones(2**27, device=device)
+    return 4 * 2**27 / seconds(lambda: x.sum(), device, 5)
+
+
+def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) -> RealData:
+    """Return a source whose test split is taken from the TRAINING images; the true test images are never looked at.
+
+    Args:
+        real: The source.
+        fraction: Share of the training images to test on.
+        test: Most images to test on.
+    """
+    labels = real.train.labels
+    kept, out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
+    splits = [Split(real.train.images[rows], labels[rows]) for rows in (np.sort(kept), np.sort(out[:test]))]
+    info = real.info.model_copy(update={"fingerprint": "0" * 64, "id": f"{real.info.id}-held-out"})
+    return replace(real, info=info, train=splits[0], test=splits[1])
+
+
+def write(name: str, device: torch.device, **results: object) -> Path:
+    """Write results with device, versions and command to ``benchmarks/results/NAME-DEVICE.json``."""
+    kind = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    path = RESULTS / f"{name}-{kind}.json"
+    path.parent.mkdir(exist_ok=True)
+    head = {
+        "command": " ".join(["python", *sys.argv]),
+        "device": describe_device(device),
+        "versions": {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()},
+    }
+    path.write_text(json.dumps(head | results, indent=1) + "\n")
+    return path
