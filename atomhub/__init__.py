@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from atomhub.recipe import Recipe as Recipe
     from atomhub.sources import open_source as open_source
     from atomhub.training.evaluation import evaluate as evaluate
+    from atomhub.training.evaluation import verify as verify
 
 _WHERE = {
     "distill": "atomhub.pipeline",
     "load": "atomhub.hub.store",
     "evaluate": "atomhub.training.evaluation",
+    "verify": "atomhub.training.evaluation",
     "open_source": "atomhub.sources",
     "DistilledDataset": "atomhub.distilled",
     "Recipe": "atomhub.recipe",
     "AtomhubError": "atomhub.errors",
 }
 
-__all__ = ["AtomhubError", "DistilledDataset", "Recipe", "distill", "evaluate", "load", "open_source"]
+__all__ = ["AtomhubError", "DistilledDataset", "Recipe", "distill", "evaluate", "load", "open_source", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -177,6 +177,27 @@ class DistilledDataset:
         target = Path(folder) if folder is not None else store.place(self.name)
         return layout.write(self, target, overwrite)
 
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] = (),
+    ) -> str:
+        """Publish the set on the Hugging Face Hub in one commit, and return its address.
+
+        Arguments and errors as in :func:`atomhub.hub.remote.push`.
+        """
+        from atomhub.hub import remote
+
+        return remote.push(
+            self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
+            create_pr=create_pr, tags=tags,
+        ).url  # fmt: skip
+
     def real(self, source: str | Path | RealData | None = None) -> RealData:
         """Return the real images the set stands for: ``real().test`` holds the images to test on.
 

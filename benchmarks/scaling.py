@@ -19,7 +19,7 @@ from atomhub.core.whitening import Normalization
 from atomhub.devices import find_device, keep_large_buffers
 from atomhub.recipe import Recipe
 
-BASE = {"classes": 10, "ipc": 10, "real": 10_000}
+BASE = {"classes": 10, "ipc": 10, "real": 20_000}
 SWEEPS = {
     "classes": (10, 25, 50, 100, 200),
     "ipc": (1, 3, 10, 30, 100),

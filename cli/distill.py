@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .hub import report_push
 from .output import Steps, device_option, json_option, print_data, print_json, say, seed_option
 
 
@@ -25,6 +26,8 @@ from .output import Steps, device_option, json_option, print_data, print_json, s
 @click.option(
     "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the set to this folder, not the store."
 )
+@click.option("--push", is_flag=False, flag_value="", metavar="[REPO]",
+              help="Publish the set on the Hub, by default under your own account.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a set of the same name.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure one quick network every N iterations, for the curve.")  # fmt: skip
@@ -45,7 +48,7 @@ from .output import Steps, device_option, json_option, print_data, print_json, s
 @json_option
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, seed: int, device: str,
-    name: str | None, output: Path | None, overwrite: bool, measure_every: int, memory: str | None,
+    name: str | None, output: Path | None, push: str | None, overwrite: bool, measure_every: int, memory: str | None,
     checkpoint_every: int, resume: bool | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Distil SOURCE into a few synthetic images per class and keep them.
@@ -57,20 +60,22 @@ def distill(
     \b
     Examples:
       atomhub distill digits --ipc 10
-      atomhub distill cifar10 --ipc 10 --recipe atom --iterations 2000
+      atomhub distill cifar10 --ipc 10 --recipe atom --iterations 2000 --push
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
       torchrun --nproc-per-node 8 -m atomhub distill cifar100 --ipc 50
     """
     import atomhub
     from atomhub.devices import find_device, first_of_machine, parse_size, processes
     from atomhub.files import check_target, home
-    from atomhub.hub import layout, store
+    from atomhub.hub import layout, remote, store
     from atomhub.pipeline import choose_recipe
     from atomhub.sources import SourceOptions
 
     overrides = _overrides(settings, iterations)
     chosen = choose_recipe(recipe, source, overrides)
     where = find_device(device)
+    if push is not None:
+        remote.check_account(push or None)  # before the work
     if memory is not None:
         parse_size(memory)
     if name is not None:
@@ -92,6 +97,9 @@ def distill(
         if team.rank == 0:
             distilled = distilled.save(target, overwrite)
     manifest = distilled.manifest
+    if push is not None and team.rank == 0:
+        with remote.quiet():
+            report_push(remote.push(distilled, push or None), as_json=False)
     if as_json:
         print_json({"name": name, "path": str(target), "ipc": ipc, "classes": len(distilled.class_names),
                     "recipe": manifest.recipe.name, "iterations": manifest.recipe.iterations,

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import distill, evaluate, recipes, sets
+from . import distill, evaluate, hub, recipes, sets
 from .output import say
 
 EPILOG = (
@@ -38,6 +38,9 @@ for command in (
     sets.info,
     sets.preview,
     sets.remove,
+    hub.push,
+    hub.pull,
+    hub.verify,
     recipes.recipes,
 ):
     cli.add_command(command)
@@ -51,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         # --debug is understood after the command as well
-        cli.main([a for a in given if a != "--debug"], prog_name="atomhub", standalone_mode=False)
+        code = cli.main([a for a in given if a != "--debug"], prog_name="atomhub", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -65,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         sys.exit(_explain(error))
+    if code:  # what click makes of ctx.exit() and Exit
+        sys.exit(code)
 
 
 def _terminated(*_: Any) -> None:

@@ -80,6 +80,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console.print(table)
 
 
+def size(count: int | None) -> str:
+    """Return bytes in words, or a dash."""
+    if count is None:
+        return "-"
+    unit = next((i for i in range(4) if count < 1000 ** (i + 1)), 3)
+    return f"{count / 1000**unit:.{1 if unit else 0}f} {('B', 'kB', 'MB', 'GB')[unit]}"
+
+
 def accuracy(score: Score | None) -> str:
     """Return ``mean ± std`` in percent, or a dash."""
     return f"{score.mean:.1f} ± {score.std:.1f}" if score else "-"

@@ -4,39 +4,76 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .output import accuracy, is_terminal, json_option, print_json, print_table, say
+from .output import accuracy, is_terminal, json_option, print_json, print_table, say, size
 
 
 @click.command("list")
+@click.option("--remote", is_flag=True, help="Search the Hub instead; what it lists are claims.")
+@click.option("--author", metavar="USER", help="Of sets on the Hub.")
+@click.option("--source", metavar="NAME", help="Of sets on the Hub, such as cifar10.")
+@click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Of sets on the Hub.")
+@click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]), default="downloads", show_default=True,
+              help="Of sets on the Hub.")  # fmt: skip
 @json_option
-def list_sets(as_json: bool) -> None:
-    """List the sets in the store.
+def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
+    """List the sets in the store and those that were pulled, or search the Hub.
 
     \b
-    Example:
+    Examples:
       atomhub list
+      atomhub list --remote --source cifar10 --ipc 10 --sort accuracy
     """
+    if remote:
+        _list_remote(author, source, ipc, sort, as_json)
+        return
+    if author or source or ipc:
+        raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
+    from atomhub.hub import remote as hub
     from atomhub.hub import store
 
     good, bad = store.manifests()
+    pulled = hub.pulled()
     if as_json:
         print_json({"sets": [{"name": folder.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
                               "results": [r.model_dump(mode="json") for r in m.results],
-                              "path": str(folder)} for folder, m in good.items()]})  # fmt: skip
-    elif not good:
+                              "path": str(folder)} for folder, m in good.items()],
+                    "pulled": [{"name": p.repo, "commit": p.commit, "source": p.manifest.source.id,
+                                "ipc": p.manifest.ipc} for p in pulled]})  # fmt: skip
+    elif not good and not pulled:
         say(f"No sets in {store.sets()}. Make one: atomhub distill digits --ipc 1")
     else:
         rows = []
-        for folder, m in good.items():
+        entries = [(folder.name, m) for folder, m in good.items()]
+        entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
+        for name, m in entries:
             last = m.results[-1] if m.results else None
             measured = f"{accuracy(last.score)} ({last.protocol})" if last else "not measured"
-            rows.append([folder.name, m.source.id, str(m.ipc), m.recipe.describe(), measured, m.created[:10]])
+            rows.append([name, m.source.id, str(m.ipc), m.recipe.describe(), measured, m.created[:10]])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
     for error in bad:
         say(f"Skipped: {error.message}")
+
+
+def _list_remote(author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from atomhub.hub import remote
+
+    found = remote.search(author, source, ipc, sort)
+    if as_json:
+        print_json({"sets": [asdict(item) for item in found]})
+        return
+    if not found:
+        say("No such sets on the Hub.")
+    rows = []
+    for item in found:
+        claim = f"{item.claim['mean']:.1f} ± {item.claim['std']:.1f} ({item.claim['protocol']})" if item.claim else "-"
+        rows.append([item.name, item.source, str(item.ipc), item.recipe, claim, size(item.size), str(item.downloads)])
+    print_table(["name", "source", "ipc", "recipe", "claimed accuracy %", "size", "downloads"], rows)
 
 
 @click.command()

@@ -46,7 +46,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def hub():
     """The local Hub; an unknown route or a malformed request fails the test."""
-    HUB.complaints.clear()
+    HUB.reset()
     yield HUB
     assert HUB.complaints == []
 

@@ -184,7 +184,7 @@ class TestParallel:
                 assert np.allclose(*losses, rtol=1e-5)
 
     def test_torchrun_prints_once_and_a_dead_process_leaves_a_checkpoint(self, home):
-        arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--iterations", "1500", "--name", "shared",
+        arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--iterations", "800", "--name", "shared",
                      "--checkpoint-every", "50")  # fmt: skip
         process = torchrun(2, *arguments)
         runs = home / "runs" / "shared"
@@ -200,7 +200,7 @@ class TestParallel:
         assert not (home / "sets").exists()
         # one process goes on with what two began
         resumed = atomhub.distill(
-            "digits", 1, overrides={"width": 4, "iterations": 1500}, checkpoints=runs, resume=True,
+            "digits", 1, overrides={"width": 4, "iterations": 800}, checkpoints=runs, resume=True,
             checkpoint_every=50, command="x",
         )  # fmt: skip
         assert len(resumed) == 10

@@ -358,7 +358,7 @@ class TestHub:
             buffer = io.BytesIO()
             table(count, image="img").to_parquet(buffer)
             buffers[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
-        hub.datasets[name] = {"README.md": b"# pictures\n", **buffers}
+        hub.add(name, {"README.md": b"# pictures\n", **buffers})
         return name
 
     def test_a_hub_id_is_read_and_its_commit_recorded(self, home, hub, repo):
@@ -389,7 +389,8 @@ class TestHub:
         before = atomhub.open_source(repo)
         buffer = io.BytesIO()
         table(6, image="img").to_parquet(buffer)
-        hub.datasets[repo]["data/train-00000-of-00001.parquet"] = buffer.getvalue()
+        files = hub.files(repo) | {"data/train-00000-of-00001.parquet": buffer.getvalue()}
+        hub.repos[repo].commit("fewer", files)
         after = atomhub.open_source(repo)
         assert len(after.train.images) == 6
         assert after.info.revision != before.info.revision

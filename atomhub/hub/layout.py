@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -34,6 +36,17 @@ CARD = "README.md"
 def digested(manifest: Manifest) -> tuple[str, ...]:
     """Return the files whose SHA-256 the manifest holds: all but itself and the card, which its owner may edit."""
     return (TENSORS, PARQUET, PREVIEW, CURVE) + (WHITENING,) * manifest.recipe.zca
+
+
+def largest(path: str, manifest: Manifest) -> int:
+    """Return the most bytes a file of a set may have: tensors and headers, or pictures that cannot be compressed."""
+    numbers = manifest.source.channels * manifest.source.size**2
+    pixels = len(manifest.class_names) * manifest.ipc * numbers
+    if path == WHITENING:
+        return 4 * numbers * (numbers + 1) + 2**20
+    if path == TENSORS:
+        return pixels * (4 if manifest.recipe.pixels == "float32" else 1) + 8 * pixels // numbers + 2**20
+    return 2 * pixels + 2**24
 
 
 def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
@@ -75,6 +88,8 @@ def read(folder: Path) -> DistilledDataset:
     """
     data = _read_json(folder)
     manifest = _validated(data, folder)
+    if unknown := set(manifest.files) - set(digested(manifest)):
+        raise IntegrityError(f"{folder / MANIFEST} names the file {min(unknown)!r}, which no set has.", _RESTORE)
     for name in digested(manifest):
         if name not in manifest.files:
             raise IntegrityError(f"{folder / MANIFEST} has no digest of {name}.", _RESTORE)
@@ -87,6 +102,34 @@ def read(folder: Path) -> DistilledDataset:
     images, labels = _read_tensors(folder / TENSORS, manifest, provenance(data))
     whitening = _read_whitening(folder / WHITENING, manifest) if manifest.recipe.zca else None
     return DistilledDataset(images, labels, manifest, folder, whitening)
+
+
+def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
+    """Check that the parquet holds the images, labels and class names of the tensors; IntegrityError otherwise.
+
+    Its digest says that it is the publisher's; this, that those who load it without atomhub get the same set.
+    """
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    path, info = folder / PARQUET, distilled.manifest.source
+    try:
+        table = parquet.read_table(path)
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        same = tuple(features["label"]["names"]) == distilled.class_names
+        same = same and table["label"].to_pylist() == distilled.labels.tolist()
+        for i, row in enumerate(table["image"].to_pylist() if same else []):
+            picture = Image.open(io.BytesIO(row["bytes"]), formats=["PNG"])
+            if picture.size != (info.size, info.size) or picture.mode != ("L" if info.channels == 1 else "RGB"):
+                same = False
+            same = same and np.array_equal(np.asarray(picture), np.asarray(distilled.pil(i)))
+            if not same:
+                break
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
+    if not same:
+        raise IntegrityError(f"{path} does not hold the images and classes of {TENSORS}.", _RESTORE)
 
 
 _RESTORE = "Distil the set again, or get a fresh copy."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -23,21 +24,48 @@ def place(name: str) -> Path:
     return sets() / check_name(name)
 
 
-def load(name_or_path: str | Path) -> DistilledDataset:
+def load(
+    name_or_path: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> DistilledDataset:
     """Load a distilled set and verify it.
 
     Args:
-        name_or_path: A folder in format v1, or the name of a set in the local store.
+        name_or_path: A folder in format v1; the name of a set in the local store; or a set on the Hub, ``user/name``
+            or ``user/name@revision``, which is downloaded once. A bare name that is not in the store means
+            ``$ATOMHUB_NAMESPACE/name``, where that is set.
+        revision: Branch, tag or commit on the Hub.
+        token: For private sets on the Hub; None: the one you are logged in with.
+        local_files_only: Use what was downloaded before; the Hub is not asked.
 
     Raises:
         NotFoundError: there is no such set.
         IntegrityError: the set was tampered with or is incomplete; nothing of it is used.
+        AtomhubError: the Hub cannot be reached and nothing was downloaded before.
     """
-    return layout.read(find(name_or_path))
+    if revision is None and (folder := _here(name_or_path)):
+        return layout.read(folder)
+    name = str(name_or_path)
+    bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name)
+    if isinstance(name_or_path, Path) or not (
+        re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or (bare and os.environ.get("ATOMHUB_NAMESPACE"))
+    ):
+        find(name_or_path)  # says what is missing
+    from atomhub.hub import remote
+
+    return remote.pull(name, revision, token=token, local_files_only=local_files_only)
 
 
 def find(name_or_path: str | Path) -> Path:
     """Return the folder of a set: a path that exists, else a name in the store; NotFoundError otherwise."""
+    if folder := _here(name_or_path):
+        return folder
+    known = names()
+    name = str(name_or_path)
+    hint = closest(name, known) if known else "The store is empty: make a set with atomhub distill digits --ipc 1"
+    raise NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
+
+
+def _here(name_or_path: str | Path) -> Path | None:
     path = Path(name_or_path).expanduser()
     if path.is_dir() and (isinstance(name_or_path, Path) or (path / layout.MANIFEST).exists() or os.sep in str(path)):
         return path
@@ -45,9 +73,7 @@ def find(name_or_path: str | Path) -> Path:
     stored = sets() / name
     if name == stored.name and (stored / layout.MANIFEST).exists():
         return stored
-    known = names()
-    hint = closest(name, known) if known else "The store is empty: make a set with atomhub distill digits --ipc 1"
-    raise NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
+    return None
 
 
 def names() -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from atomhub.core import draws
-from atomhub.core.networks import find_network
+from atomhub.core.networks import NETWORKS, find_network
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubError, AtomhubWarning, UsageError, check_whole
+from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, UsageError, check_whole
 from atomhub.manifest import Measurement, Score
 from atomhub.sources import RealData
-from atomhub.training.protocols import find_protocol
+from atomhub.training.protocols import PROTOCOLS, find_protocol
 from atomhub.training.trainer import accuracy, fit, seeded
 
 Baseline = Literal["random", "whole"]
@@ -171,3 +173,62 @@ def _builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[]
     options = {"width": recipe.width, "depth": recipe.depth, "norm": recipe.norm}
     label = f"{network} (width {recipe.width}, depth {recipe.depth}, {recipe.norm} norm)"
     return lambda: make(info.channels, len(distilled.class_names), info.size, **options), label
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claimed accuracy held when networks were trained anew.
+
+    Attributes:
+        claim: What the set's manifest claims.
+        measured: What came out; None: the network is not one that atomhub can build.
+        holds: Whether the means differ by no more than ``allowed``.
+        allowed: Points: twice the spread of claim and measurement together, at least 1.
+    """
+
+    claim: Measurement
+    measured: Measurement | None
+    holds: bool
+    allowed: float
+
+
+def verify(
+    distilled: DistilledDataset,
+    runs: int | None = None,
+    *,
+    seed: int = 1000,
+    device: str = "auto",
+    source: str | Path | RealData | None = None,
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """Train networks anew under the protocols that a set claims results for, and say whether the claims hold.
+
+    Nothing is stored. Seeds differ from those of the claim, so agreement is no matter of luck.
+
+    Args:
+        distilled: The set; :func:`atomhub.load` has checked its digests.
+        runs: Networks to train for each claim; None: as many as the claim, at most 5.
+        seed: Seed of the first network.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        source: Where a local source lies now.
+        progress: Told after every network.
+
+    Raises:
+        NotFoundError: the set claims nothing, or its source is not at hand.
+    """
+    if not distilled.manifest.results:
+        raise NotFoundError(f"{distilled.name!r} claims no accuracy.", "Measure it first: atomhub evaluate")
+    verdicts = []
+    for claim in distilled.manifest.results:
+        name = claim.network.split(" ")[0]
+        if name not in NETWORKS or claim.protocol not in PROTOCOLS:
+            verdicts.append(Verdict(claim, None, False, 0.0))
+            continue
+        copy = replace(distilled, path=None)
+        found = evaluate(
+            copy, name, claim.protocol, runs or min(5, claim.score.runs), baseline=None, seed=seed, device=device,
+            source=source, progress=progress,
+        )  # fmt: skip
+        allowed = max(1.0, 2 * math.hypot(claim.score.std, found.score.std))
+        verdicts.append(Verdict(claim, found, abs(claim.score.mean - found.score.mean) <= allowed, allowed))
+    return verdicts

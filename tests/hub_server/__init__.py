@@ -1,45 +1,134 @@
-"""A small Hub on loopback that serves public dataset repositories to the real clients: reading only, so far.
+"""A small Hub on loopback for the real clients: dataset repositories with commits, tags, LFS, search, and faults.
 
-Strict: what it does not know is answered with 500 and remembered in ``complaints``.
+Strict: what it does not know is answered with 500 and remembered in ``complaints``. Written from what huggingface_hub 1
+and 2 and datasets 4 and 5 send. Users are tokens: ``TOKENS`` maps a token to its account and role.
 """
 
+import base64
 import hashlib
 import json
 import re
 import threading
 import urllib.parse
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_other": ("bob", "write")}
+LARGE = (".parquet", ".safetensors", ".png")
+"""Suffixes that go through LFS."""
+
+
+@dataclass
+class Commit:
+    """A state of a repository."""
+
+    oid: str
+    title: str
+    files: dict[str, bytes]
+
+
+@dataclass
+class Repo:
+    """A dataset repository."""
+
+    private: bool = False
+    commits: list[Commit] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    pulls: dict[str, Commit] = field(default_factory=dict)
+    downloads: int = 0
+
+    def commit(self, title, files):
+        """Add a commit and return it."""
+        text = title + "".join(f"{p}{hashlib.sha1(c).hexdigest()}" for p, c in sorted(files.items()))
+        made = Commit(hashlib.sha1(f"{len(self.commits)}{text}".encode()).hexdigest(), title, dict(files))
+        self.commits.append(made)
+        return made
+
+    def at(self, revision):
+        """Return the commit of a branch, tag, pull request or commit id; None if there is none."""
+        if revision in (None, "main"):
+            return self.commits[-1]
+        if revision in self.pulls:
+            return self.pulls[revision]
+        oid = self.tags.get(revision, revision)
+        return next((c for c in self.commits if c.oid == oid), None)
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests that match.
+
+    Attributes:
+        method, path: Which ones: a method, and a pattern searched in the path.
+        times: How often.
+        status, headers: What is answered.
+        cut: Bytes after which the connection is dropped instead (of the body that is sent or received).
+        before: Called before the request is served as usual, in place of an answer.
+    """
+
+    method: str
+    path: str
+    times: int = 1
+    status: int = 500
+    headers: dict = field(default_factory=dict)
+    cut: int | None = None
+    before: object = None
 
 
 class HubServer:
-    """Dataset repositories in memory: ``{"user/name": {"path": bytes}}``.
+    """Repositories in memory.
 
     Attributes:
         url: Endpoint, without a trailing slash.
+        repos: ``{"user/name": Repo}``.
         complaints: Requests that no real Hub would have been sent.
         down: Answer everything with 503.
         downloads: Paths of the files that were served.
+        faults: What goes wrong, in order.
+        requests: (method, path, authorization) of every request.
     """
 
     def __init__(self):
-        self.datasets, self.complaints, self.downloads, self.down = {}, [], [], False
+        self.lock = threading.RLock()
+        self.reset()
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{server.server_port}"
 
-    def sha(self, repo):
-        """Return the commit of a repository: a digest of what is in it."""
-        digest = hashlib.sha1()
-        for path, content in sorted(self.datasets[repo].items()):
-            digest.update(path.encode() + content)
-        return digest.hexdigest()
+    def reset(self):
+        """Forget everything but the address."""
+        self.repos, self.complaints, self.downloads, self.down = {}, [], [], False
+        self.faults, self.requests, self.blobs = [], [], {}
+
+    def add(self, name, files, private=False):
+        """Add a repository with one commit."""
+        self.repos[name] = Repo(private)
+        self.repos[name].commit("first", files)
+
+    def files(self, name, revision=None):
+        """Return the files of a repository."""
+        return self.repos[name].at(revision).files
+
+    def sha(self, name):
+        """Return the newest commit of a repository."""
+        return self.repos[name].commits[-1].oid
+
+
+def blob(content):
+    """Return git's id of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Cut(Exception):
+    """The connection is to be dropped."""
 
 
 class Handler(BaseHTTPRequestHandler):
     """One request to the hub that a subclass is bound to."""
 
     protocol_version = "HTTP/1.1"
+    cut = None
 
     def log_message(self, *_):
         pass
@@ -52,7 +141,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data if self.cut is None else data[: self.cut])
+        if self.cut is not None:
+            raise Cut
 
     def error(self, status, code, message):
         self.reply(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
@@ -62,57 +153,157 @@ class Handler(BaseHTTPRequestHandler):
         self.error(500, "Unknown", why)
 
     def route(self):
+        try:
+            self.answer()
+        except (Cut, ConnectionError):
+            self.close_connection = True
+
+    def answer(self):
+        url = urllib.parse.urlsplit(self.path)
+        path, self.query = urllib.parse.unquote(url.path), urllib.parse.parse_qs(url.query)
+        self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
         length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length).decode()
+        with self.hub.lock:
+            fault = next(
+                (f for f in self.hub.faults if f.times and self.command == f.method and re.search(f.path, path)), None
+            )
+            if fault:
+                fault.times -= 1
+        self.cut = None
+        if fault and fault.cut is not None and self.command in ("POST", "PUT"):
+            self.rfile.read(min(fault.cut, length))
+            raise Cut
+        self.body = self.rfile.read(length)
         if self.hub.down:
             return self.reply(503)
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        for method, pattern, answer in ROUTES:
-            if (found := re.fullmatch(pattern, path)) and self.command in method:
-                named = found.groupdict()
-                repo = named.pop("repo")
-                if repo not in self.hub.datasets:
-                    return self.error(404, "RepoNotFound", "Repository not found")
-                if named.get("rev") not in (None, "main", self.hub.sha(repo)):
-                    return self.error(404, "RevisionNotFound", "Invalid rev id")
-                named.pop("rev", None)
-                return answer(self, repo, body, **named)
+        if fault and fault.before:
+            fault.before()
+        elif fault and fault.cut is not None:
+            self.cut = fault.cut
+        elif fault:
+            return self.reply(fault.status, {"error": "as told"}, fault.headers)
+        with self.hub.lock:
+            for methods, pattern, answer in ROUTES:
+                if (found := re.fullmatch(pattern, path)) and self.command in methods:
+                    return answer(self, **found.groupdict())
         return self.complain("no such route")
 
-    do_GET = do_HEAD = do_POST = route
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = route
 
-    def info(self, repo, _):
-        siblings = [{"rfilename": path} for path in self.hub.datasets[repo]]
-        self.reply(200, {
-            "id": repo, "_id": "0", "sha": self.hub.sha(repo), "siblings": siblings, "tags": [], "private": False,
-            "gated": False, "disabled": False, "downloads": 0, "likes": 0,
-            "lastModified": "2026-01-01T00:00:00.000Z",
-        })  # fmt: skip
+    # accounts
 
-    def entry(self, repo, path):
-        content = self.hub.datasets[repo][path]
-        return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    def user(self):
+        """Return (account, role) of the request, (None, None) without a token; None for a wrong one."""
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        return TOKENS.get(given) if given else (None, None)
 
-    def tree(self, repo, _, under=None):
-        files = [path for path in self.hub.datasets[repo] if not under or path.startswith(under + "/")]
+    def open(self, repo, write=False):
+        """Return a repository that the request may read or write; else answer and return None."""
+        user = self.user()
+        if user is None:
+            self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
+            return None
+        found = self.hub.repos.get(repo)
+        if found is None or (found.private and user[0] != repo.split("/")[0]):
+            self.error(404, "RepoNotFound", "Repository not found")
+            return None
+        if write and (user[0] != repo.split("/")[0] or user[1] != "write"):
+            self.error(403, "Forbidden", "You don't have the rights for this")
+            return None
+        return found
+
+    def revision(self, found, rev):
+        """Return the commit of a revision; else answer and return None."""
+        commit = found.at(rev)
+        if commit is None:
+            self.error(404, "RevisionNotFound", "Invalid rev id")
+        return commit
+
+    def whoami(self):
+        user = self.user()
+        if not user or not user[0]:
+            return self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
+        auth = {"accessToken": {"displayName": "test", "role": user[1]}}
+        return self.reply(200, {"type": "user", "name": user[0], "orgs": [], "auth": auth})
+
+    # reading
+
+    def card(self, files):
+        """Return the YAML of a card as the Hub does."""
+        import yaml
+
+        found = re.match(rb"---\r?\n(.*?)\r?\n---", files.get("README.md", b""), re.DOTALL)
+        return (yaml.safe_load(found[1]) or {}) if found else {}
+
+    def described(self, name, found, commit):
+        card = self.card(commit.files)
+        tags = [t for t in card.get("tags") or []] + ([f"license:{card['license']}"] if "license" in card else [])
+        return {
+            "id": name, "_id": "0", "sha": commit.oid, "siblings": [{"rfilename": path} for path in commit.files],
+            "tags": tags, "cardData": card, "private": found.private, "gated": False, "disabled": False,
+            "downloads": found.downloads, "likes": 0, "author": name.split("/")[0],
+            "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
+        }  # fmt: skip
+
+    def search(self):
+        found = []
+        for name, repo in self.hub.repos.items():
+            if repo.private and (self.user() or (None,))[0] != name.split("/")[0]:
+                continue
+            entry = self.described(name, repo, repo.commits[-1])
+            wanted = set(self.query.get("filter", []))
+            if wanted <= set(entry["tags"]) and all(a == entry["author"] for a in self.query.get("author", [])):
+                found.append(entry)
+        found.sort(key=lambda e: -e["downloads"])
+        self.reply(200, found[: int(self.query.get("limit", ["1000"])[0])])
+
+    def info(self, repo, rev=None):
+        if (found := self.open(repo)) and (commit := self.revision(found, rev)):
+            self.reply(200, self.described(repo, found, commit))
+
+    def entry(self, path, content):
+        described = {"type": "file", "path": path, "size": len(content), "oid": blob(content)}
+        if path.endswith(LARGE):
+            described["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return described
+
+    def tree(self, repo, rev, under=None):
+        if not (found := self.open(repo)) or not (commit := self.revision(found, rev)):
+            return
+        files = [path for path in commit.files if not under or path.startswith(under + "/")]
         if under and not files:
-            return self.error(404, "EntryNotFound", "Entry not found")
+            self.error(404, "EntryNotFound", "Entry not found")
+            return
         parents = {"/".join(p.split("/")[:n]) for p in files for n in range(1, p.count("/") + 1)}
         folders = [{"type": "directory", "path": p, "size": 0, "oid": "0" * 40} for p in sorted(parents - {under})]
-        self.reply(200, folders + [self.entry(repo, path) for path in files])
+        self.reply(200, folders + [self.entry(path, commit.files[path]) for path in files])
 
-    def paths(self, repo, body):
-        wanted = urllib.parse.parse_qs(body).get("paths", [])
+    def paths(self, repo, rev):
+        if not (found := self.open(repo)) or not (commit := self.revision(found, rev)):
+            return
+        if "json" in (self.headers.get("Content-Type") or ""):
+            wanted = json.loads(self.body)["paths"]
+        else:
+            wanted = urllib.parse.parse_qs(self.body.decode()).get("paths", [])
         if not wanted:
-            return self.complain("no paths")
-        self.reply(200, [self.entry(repo, path) for path in wanted if path in self.hub.datasets[repo]])
+            self.complain("no paths")
+            return
+        self.reply(200, [self.entry(p, commit.files[p]) for p in wanted if p in commit.files])
 
-    def resolve(self, repo, _, path):
-        headers = {"X-Repo-Commit": self.hub.sha(repo)}
-        if path not in self.hub.datasets[repo]:
+    def refs(self, repo):
+        if found := self.open(repo):
+            tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": oid} for t, oid in found.tags.items()]
+            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": found.commits[-1].oid}
+            self.reply(200, {"branches": [main], "tags": tags, "converts": []})
+
+    def resolve(self, repo, rev, path):
+        if not (found := self.open(repo)) or not (commit := self.revision(found, rev)):
+            return None
+        headers = {"X-Repo-Commit": commit.oid}
+        if path not in commit.files:
             headers["X-Error-Code"] = "EntryNotFound"
             return self.reply(404, b"Entry not found", headers)
-        content = self.hub.datasets[repo][path]
+        content = commit.files[path]
         headers |= {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"}
         if self.command == "GET":
             self.hub.downloads.append(f"{repo}/{path}")
@@ -123,11 +314,114 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         return self.reply(206, content[first : last + 1], headers)
 
+    # writing
+
+    def create(self):
+        asked, user = json.loads(self.body), self.user()
+        if not user or not user[0]:
+            return self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
+        owner = asked.get("organization") or user[0]
+        name = f"{owner}/{asked['name']}"
+        if name in self.hub.repos:
+            return self.reply(409, {"url": f"{self.hub.url}/datasets/{name}", "error": "You already created this"})
+        if owner != user[0] or user[1] != "write":
+            return self.error(403, "Forbidden", "You don't have the rights to create a dataset under this namespace")
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self.hub.add(name, {".gitattributes": b""}, private)
+        return self.reply(200, {"url": f"{self.hub.url}/datasets/{name}", "id": name})
+
+    def validate(self):
+        import yaml
+
+        text = json.loads(self.body)["content"].split("---")[1]
+        try:
+            yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            return self.reply(400, {"errors": [{"message": str(error)}], "warnings": []})
+        return self.reply(200, {"errors": [], "warnings": []})
+
+    def preupload(self, repo, rev):
+        found = self.open(repo, write="create_pr" not in self.query)
+        if found and (commit := self.revision(found, rev)):
+            answers = []
+            for file in json.loads(self.body)["files"]:
+                lfs = file["path"].endswith(LARGE)
+                answer = {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+                if file["path"] in commit.files:
+                    answer["oid"] = self.entry("", commit.files[file["path"]])["oid"]
+                answers.append(answer)
+            self.reply(200, {"files": answers})
+
+    def batch(self, repo):
+        if self.open(repo):
+            objects = []
+            for thing in json.loads(self.body)["objects"]:
+                if thing["oid"] not in self.hub.blobs:
+                    href = f"{self.hub.url}/upload/{thing['oid']}"
+                    thing = {**thing, "actions": {"upload": {"href": href}}}
+                objects.append(thing)
+            self.reply(200, {"objects": objects, "transfer": "basic"}, {"Content-Type": "application/vnd.git-lfs+json"})
+
+    def upload(self, oid):
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            return self.complain("the content is not what was announced")
+        self.hub.blobs[oid] = self.body
+        return self.reply(200)
+
+    def commit(self, repo, rev):
+        pull = self.query.get("create_pr") == ["1"]
+        found = self.open(repo, write=not pull)
+        if not found or not self.revision(found, rev):
+            return None
+        lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
+        head, files = lines[0]["value"], dict(found.at(rev).files)
+        if head.get("parentCommit") not in (None, found.at(rev).oid):
+            return self.error(412, "Conflict", "A commit has happened since. Please refresh and try again.")
+        for line in lines[1:]:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+            else:
+                return self.complain(f"commit line {line['key']}")
+        answer = {"hookOutput": "", "success": True}
+        if pull:
+            reference = f"refs/pr/{len(found.pulls) + 1}"
+            found.pulls[reference] = Commit(hashlib.sha1(reference.encode()).hexdigest(), head["summary"], files)
+            oid, answer["pullRequestUrl"] = found.pulls[reference].oid, f"{self.hub.url}/datasets/{repo}/discussions/1"
+        else:
+            oid = found.commit(head["summary"], files).oid
+        return self.reply(200, answer | {"commitOid": oid, "commitUrl": f"{self.hub.url}/datasets/{repo}/commit/{oid}"})
+
+    def tag(self, repo, rev):
+        found = self.open(repo, write=True)
+        if found and (commit := self.revision(found, rev)):
+            name = json.loads(self.body)["tag"]
+            if name in found.tags:
+                return self.error(409, "Conflict", "Tag reference exists already")
+            found.tags[name] = commit.oid
+            return self.reply(200, {})
+        return None
+
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES = [
-    ("GET", rf"/api/datasets/{REPO}(/revision/(?P<rev>[^/]+))?", Handler.info),
-    ("GET", rf"/api/datasets/{REPO}/tree/(?P<rev>[^/]+)(/(?P<under>.+))?", Handler.tree),
-    ("POST", rf"/api/datasets/{REPO}/paths-info/(?P<rev>[^/]+)", Handler.paths),
-    ("GET HEAD", rf"/datasets/{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", Handler.resolve),
+    ("GET", r"/api/whoami-v2", Handler.whoami),
+    ("POST", r"/api/repos/create", Handler.create),
+    ("POST", r"/api/validate-yaml", Handler.validate),
+    ("GET", r"/api/datasets", Handler.search),
+    ("GET", rf"/api/datasets/{REPO}(/revision/{REV})?", Handler.info),
+    ("GET", rf"/api/datasets/{REPO}/refs", Handler.refs),
+    ("GET", rf"/api/datasets/{REPO}/tree/{REV}(/(?P<under>.+))?", Handler.tree),
+    ("POST", rf"/api/datasets/{REPO}/paths-info/{REV}", Handler.paths),
+    ("POST", rf"/api/datasets/{REPO}/preupload/{REV}", Handler.preupload),
+    ("POST", rf"/api/datasets/{REPO}/commit/{REV}", Handler.commit),
+    ("POST", rf"/api/datasets/{REPO}/tag/{REV}", Handler.tag),
+    ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", Handler.batch),
+    ("PUT", r"/upload/(?P<oid>[0-9a-f]{64})", Handler.upload),
+    ("GET HEAD", rf"/datasets/{REPO}/resolve/{REV}/(?P<path>.+)", Handler.resolve),
 ]

@@ -1,0 +1,145 @@
+"""``atomhub push``, ``pull`` and ``verify``: sets on the Hub, and whether to trust them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import (
+    Steps,
+    accuracy,
+    device_option,
+    json_option,
+    print_data,
+    print_json,
+    print_table,
+    say,
+    size,
+    source_option,
+)
+
+if TYPE_CHECKING:
+    from atomhub.hub.remote import Pushed
+
+private_option = click.option("--private/--public", default=None, help="Of a new repository.  [default: the account's]")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("repo", required=False)
+@private_option
+@click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag to give to the commit. Repeatable.")
+@click.option("--message", metavar="TEXT", help="Commit message.")
+@click.option("--revision", metavar="BRANCH", help="Branch to commit to.  [default: main]")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--dry-run", is_flag=True, help="List the files and print the card; change nothing.")
+@json_option
+def push(
+    name: str, repo: str | None, private: bool | None, tags: tuple[str, ...], message: str | None,
+    revision: str | None, create_pr: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Publish the set NAME on the Hugging Face Hub, in one commit.
+
+    REPO is user/name, by default NAME under your own account; it is made if need be. Log in once with: hf auth login
+
+    \b
+    Examples:
+      atomhub push cifar10-ipc10
+      atomhub push cifar10-ipc10 my-lab/cifar10-ipc10 --private --tag v1
+    """
+    import atomhub
+    from atomhub.hub import remote
+
+    with remote.quiet():
+        done = remote.push(
+            atomhub.load(name), repo, private=private, revision=revision, commit_message=message, create_pr=create_pr,
+            tags=tags, dry_run=dry_run,
+        )  # fmt: skip
+    report_push(done, as_json, dry_run)
+
+
+def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
+    """Print what a push did."""
+    if as_json:
+        print_json({"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
+                    "files": done.files})  # fmt: skip
+        return
+    if dry_run:
+        print_table(["file", "size"], [[path, size(count)] for path, count in done.files.items()], done.repo_id)
+        print_data(done.card)
+        say("Nothing was changed." if done.changed else "The Hub holds exactly this already.")
+        return
+    print_data(done.url)
+    say(f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
+        else f"{done.repo_id} holds exactly this already: no new commit.")  # fmt: skip
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@REVISION]")
+@json_option
+def pull(name: str, as_json: bool) -> None:
+    """Download the set NAME (user/name) from the Hub and verify it; afterwards it loads without a network.
+
+    \b
+    Examples:
+      atomhub pull alice/cifar10-ipc10
+      atomhub pull alice/cifar10-ipc10@v1
+    """
+    from atomhub.hub import remote
+
+    with remote.quiet():
+        distilled = remote.pull(name)
+    if as_json:
+        print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.manifest.ipc})
+        return
+    say(f"Pulled and verified {name}: {len(distilled)} images. Use it: atomhub.load({name!r})")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--runs", type=click.IntRange(min=1), metavar="N", help="Networks to train.  [default: as claimed, at most 5]"
+)
+@device_option
+@source_option
+@json_option
+def verify(name: str, runs: int | None, device: str, source: str | None, as_json: bool) -> None:
+    """Check the files of the set NAME, train networks on it anew, and say whether the accuracy it claims holds.
+
+    Exits with 1 if a claim does not hold. A claim holds if the means differ by at most twice their spread (or 1 point).
+
+    \b
+    Examples:
+      atomhub verify digits-ipc10
+      atomhub verify alice/cifar10-ipc10@v1 --runs 3
+    """
+    import atomhub
+    from atomhub.hub import layout
+    from atomhub.hub.remote import quiet
+
+    with quiet():
+        distilled = atomhub.load(name)
+    if distilled.path is not None:
+        layout.check_parquet(distilled, distilled.path)
+    say(f"{name}: the files are whole, and the parquet holds the tensors.")
+    with Steps(f"Verifying {distilled.name}", quiet=as_json, unit="networks") as steps:
+        verdicts = atomhub.verify(
+            distilled, runs, device=device, source=source, progress=lambda kind, done, total: steps(done, total, kind)
+        )
+    words = {True: "holds", False: "does NOT hold"}
+    rows: list[list[str]] = []
+    found: list[dict[str, Any]] = []
+    for v in verdicts:
+        said = words[v.holds] if v.measured else "unknown network"
+        measured = v.measured.score if v.measured else None
+        rows.append([v.claim.network, v.claim.protocol, accuracy(v.claim.score), accuracy(measured), said])
+        found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
+                      "measured": measured.mean if measured else None, "allowed": v.allowed,
+                      "holds": v.holds if v.measured else None})  # fmt: skip
+    if as_json:
+        print_json({"name": name, "claims": found})
+    else:
+        print_table(["network", "protocol", "claimed", "measured", "verdict"], rows, f"{name}: test accuracy in %")
+    if not any(v.measured for v in verdicts) or not all(v.holds for v in verdicts if v.measured):
+        raise click.exceptions.Exit(1)
