@@ -138,6 +138,60 @@ def test_the_recorded_command_makes_the_same_images(run, photos):
     assert (atomhub.load("photos-ipc1").images == first.images).all()
 
 
+def test_distil_push_list_pull_verify(run, hub, home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=30))
+    name = "cli-digits-ipc1"
+    code, out, err = run("distill", "digits", "--ipc", 1, *BRIEF, "--name", name, "--push")
+    assert code == 0
+    assert f"{hub.url}/datasets/alice/{name}" in out
+    assert f"Published alice/{name}" in err
+    assert run("evaluate", name, "--protocol", "quick", "--runs", 2, "--no-baseline")[0] == 0
+
+    code, out, err = run("push", name, "--dry-run")
+    assert code == 0
+    assert "distilled.safetensors" in out
+    assert "tags:" in out  # the card
+    assert "Nothing was changed." in err
+    assert run("push", name, "--tag", "v1")[0] == 0
+    code, out, err = run("push", name, "--json")
+    assert json.loads(out)["changed"] is False
+    assert "no new commit" in run("push", name)[2]
+
+    code, out, _ = run("list", "--remote", "--source", "digits", "--sort", "accuracy")
+    assert code == 0
+    assert f"alice/{name}" in out
+    assert "(quick)" in out
+    assert json.loads(run("list", "--remote", "--ipc", 7, "--json")[1])["sets"] == []
+    assert "add --remote" in run("list", "--ipc", 1)[2]
+
+    code, _, err = run("pull", f"alice/{name}@v1")
+    assert code == 0
+    assert "Pulled and verified" in err
+    assert f"alice/{name}@" in run("list")[1]
+
+    code, out, err = run("verify", f"alice/{name}", "--runs", 2)
+    assert "the files are whole" in err
+    assert ("does NOT hold" in out, "holds" in out) == (bool(code), True)
+    manifest = json.loads((home / "sets" / name / "manifest.json").read_text())
+    manifest["results"][0]["score"]["mean"] = 1.5
+    (home / "sets" / name / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = run("verify", name, "--runs", 2)
+    assert code == 1
+    assert "does NOT hold" in out
+
+
+def test_a_push_that_will_not_be_allowed_is_told_before_the_work(run, hub, home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--push")
+    assert code == 1
+    assert "this token can only read" in err
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--push", "bob/digits")
+    assert code == 1
+    assert "bob/digits belongs to another account" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

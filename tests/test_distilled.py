@@ -288,7 +288,7 @@ class TestTampering:
 
     def test_the_card_may_be_edited_and_keeps_its_edits(self, saved):
         card = saved.path / "README.md"
-        card.write_text(card.read_text().replace("## Limits", "## My own words\n\n## Limits"))
+        card.write_text(card.read_text().replace("## Citation", "## My own words\n\n## Citation"))
         atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
         text = card.read_text()
         assert "## My own words" in text

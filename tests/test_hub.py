@@ -83,7 +83,7 @@ class TestPush:
     def test_words_that_the_owner_wrote_on_the_hub_are_kept(self, hub, saved):
         saved.push_to_hub()
         repo = f"alice/{saved.name}"
-        card = hub.files(repo)["README.md"].replace(b"## Limits", b"## Thanks\n\nTo my cat.\n\n## Limits")
+        card = hub.files(repo)["README.md"].replace(b"## Citation", b"## Thanks\n\nTo my cat.\n\n## Citation")
         card = card.replace(b"tags:\n", b"language: en\ntags:\n- cats\n", 1)
         hub.repos[repo].commit("words", hub.files(repo) | {"README.md": card})
         atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)

@@ -62,10 +62,12 @@ class Embedding:
         self.network = self.networks[0]
         self.generator = torch.Generator(device)
         own = compiled and reduce is None
+        # uncompiled on a CPU, what keeps maps for a gradient is faster in the contiguous layout, all else is not
+        self.gradient_format = torch.contiguous_format if device.type == "cpu" and not own else torch.channels_last
         self.compiled = {
             network: Compiled(cast(FunctionType, vectors)) if own else vectors for network in self.networks
         }
-        self.weights: list[Tensor] = []
+        self.weights: dict[torch.memory_format, list[Tensor]] = {}
         self.biases: list[Tensor] | None = None
 
     def draw(self, seed: int, iteration: int) -> None:
@@ -75,22 +77,28 @@ class Embedding:
         self.generator.manual_seed(key)
         self.network.reinitialise(self.generator)
         weights, biases = ([getattr(c, name) for c in self.network.convolutions] for name in ("weight", "bias"))
-        self.weights = [w.to(self.compute, memory_format=torch.channels_last) for w in weights]
+        formats = {torch.channels_last, self.gradient_format}
+        self.weights = {f: [w.to(self.compute, memory_format=f) for w in weights] for f in formats}
         self.biases = None if self.recipe.norm == "instance" else [b.to(self.compute) for b in biases]
+
+    @property
+    def format(self) -> torch.memory_format:
+        """The layout to compute in: with a gradient, or without."""
+        return self.gradient_format if torch.is_grad_enabled() else torch.channels_last
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) as the convolutions want them: padded, in their precision and layout."""
         before = self.network.padding // 2
         after = self.network.padding - before
         x = F.pad(images, (before, after, before, after)) if self.network.padding else images
-        return x.to(self.compute, memory_format=torch.channels_last)
+        return x.to(self.compute, memory_format=self.format)
 
     def __call__(self, images: Tensor, moments: Sequence[Moments] | None = None) -> list[Tensor]:
         """Return what is matched of normalised images (N, C, H, W): (N, D) float vectors, see :func:`vectors`."""
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
         return self.compiled[self.network](
-            self.prepare(images), self.weights, self.biases, r.norm, r.power, wanted, moments, self.reduce
+            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, moments, self.reduce
         )
 
     def moments(self, batches: Callable[[], Any]) -> list[Moments]:
@@ -100,10 +108,11 @@ class Embedding:
             batches: Called once a layer; gives an iterable of normalised images (N, C, H, W).
         """
         known: list[Moments] = []
-        for _ in self.weights:
+        weights = self.weights[self.format]
+        for _ in weights:
             count, mean, square = 0, torch.zeros(()), torch.zeros(())
             for images in batches():
-                x = mixer.full(activations(self.prepare(images), self.weights, self.biases, known)).double()
+                x = mixer.full(activations(self.prepare(images), weights, self.biases, known)).double()
                 n, m = x.numel() // x.shape[1], x.mean((0, 2, 3))
                 s = (x - m.view(-1, 1, 1)).square().sum((0, 2, 3))
                 # the update of Chan, Golub and LeVeque (1979) for a mean and a sum of squared deviations
@@ -111,7 +120,7 @@ class Embedding:
                 delta, count = m - mean, count + n
                 square = square + s + delta.square() * (n * (count - n) / count)
                 mean = mean + delta * (n / count)
-            known.append((mean.to(self.weights[0].dtype), (square / count).to(self.weights[0].dtype)))
+            known.append((mean.to(self.compute), (square / count).to(self.compute)))
         return known
 
 

@@ -39,7 +39,10 @@ def _power(x: Tensor, power: float) -> Tensor:
     if power == 1:
         return x
     if power in (2, 4):  # products are several times faster than pow
-        return x.square() if power == 2 else x.square().square()
+        square = x * x
+        if power == 2:
+            return square
+        return square * square if square.requires_grad else square.mul_(square)
     return x.pow(power)
 
 
