@@ -69,6 +69,8 @@ def evaluate(
         row.append(accuracy(score))
     title = f"{distilled.name}: test accuracy in %, mean ± std of {runs} networks, protocol {protocol}"
     print_table(columns, [row], title)
+    if distilled.path is None:
+        say("The set lies in the Hub's cache, so the result was not stored with it.")
 
 
 BASELINES = {"random": "random real images", "whole": "whole training set", "rounded": "rounded to 8 bits"}

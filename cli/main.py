@@ -59,7 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        say("Interrupted: what was not finished was not kept.")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            why = "This run was stopped, or another of its processes has ended"
+            say(f"{why}: --resume goes on from the last checkpoint.", error=True)
+        else:
+            say("Interrupted: what was not finished was not kept.")
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -50,6 +52,12 @@ def content(folder):
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".md"
     }
+
+
+def validate(card, kind):
+    """Ask the Hub whether a card is valid, with the clients that ask the endpoint they were told."""
+    if int(version("huggingface_hub").split(".")[0]) >= 2:
+        card.validate(repo_type=kind)
 
 
 class TestPush:
@@ -139,7 +147,7 @@ class TestPush:
 
     def test_the_card_is_valid_for_the_hub(self, hub, saved):
         card = DatasetCard(remote.push(saved, dry_run=True).card)
-        card.validate(repo_type="dataset")
+        validate(card, "dataset")
         data = card.data.to_dict()
         assert data["license"] == "cc-by-4.0"
         assert data["task_categories"] == ["image-classification"]
@@ -329,6 +337,7 @@ class TestFaults:
     @pytest.mark.parametrize("fault", [Fault("GET", r"/resolve/.*\.safetensors", cut=50),
                                        Fault("GET", r"/resolve/.*\.parquet", status=500),
                                        Fault("GET", r"/resolve/.*\.png", status=429, headers={"Retry-After": "0"}),
+                                       Fault("GET", r"/resolve/.*manifest", before=lambda: time.sleep(1)),
                                        Fault("POST", "/paths-info/", status=502)],
                              ids=lambda f: f"{f.path} {f.status if f.cut is None else 'cut'}")  # fmt: skip
     def test_downloads_that_fail_once(self, hub, saved, fault):
@@ -336,6 +345,14 @@ class TestFaults:
         hub.faults = [dataclasses.replace(fault)]
         assert torch.equal(atomhub.load(f"alice/{saved.name}").images, saved.images)
         assert hub.faults[0].times == 0
+
+    def test_a_link_to_something_else_is_not_published(self, hub, saved, tmp_path):
+        (tmp_path / "secret").write_text("password")
+        (saved.path / "preview.png").unlink()
+        (saved.path / "preview.png").symlink_to(tmp_path / "secret")
+        with pytest.raises(IntegrityError, match="preview.png is not the file"):
+            saved.push_to_hub()
+        assert hub.repos == {}
 
     def test_a_broken_set_is_not_published(self, hub, saved):
         path = saved.path / "preview.png"
@@ -462,7 +479,7 @@ class TestCards:
         assert card.data.datasets == ["alice/digits-ipc1"]
         assert card.data.eval_results[0].metric_value == result.score.mean
         assert "1,234,567 parameters" in card.text
-        card.validate(repo_type="model")
+        validate(card, "model")
 
 
 class TestVerify:
