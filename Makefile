@@ -1,4 +1,4 @@
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format hub clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -23,6 +23,12 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+PORT ?= 8000
+ROOT ?= /tmp/atomhub-hub
+
+hub: .venv/installed
+	PYTHONPATH=tests $(BIN)/python -m hub_server $(PORT) $(ROOT)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .hub import report_push
-from .output import Steps, device_option, json_option, print_data, print_json, say, seed_option
+from .output import Steps, device_option, json_option, print_data, print_json, say, seed_option, watched
 
 
 @click.command()
@@ -98,7 +98,7 @@ def distill(
             distilled = distilled.save(target, overwrite)
     manifest = distilled.manifest
     if push is not None and team.rank == 0:
-        with remote.quiet():
+        with remote.progress_bars(watched(as_json)):
             report_push(remote.push(distilled, push or None), as_json=False)
     if as_json:
         print_json({"name": name, "path": str(target), "ipc": ipc, "classes": len(distilled.class_names),

@@ -17,6 +17,7 @@ from .output import (
     say,
     size,
     source_option,
+    watched,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def push(
     import atomhub
     from atomhub.hub import remote
 
-    with remote.quiet():
+    with remote.progress_bars(watched(as_json)):
         done = remote.push(
             atomhub.load(name), repo, private=private, revision=revision, commit_message=message, create_pr=create_pr,
             tags=tags, dry_run=dry_run,
@@ -88,7 +89,7 @@ def pull(name: str, as_json: bool) -> None:
     """
     from atomhub.hub import remote
 
-    with remote.quiet():
+    with remote.progress_bars(watched(as_json)):
         distilled = remote.pull(name)
     if as_json:
         print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.manifest.ipc})
@@ -116,9 +117,9 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
     """
     import atomhub
     from atomhub.hub import layout
-    from atomhub.hub.remote import quiet
+    from atomhub.hub.remote import progress_bars
 
-    with quiet():
+    with progress_bars(watched(as_json)):
         distilled = atomhub.load(name)
     if distilled.path is not None:
         layout.check_parquet(distilled, distilled.path)

@@ -52,6 +52,11 @@ def is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
 
 
+def watched(as_json: bool) -> bool:
+    """Whether somebody watches the progress."""
+    return RANK == 0 and not as_json and is_terminal(sys.stderr)
+
+
 def _printable(text: str) -> str:
     """Return text that cannot steer the terminal: names come from files of strangers."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

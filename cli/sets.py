@@ -52,7 +52,7 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
         for name, m in entries:
             last = m.results[-1] if m.results else None
             measured = f"{accuracy(last.score)} ({last.protocol})" if last else "not measured"
-            rows.append([name, m.source.id, str(m.ipc), m.recipe.describe(), measured, m.created[:10]])
+            rows.append([name, m.source.id, str(m.ipc), m.recipe.name, measured, m.created[:10]])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
     for error in bad:
         say(f"Skipped: {error.message}")

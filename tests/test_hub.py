@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import warnings
 from importlib.metadata import version
 
@@ -15,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import LIVE_TOKEN, ROOT
 from datasets import load_dataset
-from hub_server import Fault
-from huggingface_hub import DatasetCard, ModelCard
+from hub_server import Fault, HubServer
+from huggingface_hub import DatasetCard, HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
 import atomhub
@@ -334,9 +336,9 @@ class TestFaults:
         with pytest.raises(UsageError, match="cannot be a repository"):
             remote.push(saved, "alice/a--b")
 
-    @pytest.mark.parametrize("fault", [Fault("GET", r"/resolve/.*\.safetensors", cut=50),
-                                       Fault("GET", r"/resolve/.*\.parquet", status=500),
-                                       Fault("GET", r"/resolve/.*\.png", status=429, headers={"Retry-After": "0"}),
+    @pytest.mark.parametrize("fault", [Fault("GET", r"/cdn/.*\.safetensors", cut=50),
+                                       Fault("GET", r"/cdn/.*\.parquet", status=500),
+                                       Fault("GET", r"/cdn/.*\.png", status=429, headers={"Retry-After": "0"}),
                                        Fault("GET", r"/resolve/.*manifest", before=lambda: time.sleep(1)),
                                        Fault("POST", "/paths-info/", status=502)],
                              ids=lambda f: f"{f.path} {f.status if f.cut is None else 'cut'}")  # fmt: skip
@@ -451,14 +453,25 @@ class TestAttacks:
         pytest.importorskip("markdown_it")
         from markdown_it import MarkdownIt
 
-        manifest = digits1.manifest.model_copy(update={"class_names": (name, *"123456789")})
-        card = cards.dataset_card(manifest)
-        plain = cards.dataset_card(digits1.manifest)
-        tokens, usual = (MarkdownIt("commonmark").enable("table").parse(text) for text in (card, plain))
+        def card_with(text):
+            m = digits1.manifest
+            source = m.source.model_copy(update={"id": text, "license": text, "notes": (text,), "revision": text})
+            recipe = m.recipe.model_copy(update={"name": text})
+            return cards.dataset_card(m.model_copy(update={
+                "class_names": (text, *"123456789"), "source": source, "recipe": recipe, "device": text,
+                "command": text, "versions": {"atomhub": text, text: text}, "created": text,
+            }))  # fmt: skip
+
+        card, plain = card_with(name), card_with("plain")
+        bodies = [cards._FRONT.sub("", text) for text in (card, plain)]
+        tokens, usual = (MarkdownIt("commonmark").enable("table").parse(body) for body in bodies)
         assert [t.type for t in tokens] == [t.type for t in usual]
         kinds = [[c.type for t in found for c in (t.children or []) if c.type != "text"] for found in (tokens, usual)]
         assert kinds[0] == kinds[1]
-        assert yaml.safe_load(card.split("---")[1]) == yaml.safe_load(plain.split("---")[1])
+        hostile, usual = (yaml.safe_load(cards._FRONT.match(text)[1]) for text in (card, plain))
+        assert list(hostile) == list(usual)
+        assert hostile["license"] == name
+        assert hostile["configs"] == usual["configs"]
 
 
 class TestCards:
@@ -528,3 +541,44 @@ def _own_errors_only():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
         yield
+
+
+class TestTheServer:
+    """The Hub of the tests itself, where a test of the product would not notice."""
+
+    def test_repositories_survive_on_disk(self, saved, tmp_path, monkeypatch):
+        kept = HubServer(tmp_path / "root")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", kept.url)
+        api = HfApi(endpoint=kept.url, token="hf_writer")
+        api.create_repo("alice/kept", repo_type="dataset")
+        api.upload_file(path_or_fileobj=b"hello", path_in_repo="a.txt", repo_id="alice/kept", repo_type="dataset")
+        api.create_tag("alice/kept", tag="v1", repo_type="dataset")
+        again = HubServer(tmp_path / "root")
+        assert again.files("alice/kept", "v1")["a.txt"] == b"hello"
+        HfApi(endpoint=again.url, token="hf_writer").delete_repo("alice/kept", repo_type="dataset")
+        assert HubServer(tmp_path / "root").repos == {}
+
+    def test_what_it_does_not_know_is_a_complaint(self, hub):
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{hub.url}/api/models")
+        assert hub.complaints
+        hub.complaints.clear()
+
+
+@pytest.mark.skipif(os.environ.get("ATOMHUB_LIVE_TESTS") != "1", reason="needs ATOMHUB_LIVE_TESTS=1 and HF_TOKEN")
+def test_the_real_hub(tmp_path):
+    """Push a private set, load it from a clean cache, delete it; in a process that is not told of the local Hub."""
+    code = (
+        "import atomhub, huggingface_hub as h\n"
+        "made = atomhub.distill('digits', 1, overrides={'iterations': 3}, name='atomhub-live-test')\n"
+        "url = made.push_to_hub(private=True)\n"
+        "repo = '/'.join(url.split('/')[-2:])\n"
+        "try:\n"
+        "    assert (atomhub.load(repo).images == made.images).all()\n"
+        "finally:\n"
+        "    h.HfApi().delete_repo(repo, repo_type='dataset')\n"
+    )
+    keep = {k: v for k, v in os.environ.items() if k not in ("HF_ENDPOINT", "HF_HUB_DISABLE_XET")}
+    environment = keep | {"HF_TOKEN": LIVE_TOKEN, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -543,10 +543,13 @@ def _without_token(text: str, token: str | None) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep huggingface_hub's progress bars off."""
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show huggingface_hub's progress bars in the block, or do not."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    if shown:
+        yield
+        return
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

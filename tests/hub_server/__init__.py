@@ -1,5 +1,7 @@
 """A small Hub on loopback for the real clients: dataset repositories with commits, tags, LFS, search, and faults.
 
+Large files are served by a second server, as the Hub's are by its CDN. With a folder, all is kept on disk.
+
 Strict: what it does not know is answered with 500 and remembered in ``complaints``. Written from what huggingface_hub 1
 and 2 and datasets 4 and 5 send. Users are tokens: ``TOKENS`` maps a token to its account and role.
 """
@@ -12,6 +14,7 @@ import threading
 import urllib.parse
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_other": ("bob", "write")}
 LARGE = (".parquet", ".safetensors", ".png")
@@ -76,10 +79,15 @@ class Fault:
 
 
 class HubServer:
-    """Repositories in memory.
+    """Repositories in memory, or in a folder as well.
+
+    Args:
+        root: Folder to keep them in.
+        port: Of the endpoint; 0: any that is free.
 
     Attributes:
         url: Endpoint, without a trailing slash.
+        cdn: Where large files are.
         repos: ``{"user/name": Repo}``.
         complaints: Requests that no real Hub would have been sent.
         down: Answer everything with 503.
@@ -88,13 +96,49 @@ class HubServer:
         requests: (method, path, authorization) of every request.
     """
 
-    def __init__(self):
-        self.lock = threading.RLock()
+    def __init__(self, root=None, port=0):
+        self.lock, self.root = threading.RLock(), root and Path(root)
         self.reset()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
+        self.url, self.cdn = self.serve(port), self.serve(0)
+        if self.root and (self.root / "repos.json").exists():
+            self.read()
+
+    def serve(self, port):
+        """Start a server; return its address."""
+        server = ThreadingHTTPServer(("127.0.0.1", port), type("BoundHandler", (Handler,), {"hub": self}))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        return f"http://127.0.0.1:{server.server_port}"
+
+    def write(self):
+        """Keep everything in the folder, if there is one."""
+        if self.root is None:
+            return
+        (self.root / "blobs").mkdir(parents=True, exist_ok=True)
+        state = {}
+        for name, repo in self.repos.items():
+            commits = [[c.oid, c.title, {p: self.keep(b) for p, b in c.files.items()}] for c in repo.commits]
+            pulls = {r: [c.oid, c.title, {p: self.keep(b) for p, b in c.files.items()}] for r, c in repo.pulls.items()}
+            state[name] = {"private": repo.private, "commits": commits, "tags": repo.tags, "pulls": pulls}
+        (self.root / "repos.json.new").write_text(json.dumps(state))
+        (self.root / "repos.json.new").replace(self.root / "repos.json")
+
+    def keep(self, content):
+        """Write a blob; return its name."""
+        name = hashlib.sha256(content).hexdigest()
+        if not (self.root / "blobs" / name).exists():
+            (self.root / "blobs" / name).write_bytes(content)
+        return name
+
+    def read(self):
+        """Read what :meth:`write` wrote."""
+
+        def commit(oid, title, files):
+            return Commit(oid, title, {p: (self.root / "blobs" / b).read_bytes() for p, b in files.items()})
+
+        for name, state in json.loads((self.root / "repos.json").read_text()).items():
+            repo = self.repos[name] = Repo(state["private"], [commit(*c) for c in state["commits"]], state["tags"])
+            repo.pulls = {reference: commit(*c) for reference, c in state["pulls"].items()}
 
     def reset(self):
         """Forget everything but the address."""
@@ -185,7 +229,10 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             for methods, pattern, answer in ROUTES:
                 if (found := re.fullmatch(pattern, path)) and self.command in methods:
-                    return answer(self, **found.groupdict())
+                    answer(self, **found.groupdict())
+                    if self.command not in ("GET", "HEAD"):
+                        self.hub.write()
+                    return None
         return self.complain("no such route")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = route
@@ -304,9 +351,24 @@ class Handler(BaseHTTPRequestHandler):
             headers["X-Error-Code"] = "EntryNotFound"
             return self.reply(404, b"Entry not found", headers)
         content = commit.files[path]
-        headers |= {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"}
         if self.command == "GET":
             self.hub.downloads.append(f"{repo}/{path}")
+        if path.endswith(LARGE):
+            digest = hashlib.sha256(content).hexdigest()
+            self.hub.blobs[digest] = content
+            headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content)), "ETag": '"pointer"'}
+            return self.reply(302, b"", headers | {"Location": f"{self.hub.cdn}/cdn/{repo}/{path}?blob={digest}"})
+        return self.send(content, headers | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
+
+    def large(self, path):
+        """Serve a large file, as a CDN that knows nothing of accounts."""
+        if self.headers.get("Authorization"):
+            return self.complain(f"a token was sent to the CDN for {path}")
+        return self.send(self.hub.blobs[self.query["blob"][0]], {"ETag": f'"{self.query["blob"][0]}"'})
+
+    def send(self, content, headers):
+        """Answer with content, or the part of it that is asked for."""
+        headers |= {"Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:
             return self.reply(200, content, headers)
@@ -358,9 +420,23 @@ class Handler(BaseHTTPRequestHandler):
             for thing in json.loads(self.body)["objects"]:
                 if thing["oid"] not in self.hub.blobs:
                     href = f"{self.hub.url}/upload/{thing['oid']}"
-                    thing = {**thing, "actions": {"upload": {"href": href}}}
+                    verify = {"href": f"{self.hub.url}/datasets/{repo}.git/verify"}
+                    thing = {**thing, "actions": {"upload": {"href": href}, "verify": verify}}
                 objects.append(thing)
             self.reply(200, {"objects": objects, "transfer": "basic"}, {"Content-Type": "application/vnd.git-lfs+json"})
+
+    def verify(self, repo):
+        thing = json.loads(self.body)
+        if self.open(repo):
+            there = self.hub.blobs.get(thing["oid"], b"")
+            self.reply(200 if len(there) == thing["size"] else 422, {})
+
+    def delete(self):
+        asked, user = json.loads(self.body), self.user()
+        name = f"{asked.get('organization') or (user or ('?',))[0]}/{asked['name']}"
+        if self.open(name, write=True):
+            del self.hub.repos[name]
+            self.reply(200, {})
 
     def upload(self, oid):
         if hashlib.sha256(self.body).hexdigest() != oid:
@@ -412,6 +488,7 @@ REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
+    ("DELETE", r"/api/repos/delete", Handler.delete),
     ("POST", r"/api/validate-yaml", Handler.validate),
     ("GET", r"/api/datasets", Handler.search),
     ("GET", rf"/api/datasets/{REPO}(/revision/{REV})?", Handler.info),
@@ -422,6 +499,8 @@ ROUTES = [
     ("POST", rf"/api/datasets/{REPO}/commit/{REV}", Handler.commit),
     ("POST", rf"/api/datasets/{REPO}/tag/{REV}", Handler.tag),
     ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", Handler.batch),
+    ("POST", rf"/datasets/{REPO}\.git/verify", Handler.verify),
+    ("GET HEAD", r"/cdn/(?P<path>.+)", Handler.large),
     ("PUT", r"/upload/(?P<oid>[0-9a-f]{64})", Handler.upload),
     ("GET HEAD", rf"/datasets/{REPO}/resolve/{REV}/(?P<path>.+)", Handler.resolve),
 ]
