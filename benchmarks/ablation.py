@@ -38,7 +38,8 @@ def settings(iterations):
 def precisions(iterations):
     """Yield (name, overrides) of the paired runs that compare the precision."""
     for precision in ("float32", "bfloat16"):
-        fields = {"width": 128, "real_batch": 64, "iterations": iterations, "power": 1, "precision": precision}
+        fields = {"width": 128, "real_batch": 64, "iterations": iterations, "power": 1, "norm": "instance",
+                  "precision": precision}  # fmt: skip
         yield f"both, p 1, instance, width 128, {precision}", fields
 
 

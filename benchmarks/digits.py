@@ -15,7 +15,7 @@ from common import held_out
 
 import atomhub
 
-BASE = {"width": 32, "iterations": 300, "real_batch": 64, "power": 4.0}
+BASE = {"width": 32, "iterations": 300, "real_batch": 64, "power": 4.0, "norm": "instance"}
 VARIANTS = {
     "base": {},
     "power 2": {"power": 2.0},

@@ -33,7 +33,8 @@ def median_step(classes, ipc, real, width, device, repeat=5):
     images[:, 0, ::5] = np.arange(real, dtype=np.uint64)[:, None, None] % 251  # something to see
     offsets = np.linspace(0, real, classes + 1).astype(np.int64)
     batch = min(64, real // classes)
-    recipe = Recipe.named("atom", {"width": width, "real_batch": batch, "precision": "float32"}).resolved(ipc, 32)
+    fields = {"width": width, "real_batch": batch, "precision": "float32", "norm": "instance"}
+    recipe = Recipe.named("atom", fields).resolved(ipc, 32)
     engine = Engine(images, offsets, recipe, ipc, Normalization((0.5,) * 3, (0.25,) * 3), device=device, compiled=False)
     times = []
     for iteration in range(repeat + 1):

@@ -165,7 +165,7 @@ def main():
     naive = {}  # before large buffers are kept, so that it runs as scripts do
     for ipc, batch in settings:
         if arguments.full or batch == 64:
-            recipe = Recipe.named("atom", {"real_batch": batch}).resolved(ipc, SIZE)
+            recipe = Recipe.named("atom", {"real_batch": batch, "power": 4, "norm": "instance"}).resolved(ipc, SIZE)
             (naive[ipc, batch],) = timed([Naive(recipe, ipc, device).step], device, arguments.repeat)
             print(f"naive atom, ipc {ipc}, batch {batch}: {naive[ipc, batch]:.3f} s", flush=True)
     keep_large_buffers()
@@ -174,16 +174,18 @@ def main():
     print(f"convolutions: {rates[torch.float32] / 1e9:.0f} GFLOP/s in float32, {rates[torch.bfloat16] / 1e9:.0f} in "
           f"bfloat16; memory {speed / 1e9:.1f} GB/s")  # fmt: skip
     fast = ("bfloat16" if fast_bfloat16(device) else "float32", True)
-    kinds = [("dm", *fast), ("datadam", *fast), ("atom", *fast), ("atom", "float32", True), ("atom", "float32", False)]
+    kinds = [(name, *fast, "instance") for name in ("dm", "datadam", "atom")]
+    kinds += [("atom", "float32", True, "instance"), ("atom", "float32", False, "instance"), ("atom", *fast, "batch")]
     rows = []
     for ipc, batch in settings:
         torch._dynamo.reset()
         engines = []
-        for name, precision, compiled in kinds:
-            recipe = Recipe.named(name, {"real_batch": batch, "precision": precision}).resolved(ipc, SIZE)
+        for name, precision, compiled, norm in kinds:
+            fields = {"real_batch": batch, "precision": precision, "norm": norm, "power": 4}
+            recipe = Recipe.named(name, fields).resolved(ipc, SIZE)
             engines.append(engine(recipe, ipc, device, compiled))
         times = timed([e.step for e in engines], device, arguments.repeat)
-        for (name, precision, compiled), e, took in zip(kinds, engines, times, strict=True):
+        for (name, precision, compiled, norm), e, took in zip(kinds, engines, times, strict=True):
             with stages(e, device) as spent:
                 for i in range(arguments.repeat):
                     e.step(100 + i)
@@ -191,21 +193,22 @@ def main():
             least = floor(e.recipe, ipc, rates[dtype], speed, dtype.itemsize)
             rows.append({
                 "recipe": name, "ipc": ipc, "batch": batch, "precision": precision, "compiled": compiled,
+                "norm": norm,
                 "seconds": took, "floor": least, "share_of_floor": least / took,
-                "naive": naive.get((ipc, batch)) if name == "atom" else None,
-                "attention_share": 1 - times[0] / took if (precision, compiled) == fast else None,
+                "naive": naive.get((ipc, batch)) if (name, norm) == ("atom", "instance") else None,
+                "attention_share": 1 - times[0] / took if (precision, compiled, norm) == (*fast, "instance") else None,
                 "stages": {k: v / arguments.repeat for k, v in spent.items()},
             })  # fmt: skip
         print(".", end="", flush=True)
     print()
     table = Table(title=f"seconds an iteration, CIFAR-10's shape, width 128, {device}")
     names = ("sampling", "augmentation", "real forward", "synthetic forward", "synthetic backward", "step")
-    for column in ("recipe", "ipc", "batch", "precision", "compiled", "s/iteration", "of floor", "x naive", "attention",
+    for column in ("recipe", "norm", "ipc", "batch", "precision", "compiled", "s/iteration", "of floor", "x naive", "attention",
                    *names):  # fmt: skip
         table.add_column(column, justify="right")
     for r in rows:
         table.add_row(
-            r["recipe"], str(r["ipc"]), str(r["batch"]), r["precision"], "yes" if r["compiled"] else "no",
+            r["recipe"], r["norm"], str(r["ipc"]), str(r["batch"]), r["precision"], "yes" if r["compiled"] else "no",
             f"{r['seconds']:.4f}", f"{r['share_of_floor']:.0%}",
             f"{r['naive'] / r['seconds']:.1f}" if r["naive"] else "",
             f"{r['attention_share']:.0%}" if r["attention_share"] is not None else "",

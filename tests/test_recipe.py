@@ -42,8 +42,8 @@ def test_names_of_any_script_survive_toml(tmp_path):
 def test_a_changed_preset_says_what_was_changed():
     assert Recipe.named("atom").resolved(ipc=1, size=32, flip=False).describe() == "atom"
     assert (
-        Recipe.named("atom", {"power": 1, "augmentation": "crop"}).describe()
-        == "atom with power=1.0, augmentation=crop"
+        Recipe.named("atom", {"power": 2, "augmentation": "crop"}).describe()
+        == "atom with power=2.0, augmentation=crop"
     )
     assert Recipe.named("atom", {"name": "mine", "power": 1}).describe() == "mine"
 

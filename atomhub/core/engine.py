@@ -144,6 +144,13 @@ class Engine:
         """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
         count = len(self.owned)
         if self.recipe.norm == "batch":
+            need = 10 * self._map * self.ipc * count
+            if self.memory is not None and need > self.memory:
+                raise AtomhubError(
+                    f"The memory of {self.memory / 2**30:.2g} GiB is too small for all {count * self.ipc} synthetic "
+                    "images, which batch norm needs at once.",
+                    f"Give --memory {need / 2**30:.2g}GiB, or normalise image by image (--set norm=instance).",
+                )
             return [slice(0, count)]
         need = 10 * self._map * self.ipc  # the maps of a block and of the smaller ones after it, and their gradients
         if self.memory is not None and need > self.memory:

@@ -21,7 +21,9 @@ def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, o
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (sum(SIZES), channels, SIZE, SIZE), dtype=np.uint8)
     offsets = np.cumsum([0, *SIZES])
-    recipe = Recipe.named(preset, {"width": 6, "real_batch": 4, "iterations": 5, **overrides}).resolved(ipc, SIZE)
+    recipe = Recipe.named(
+        preset, {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
+    ).resolved(ipc, SIZE)
     normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
     if recipe.zca:
         normalization = fit_zca(images, normalization)
@@ -88,7 +90,8 @@ def test_every_kind_of_network_and_term_agrees_with_the_reference(overrides):
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_work_in_pieces_gives_the_same_gradient(norm):
     """A limit of memory splits real images in pieces of one, and synthetic ones class by class."""
-    whole, pieces = make_engine(norm=norm), make_engine(norm=norm, options={"memory": 130_000})
+    limit = 130_000 if norm == "instance" else 500_000
+    whole, pieces = make_engine(norm=norm), make_engine(norm=norm, options={"memory": limit})
     assert pieces._real_piece(12) < 12  # the limit is felt
     assert len(pieces.groups) == (3 if norm == "instance" else 1)
     for iteration in (0, 1):
@@ -97,9 +100,11 @@ def test_work_in_pieces_gives_the_same_gradient(norm):
     assert torch.allclose(whole.synthetic.images, pieces.synthetic.images, atol=1e-10)
 
 
-def test_a_limit_too_small_for_a_class_names_one_that_fits():
+def test_a_limit_too_small_names_one_that_fits():
     with pytest.raises(AtomhubError, match=r"(?s)too small for one class of 2 images.*--memory .*GiB"):
         make_engine(options={"memory": 10_000})
+    with pytest.raises(AtomhubError, match=r"(?s)too small for all 6 synthetic images.*norm=instance"):
+        make_engine(norm="batch", options={"memory": 130_000})
 
 
 def test_networks_are_drawn_evenly_from_the_widths_and_depths_of_a_recipe():
@@ -112,11 +117,11 @@ def test_networks_are_drawn_evenly_from_the_widths_and_depths_of_a_recipe():
     assert min(kinds.values()) > 70
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_work_agrees_with_eager_work(dtype):
+@pytest.mark.parametrize(("dtype", "norm"), [(torch.float32, "instance"), (torch.bfloat16, "batch")])
+def test_compiled_work_agrees_with_eager_work(dtype, norm):
     precision = str(dtype).removeprefix("torch.")
-    eager = make_engine(dtype=torch.float32)
-    compiled = make_engine(dtype=torch.float32, precision=precision, options={"compiled": True})
+    eager = make_engine(dtype=torch.float32, norm=norm)
+    compiled = make_engine(dtype=torch.float32, norm=norm, precision=precision, options={"compiled": True})
     assert compiled.gradient(0).item() == pytest.approx(
         eager.gradient(0).item(), rel=1e-4 if dtype.itemsize == 4 else 0.1
     )
