@@ -47,9 +47,14 @@ def enough_memory(way_out: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate|enough memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         raise AtomhubError("There is not enough memory for this.", f"To need less, {way_out}.") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch's says that memory ran out."""
+    return isinstance(error, MemoryError) or re.search("out of memory|allocate|enough memory", str(error)) is not None
 
 
 @contextmanager

@@ -40,6 +40,7 @@ class DistilledDataset:
         manifest: Provenance, class names, normalisation, measured results (:func:`atomhub.evaluate` adds them).
         path: Folder it was loaded from or saved to; None: in memory only.
         whitening: ZCA fit on the real training images, where the recipe has it.
+        soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any.
     """
 
     images: Tensor
@@ -47,6 +48,7 @@ class DistilledDataset:
     manifest: Manifest
     path: Path | None = None
     whitening: Whitening | None = None
+    soft_labels: Tensor | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -91,16 +92,29 @@ class Score(_Data):
     accuracies: tuple[float, ...]
     seconds: float
 
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % confidence interval of the mean, in points (Student's t); infinite for one run."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, self.runs - 1)) * self.std / math.sqrt(self.runs) if self.runs > 1 else math.inf
+
+
+Kind = Literal["random", "herding", "whole", "rounded"]
+"""What is measured beside a set."""
+
 
 class Measurement(_Data):
     """Result of one network under one protocol, with baselines under the same protocol and seeds.
 
     Attributes:
         protocol: Name of the protocol.
-        network: Name of the network, with what was chosen for it.
+        network: Name of the network, with what was chosen for it; atomhub's own are read back by that name.
+        labels: What the networks were trained on: the classes, or the set's soft labels.
         score: Networks trained on the distilled set.
-        baseline: ``random``: as many random real images, drawn anew for every run; ``whole``: the whole training set;
-            ``rounded``: the set itself rounded to 8 bits, for float32 sets.
+        baseline: ``random``: as many random real images, drawn anew for every run; ``herding``: as many of those
+            nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,
+            for float32 sets.
         seed: Seed of the first run; run r uses ``seed + r``.
         test_images: Real test images behind each accuracy.
         device: Where it ran.
@@ -108,11 +122,50 @@ class Measurement(_Data):
 
     protocol: str
     network: str
+    labels: Literal["hard", "soft"] = "hard"
     score: Score
-    baseline: dict[Literal["random", "whole", "rounded"], Score] = {}
+    baseline: dict[Kind, Score] = {}
     seed: int
     test_images: int
     device: str
+
+
+class Teacher(_Data):
+    """What gave a set its soft labels.
+
+    Attributes:
+        network: Its name, with options.
+        epochs: Passes over the real training set.
+        seed: Of its weights, order and augmentation.
+        accuracy: Its own, in percent on the real test images; None: there are none.
+    """
+
+    network: str
+    epochs: int = Field(ge=1)
+    seed: int
+    accuracy: float | None = Field(default=None, ge=0, le=100)
+
+
+class Origin(_Data):
+    """A set that classes of this one were taken from (:meth:`subset`, :func:`atomhub.concat`).
+
+    Attributes:
+        name: Of that set.
+        source: Its real images.
+        source_classes: All classes of its source, in order.
+        classes: For each of ``source_classes``, its label in this set, or None where it was left out.
+        recipe: Its recipe.
+        seed: Its seed.
+        tensors: SHA-256 of its tensors' file, where it was on disk.
+    """
+
+    name: SetName
+    source: SourceInfo
+    source_classes: tuple[str, ...]
+    classes: tuple[int | None, ...]
+    recipe: Recipe
+    seed: int
+    tensors: Sha256 | None = None
 
 
 class Manifest(_Data):
@@ -132,6 +185,8 @@ class Manifest(_Data):
         versions: Of the packages that matter.
         command: How to make the set again.
         created: UTC time, ISO 8601.
+        origins: The sets this one was put together from; empty: it was distilled (or imported) as it is.
+        teacher: What gave the set its soft labels, if it has any.
         files: SHA-256 of every other file, but the card, which its owner may edit.
         results: Measured accuracies.
     """
@@ -155,6 +210,8 @@ class Manifest(_Data):
     versions: dict[str, str]
     command: str
     created: str
+    origins: tuple[Origin, ...] = ()
+    teacher: Teacher | None = None
     files: dict[str, Sha256] = {}
     results: tuple[Measurement, ...] = ()
 
@@ -172,6 +229,7 @@ class Manifest(_Data):
         """Return a copy with a result added, in place of one of the same network and protocol with no more runs."""
 
         def replaced(old: Measurement) -> bool:
-            return (old.network, old.protocol) == (new.network, new.protocol) and old.score.runs <= new.score.runs
+            same = (old.network, old.protocol, old.labels) == (new.network, new.protocol, new.labels)
+            return same and old.score.runs <= new.score.runs
 
         return self.model_copy(update={"results": (*(r for r in self.results if not replaced(r)), new)})

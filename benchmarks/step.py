@@ -203,8 +203,19 @@ def main():
     print()
     table = Table(title=f"seconds an iteration, CIFAR-10's shape, width 128, {device}")
     names = ("sampling", "augmentation", "real forward", "synthetic forward", "synthetic backward", "step")
-    for column in ("recipe", "norm", "ipc", "batch", "precision", "compiled", "s/iteration", "of floor", "x naive", "attention",
-                   *names):  # fmt: skip
+    columns = (
+        "recipe",
+        "norm",
+        "ipc",
+        "batch",
+        "precision",
+        "compiled",
+        "s/iteration",
+        "of floor",
+        "x naive",
+        "attention",
+    )
+    for column in columns + names:
         table.add_column(column, justify="right")
     for r in rows:
         table.add_row(

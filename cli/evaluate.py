@@ -13,81 +13,110 @@ from .output import (
     json_option,
     print_json,
     print_table,
+    protocol_option,
     say,
     seed_option,
     source_option,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from atomhub.manifest import Measurement
 
 
 @click.command()
 @click.argument("name")
-@click.option("--network", default="convnet", show_default=True, metavar="NAME", help="Network to train.")
-@click.option("--protocol", default="dm", show_default=True, metavar="dm|datadam|mix|quick", help="How to train it.")
+@click.option("--network", "networks", multiple=True, default=("convnet",), show_default=True, metavar="NAME",
+              help="Network to train, with options if need be: convnet:width=64,norm=batch. Repeatable.")  # fmt: skip
+@protocol_option
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
 )
 @click.option("--baseline/--no-baseline", default=True, show_default=True, help="Also train on random real images.")
+@click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set (slow).")
+@click.option("--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
+              help="Train on the classes, or on the set's soft labels.")  # fmt: skip
 @seed_option
 @device_option
 @source_option
 @json_option
 def evaluate(
-    name: str, network: str, protocol: str, runs: int, baseline: bool, whole: bool, seed: int, device: str,
-    source: str | None, as_json: bool,
+    name: str, networks: tuple[str, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
+    labels: Any, seed: int, device: str, source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on the real test images.
 
-    NAME is a set of the store or a folder. The result is stored in the set's manifest and card.
+    NAME is a set of the store or a folder. The results are stored in the set's manifest and card. Networks: convnet (as
+    the set was distilled with), mlp, lenet, alexnet, vgg11, resnet18, vit, and torchvision's classifiers.
 
     \b
     Examples:
       atomhub evaluate digits-ipc10
+      atomhub evaluate cifar10-ipc10 --network convnet --network resnet18 --network vit
       atomhub evaluate cifar10-ipc10 --protocol dm --runs 20 --json
     """
     import atomhub
-    from atomhub.core.networks import find_network
+    from atomhub.training.evaluation import images_of
     from atomhub.training.protocols import find_protocol
+    from atomhub.training.zoo import find_network
 
-    find_network(network)
     find_protocol(protocol)
     distilled = atomhub.load(name)
-    with Steps(f"Evaluating {distilled.name}", quiet=as_json, unit="networks") as steps:
-        result = atomhub.evaluate(
-            distilled, network, protocol, runs, baseline=_baselines(baseline, whole), seed=seed, device=device,
-            source=source, progress=lambda kind, done, total: steps(done, total, kind),
-        )  # fmt: skip
+    for network in networks:
+        find_network(network, images_of(distilled), distilled.manifest.recipe)
+    results = []
+    for number, network in enumerate(networks, 1):
+        which = f", {network} ({number}/{len(networks)})" if len(networks) > 1 else ""
+        with Steps(f"Evaluating {distilled.name}{which}", quiet=as_json, unit="networks") as steps:
+            result = atomhub.evaluate(
+                distilled, network, protocol, runs, baseline=_baselines(baseline, whole, herding), labels=labels,
+                seed=seed, device=device, source=source, progress=steps.networks,
+            )  # fmt: skip
+        results.append(result)
     if as_json:
-        print_json(_report(distilled.name, result))
+        print_json(_report(distilled.name, results))
         return
-    columns, row = ["network", "distilled"], [result.network, accuracy(result.score)]
-    for kind, score in result.baseline.items():
-        columns.append(BASELINES[kind])
-        row.append(accuracy(score))
-    title = f"{distilled.name}: test accuracy in %, mean ± std of {runs} networks, protocol {protocol}"
-    print_table(columns, [row], title)
+    kinds = list(results[0].baseline)
+    rows = []
+    for r in results:
+        interval = f"± {r.score.interval:.1f}" if runs > 1 else "-"
+        rows.append([r.network, accuracy(r.score), interval, *(accuracy(r.baseline[k]) for k in kinds),
+                     f"{r.score.seconds:.0f} s"])  # fmt: skip
+    title = (
+        f"{distilled.name}: accuracy in % on {results[0].test_images} real test images after the last epoch, "
+        f"mean ± std of {runs} networks, protocol {protocol}" + ", soft labels" * (labels == "soft")
+    )
+    columns = ["network", "distilled", "95 % interval of the mean", *(BASELINES[k] for k in kinds), "time (distilled)"]
+    print_table(columns, rows, title)
     if distilled.path is None:
         say("The set lies in the Hub's cache, so the result was not stored with it.")
 
 
-BASELINES = {"random": "random real images", "whole": "whole training set", "rounded": "rounded to 8 bits"}
+BASELINES = {
+    "random": "random real images",
+    "herding": "herding",
+    "whole": "whole training set",
+    "rounded": "rounded to 8 bits",
+}
 
 
-def _baselines(random: bool, whole: bool) -> Any:
-    return ("random",) * random + ("whole",) * whole
+def _baselines(random: bool, whole: bool, herding: bool = False) -> Any:
+    return ("random",) * random + ("herding",) * herding + ("whole",) * whole
 
 
-def _report(name: str, result: Measurement) -> dict[str, Any]:
+def _report(name: str, results: Sequence[Measurement]) -> dict[str, Any]:
     keep = {"mean", "std", "runs"}
-    return {
-        "name": name,
-        "protocol": result.protocol,
-        "results": [{"network": result.network, **result.score.model_dump(include=keep | {"seconds"})}],
-        "baseline": {kind: score.model_dump(include=keep) for kind, score in result.baseline.items()},
-    }
+
+    def summary(result: Measurement) -> dict[str, Any]:
+        score = result.score
+        interval = round(score.interval, 4) if score.runs > 1 else None
+        baseline = {kind: s.model_dump(include=keep) for kind, s in result.baseline.items()}
+        return {"network": result.network, "labels": result.labels, **score.model_dump(include=keep | {"seconds"}),
+                "interval95": interval, "test_images": result.test_images, "baseline": baseline}  # fmt: skip
+
+    return {"name": name, "protocol": results[0].protocol, "results": [summary(r) for r in results]}
 
 
 @click.command()
@@ -120,10 +149,10 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
         with Steps(f"Evaluating {distilled.name}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, "convnet", "quick", runs, baseline=_baselines(True, whole is None), seed=seed, device=device,
-                progress=lambda kind, done, total: steps(done, total, kind),
+                progress=steps.networks,
             )  # fmt: skip
         whole = whole or result.baseline["whole"]  # the same for both
-        reports.append(_report(distilled.name, result))
+        reports.append(_report(distilled.name, [result]))
         random = result.baseline["random"]
         rows.append([str(ipc), accuracy(random), accuracy(result.score), accuracy(whole)])
     if as_json:

@@ -125,9 +125,7 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
         layout.check_parquet(distilled, distilled.path)
     say(f"{name}: the files are whole, and the parquet holds the tensors.")
     with Steps(f"Verifying {distilled.name}", quiet=as_json, unit="networks") as steps:
-        verdicts = atomhub.verify(
-            distilled, runs, device=device, source=source, progress=lambda kind, done, total: steps(done, total, kind)
-        )
+        verdicts = atomhub.verify(distilled, runs, device=device, source=source, progress=steps.networks)
     words = {True: "holds", False: "does NOT hold"}
     rows: list[list[str]] = []
     found: list[dict[str, Any]] = []

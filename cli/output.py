@@ -24,6 +24,9 @@ device_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of every random draw."
 )
+protocol_option = click.option(
+    "--protocol", default="dm", show_default=True, metavar="dm|datadam|mix|quick", help="How networks are trained."
+)
 source_option = click.option(
     "--source", metavar="PATH", help="Where the real images lie now, for sets made from a local folder."
 )
@@ -166,3 +169,7 @@ class Steps:
     def losses(self, done: int, total: int, loss: float) -> None:
         """Show the progress of a distillation."""
         self(done, total, f"loss {loss:.4g}")
+
+    def networks(self, kind: str, done: int, total: int) -> None:
+        """Show the progress of a measurement."""
+        self(done, total, kind)

@@ -87,14 +87,15 @@ def test_json_is_one_object_and_nothing_else(run):
     code, out, err = run("evaluate", "mine", "--protocol", "quick", "--runs", 2, "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert set(report) == {"name", "protocol", "results", "baseline"}
+    assert set(report) == {"name", "protocol", "results"}
     assert (report["name"], report["protocol"]) == ("mine", "quick")
-    assert set(report["results"][0]) == {"network", "mean", "std", "runs", "seconds"}
-    assert set(report["baseline"]["random"]) == {"mean", "std", "runs"}
+    keys = {"network", "labels", "mean", "std", "runs", "seconds", "interval95", "test_images", "baseline"}
+    assert set(report["results"][0]) == keys
+    assert set(report["results"][0]["baseline"]["random"]) == {"mean", "std", "runs"}
     assert 0 <= report["results"][0]["mean"] <= 100
 
     code, out, _ = run("evaluate", "mine", "--protocol", "quick", "--runs", 1, "--no-baseline", "--json")
-    assert json.loads(out)["baseline"] == {}
+    assert json.loads(out)["results"][0]["baseline"] == {}
     assert json.loads(run("list", "--json")[1])["sets"][0]["name"] == "mine"
     assert json.loads(run("info", "mine", "--json")[1])["ipc"] == 1
     assert json.loads(run("recipes", "atom", "--json")[1])["power"] == atomhub.Recipe.named("atom").power

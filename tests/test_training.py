@@ -9,13 +9,22 @@ import torch
 import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.training import trainer
-from atomhub.training.evaluation import random_real, summary
+from atomhub.training.evaluation import herding_real, random_real, summary
 from atomhub.training.protocols import PROTOCOLS, Protocol
+from atomhub.training.zoo import Images, find_network
 
 
 def tiny():
     """A user's own model."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+
+
+def with_dropout():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 10))
+
+
+def train(model, images, labels, protocol, operations=(), seed=0):
+    trainer.fit([model], [images], labels, protocol, operations, 10, [seed])
 
 
 def test_protocols_are_those_of_the_literature():
@@ -110,6 +119,17 @@ def test_the_whole_training_set_is_a_baseline_too(home, digits1, monkeypatch):
     assert result.baseline["whole"].mean > result.baseline["random"].mean
 
 
+def test_herding_is_a_baseline_of_images_near_the_class_mean(home, digits1):
+    real = atomhub.open_source("digits")
+    images, labels = herding_real(digits1, real)
+    assert labels.tolist() == list(range(10))
+    zeros = digits1.normalize(torch.tensor(real.train.images[:]))[torch.from_numpy(real.train.labels) == 0]
+    distances = (zeros - zeros.mean(0)).flatten(1).norm(dim=1)
+    assert torch.equal(images[0], zeros[distances.argmin()])
+    result = atomhub.evaluate(digits1, tiny, "quick", runs=2, baseline=("herding",))
+    assert result.baseline["herding"].runs == 2
+
+
 def test_random_real_images_differ_by_seed_and_keep_their_class(home, digits1):
     real = atomhub.open_source("digits")
     images, labels = random_real(digits1, real, 0)
@@ -127,6 +147,12 @@ def test_accuracy_is_a_percentage_of_right_answers(digits1):
         model[1].bias.copy_(torch.eye(10)[3])  # always answers 3
     labels = torch.tensor([3, 3, 3, 3, 3, 3, 1, 2])
     assert trainer.accuracy(model, images, labels, digits1.normalization, torch.device("cpu")) == 75
+
+
+def test_the_interval_of_the_mean_is_students():
+    score = summary([90.0, 92.0, 94.0], 1.0)
+    assert score.interval == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)  # t with 2 degrees of freedom
+    assert summary([90.0], 1.0).interval == float("inf")
 
 
 def test_spread_is_the_sample_standard_deviation():
@@ -158,9 +184,9 @@ def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits
     weights = []
     plain = trainer.fit
 
-    def fit(model, *arguments):
-        weights.append(model[1].weight.detach().clone())
-        plain(model, *arguments)
+    def fit(models, *arguments):
+        weights.extend(model[1].weight.detach().clone() for model in models)
+        plain(models, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("atomhub.training.evaluation.fit", fit)
@@ -175,7 +201,7 @@ def test_training_batches_are_augmented_and_mixed_as_the_protocol_says():
     for operations, cutmix, changed in (((), 0.0, False), (("cutout",), 0.0, True), ((), 1.0, True)):
         model = Recorder()
         torch.manual_seed(0)
-        trainer.fit(model, images, labels, Protocol(1, 8, "test", cutmix=cutmix), operations, 10)
+        train(model, images, labels, Protocol(1, 8, "test", cutmix=cutmix), operations)
         (batch,) = model.batches
         same = {tuple(i.flatten().tolist()) for i in batch} == {tuple(i.flatten().tolist()) for i in images}
         assert same != changed
@@ -186,7 +212,7 @@ def test_momentum_and_weight_decay_are_those_of_the_protocol():
         model = Recorder()
         with torch.no_grad():
             model.bias.copy_(torch.arange(10.0))
-        trainer.fit(model, torch.zeros(8, 1, 4, 4), torch.arange(8), Protocol(3, 8, "test", lr=0.1, **rules), (), 10)
+        train(model, torch.zeros(8, 1, 4, 4), torch.arange(8), Protocol(3, 8, "test", lr=0.1, **rules))
         return model.bias.detach()
 
     bias = torch.arange(10.0).requires_grad_()
@@ -202,6 +228,136 @@ def test_momentum_and_weight_decay_are_those_of_the_protocol():
     assert torch.allclose(trained(), bias, atol=1e-6)
     assert not torch.allclose(trained(momentum=0.0), bias, atol=1e-6)
     assert not torch.allclose(trained(decay=0.1), bias, atol=1e-6)
+
+
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+@pytest.mark.parametrize("spec", ["convnet:width=8", "convnet:width=8,norm=batch", "mlp:width=16", "lenet"])
+def test_networks_trained_together_are_what_each_would_be_alone(spec):
+    network = find_network(spec, Images(1, 10, 16))
+    sets = [torch.randn(20, 1, 16, 16, generator=torch.Generator().manual_seed(s)) for s in (5, 6, 7)]
+    labels = torch.arange(20) % 10
+    rules = Protocol(6, 16, "test", cutmix=0.5)  # two batches an epoch, the second smaller
+
+    def fresh():
+        models = []
+        for seed in range(3):
+            with trainer.seeded(seed, torch.device("cpu")):
+                models.append(network.build())
+        return models
+
+    together, alone = fresh(), fresh()
+    trainer.fit(together, sets, labels, rules, OPERATIONS, 10, [0, 1, 2])
+    for seed, model in enumerate(alone):
+        train(model, sets[seed], labels, rules, OPERATIONS, seed)
+    for a, b in zip(together, alone, strict=True):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.allclose(x, y, atol=2e-5), name
+        assert not a.training
+    assert not torch.allclose(*(torch.cat([p.flatten() for p in m.parameters()]) for m in together[:2]))
+
+
+def test_training_is_a_function_of_the_seed_with_dropout_too():
+    images, labels = torch.randn(16, 1, 16, 16), torch.arange(16) % 10
+    found = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        with trainer.seeded(9, torch.device("cpu")):
+            models = [with_dropout(), with_dropout()]
+        trainer.fit(models, [images] * 2, labels, Protocol(2, 16, "test"), OPERATIONS, 10, [seed, seed + 1])
+        found.append(models[1][2].weight.detach())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_compiled_training_gives_the_same(monkeypatch):
+    network = find_network("convnet:width=8,norm=batch", Images(1, 10, 16))
+    images, labels = torch.randn(20, 1, 16, 16), torch.arange(20) % 10
+    found = []
+    for long in (10**12, 0):
+        monkeypatch.setattr(trainer, "_LONG", long)
+        with trainer.seeded(0, torch.device("cpu")):
+            model = network.build()
+        train(model, images, labels, Protocol(4, 20, "test"), OPERATIONS)
+        found.append(model.head.weight.detach())
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(trainer, "_LONG", 0)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: broken)
+    model = tiny()
+    before = model[1].weight.detach().clone()
+    train(model, torch.randn(8, 1, 16, 16), torch.arange(8), Protocol(2, 8, "test"))
+    assert not torch.equal(model[1].weight, before)
+
+
+def test_cutmix_pastes_a_box_of_the_partner_and_mixes_the_labels_by_its_share():
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
+    boxes = 0
+    for seed in range(20):
+        batch, targets = trainer._cutmix(images[None], torch.eye(8)[None], 0.5, [torch.Generator().manual_seed(seed)])
+        own = (batch[0] == images).flatten(1).float().mean(1)  # share of pixels kept
+        assert torch.allclose(targets[0].diagonal(), own)
+        assert torch.allclose(targets[0].sum(1), torch.ones(8))
+        partner = (batch[0] == images.roll(1, 0)).flatten(1).float().mean(1)
+        assert torch.allclose(own + partner, torch.ones(8))
+        boxes += int(own[0] < 1)
+    assert 4 <= boxes <= 16  # about half of the batches
+
+
+def test_soft_labels_teach_what_they_say():
+    images = torch.randn(10, 1, 16, 16)
+    soft = torch.eye(10).roll(1, 1)  # every image is taught as the next class
+    model = tiny()
+    train(model, images, soft, Protocol(200, 10, "test", lr=0.1))
+    assert model(images).argmax(1).tolist() == soft.argmax(1).tolist()
+
+
+class Output:
+    """What models of transformers return."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_a_model_whose_output_holds_logits_is_understood():
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny()
+
+        def forward(self, images):
+            return Output(self.model(images))
+
+    models = [Wrapped(), Wrapped()]
+    before = models[0].model[1].weight.detach().clone()
+    trainer.fit(models, [torch.randn(8, 1, 16, 16)] * 2, torch.arange(8), Protocol(2, 8, "test"), (), 10, [0, 1])
+    assert not torch.equal(models[0].model[1].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 7)),
+            r"gives \(8, 7\) for 8 images of 10",
+        ),
+        (lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(99, 10)), "cannot take images of 1x16x16"),
+        (lambda: torch.nn.Conv2d(3, 10, 3), "cannot take images of 1x16x16"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(model, message):
+    for count in (1, 2):
+        with pytest.raises(UsageError, match=message):
+            trainer.fit(
+                [model() for _ in range(count)], [torch.randn(8, 1, 16, 16)] * count, torch.arange(8),
+                Protocol(1, 8, "test"), (), 10, range(count),
+            )  # fmt: skip
 
 
 def test_digits_are_not_mirrored_while_measuring(home, digits1, monkeypatch):
@@ -222,13 +378,15 @@ def test_the_learning_rate_drops_where_the_protocol_says(monkeypatch):
     step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
     rules = Protocol(6, 8, "test", lr=1.0, drops=(1 / 2, 5 / 6), factor=0.1)
-    trainer.fit(tiny(), torch.randn(8, 1, 16, 16), torch.arange(8), rules, (), 10)
+    train(tiny(), torch.randn(8, 1, 16, 16), torch.arange(8), rules)
     assert rates == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01])
 
 
 def test_a_training_loss_that_is_not_finite_names_the_epoch():
-    with pytest.raises(AtomhubError, match="training loss is nan in epoch 1 of 2"):
-        trainer.fit(tiny(), torch.full((4, 1, 16, 16), float("nan")), torch.arange(4), Protocol(2, 4, "test"), (), 10)
+    good, bad = torch.randn(4, 1, 16, 16), torch.full((4, 1, 16, 16), float("nan"))
+    for models in ([tiny(), tiny()], [with_dropout(), with_dropout()]):  # together, and one by one
+        with pytest.raises(AtomhubError, match="training loss of network 2 of 2 is nan in epoch 1 of 2"):
+            trainer.fit(models, [good, bad], torch.arange(4), Protocol(2, 4, "test"), (), 10, [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -238,11 +396,14 @@ def test_a_training_loss_that_is_not_finite_names_the_epoch():
         ({"protocol": "dn"}, "(?s)no protocol 'dn'.*dm"),
         ({"runs": 0}, "runs cannot be 0"),
         ({"baseline": ("herd",)}, "no baseline 'herd'"),
+        ({"labels": "soft"}, "(?s)has no soft labels.*soften"),
+        ({"labels": "medium"}, "no 'medium' labels"),
+        ({"together": 0}, "together cannot be 0"),
         ({"network": torch.nn.Linear(1, 1)}, "(?s)network cannot be Linear.*returns a new model"),
     ],
 )
 def test_impossible_arguments(digits1, arguments, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(AtomhubError, match=message):
         atomhub.evaluate(digits1, **arguments)
 
 

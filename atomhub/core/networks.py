@@ -1,4 +1,4 @@
-"""The ConvNet family with feature taps, re-initialised in place, and the networks that evaluation knows by name."""
+"""The ConvNet family with feature taps, re-initialised in place."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atomhub.errors import UsageError, closest
 from atomhub.recipe import default_depth
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leakyrelu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+}
+"""By name; the slope of the leaky one is 0.01."""
+POOLINGS: dict[str, Callable[[Tensor, int], Tensor] | None] = {"avg": F.avg_pool2d, "max": F.max_pool2d, "none": None}
+"""By name: 2x2 with stride 2, or no pooling at all."""
 
 
 class ConvNet(nn.Module):
     """ConvNet-D of the dataset distillation literature (DC, ICLR 2021, section 4).
 
-    D blocks of [3x3 convolution, norm, ReLU, 2x2 average pooling] and a linear head. Images whose side is not a
-    multiple of 2**D are zero-padded around (28x28 becomes 32x32).
+    D blocks of [3x3 convolution, norm, activation, 2x2 pooling] and a linear head. Images whose side is not a multiple
+    of 2**D are zero-padded around where there is pooling (28x28 becomes 32x32).
 
     Args:
         channels: Channels of the images.
@@ -25,24 +33,39 @@ class ConvNet(nn.Module):
         size: Side of the square images in pixels.
         width: Channels of every block.
         depth: Number of blocks; None follows the resolution.
-        norm: ``instance`` (affine, one group per channel), ``batch`` or ``none``.
+        norm: ``instance`` (one group per channel), ``batch``, ``layer`` (over channels and pixels), ``group`` (of 4
+            groups), all affine, or ``none``.
+        activation: ``relu``, ``leakyrelu`` or ``sigmoid``.
+        pooling: ``avg``, ``max`` or ``none``.
     """
 
     def __init__(
-        self, channels: int, classes: int, size: int, width: int = 128, depth: int | None = None, norm: str = "instance"
+        self,
+        channels: int,
+        classes: int,
+        size: int,
+        width: int = 128,
+        depth: int | None = None,
+        norm: str = "instance",
+        activation: str = "relu",
+        pooling: str = "avg",
     ) -> None:
         super().__init__()
         self.size = size
         self.depth = depth or default_depth(size)
-        step = 2**self.depth
-        self.padding = -size % step
-        sides = [channels] + [width] * self.depth
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sides, sides[1:], strict=False))
-        self.norms = nn.ModuleList(_norm(norm, width) for _ in range(self.depth))
-        self.head = nn.Linear(width * ((size + self.padding) // step) ** 2, classes)
+        self.activation, self.pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        shrink = 2 if self.pool else 1
+        self.padding = -size % shrink**self.depth
+        channel_counts = [channels] + [width] * self.depth
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channel_counts, channel_counts[1:], strict=False)
+        )
+        sides = [(size + self.padding) // shrink**block for block in range(self.depth + 1)]
+        self.norms = nn.ModuleList(_norm(norm, width, side) for side in sides[:-1])
+        self.head = nn.Linear(width * sides[-1] ** 2, classes)
 
     def blocks(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each block its activation after the ReLU and the same after pooling.
+        """Yield for each block its activation and the same after pooling.
 
         Args:
             images: (N, C, size, size), normalised.
@@ -54,8 +77,8 @@ class ConvNet(nn.Module):
         after = self.padding - before
         x = F.pad(images, (before, after, before, after)) if self.padding else images
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            activation = F.relu(norm(convolution(x)))
-            x = F.avg_pool2d(activation, 2)
+            activation = self.activation(norm(convolution(x)))
+            x = self.pool(activation, 2) if self.pool else activation
             yield activation, x
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,18 +103,11 @@ class ConvNet(nn.Module):
                 module.reset_parameters()
 
 
-def _norm(norm: str, width: int) -> nn.Module:
+def _norm(norm: str, width: int, side: int) -> nn.Module:
     if norm == "instance":
         return nn.GroupNorm(width, width)
-    return nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
-"""Networks by name: called as ``build(channels, classes, size, width=, depth=, norm=)``."""
-
-
-def find_network(name: str) -> Callable[..., nn.Module]:
-    """Return the builder of a network; UsageError with the closest match when there is none of that name."""
-    if name not in NETWORKS:
-        raise UsageError(f"There is no network {name!r}.", closest(name, NETWORKS))
-    return NETWORKS[name]
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "layer":
+        return nn.LayerNorm([width, side, side])
+    return nn.GroupNorm(4, width) if norm == "group" else nn.Identity()

@@ -41,12 +41,13 @@ def digested(manifest: Manifest) -> tuple[str, ...]:
 def largest(path: str, manifest: Manifest) -> int:
     """Return the most bytes a file of a set may have: tensors and headers, or pictures that cannot be compressed."""
     numbers = manifest.source.channels * manifest.source.size**2
-    pixels = len(manifest.class_names) * manifest.ipc * numbers
+    classes = len(manifest.class_names)
+    images = classes * manifest.ipc
     if path == WHITENING:
         return 4 * numbers * (numbers + 1) + 2**20
     if path == TENSORS:
-        return pixels * (4 if manifest.recipe.pixels == "float32" else 1) + 8 * pixels // numbers + 2**20
-    return 2 * pixels + 2**24
+        return images * (numbers * (4 if manifest.recipe.pixels == "float32" else 1) + 8 + 2 * classes) + 2**20
+    return 2 * images * numbers + 2**24
 
 
 def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
@@ -62,6 +63,8 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         digest = provenance(manifest.model_dump(mode="json"))
         header = {"format": FORMAT_VERSION, "name": manifest.name, "provenance": digest}
         tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
+        if distilled.soft_labels is not None:
+            tensors["soft_labels"] = distilled.soft_labels
         # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
         (temporary / TENSORS).write_bytes(save(tensors, {"atomhub": json.dumps(header)}))
         (temporary / PARQUET).parent.mkdir()
@@ -99,9 +102,9 @@ def read(folder: Path) -> DistilledDataset:
             raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
         if digest != manifest.files[name]:
             raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
-    images, labels = _read_tensors(folder / TENSORS, manifest, provenance(data))
+    images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest, provenance(data))
     whitening = _read_whitening(folder / WHITENING, manifest) if manifest.recipe.zca else None
-    return DistilledDataset(images, labels, manifest, folder, whitening)
+    return DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
 
 
 def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
@@ -191,11 +194,13 @@ def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
     replace_file(path, card.encode())
 
 
-def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, Tensor]:
+def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, Tensor, Tensor | None]:
     classes, source = len(manifest.class_names), manifest.source
     dtype = manifest.recipe.pixels
     shape = [classes * manifest.ipc, source.channels, source.size, source.size]
     expected = {"images": ("U8" if dtype == "uint8" else "F32", shape), "labels": ("I64", shape[:1])}
+    if manifest.teacher is not None:
+        expected["soft_labels"] = ("F16", [shape[0], classes])
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("atomhub", "null"))
@@ -204,6 +209,7 @@ def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, 
                 if found.get(name) != what:
                     raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
+            soft = file.get_tensor("soft_labels") if manifest.teacher is not None else None
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
     if not isinstance(header, dict) or header.get("provenance") != digest:
@@ -212,7 +218,9 @@ def _read_tensors(path: Path, manifest: Manifest, digest: str) -> tuple[Tensor, 
         raise IntegrityError(f"{path}: the labels are not {manifest.ipc} of each class in order.", _RESTORE)
     if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
         raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", _RESTORE)
-    return images, labels
+    if soft is not None and not bool((soft >= 0).all() and ((soft.float().sum(1) - 1).abs() < 0.01).all()):
+        raise IntegrityError(f"{path}: the soft labels are not probabilities.", _RESTORE)
+    return images, labels, soft
 
 
 def _read_whitening(path: Path, manifest: Manifest) -> Whitening:

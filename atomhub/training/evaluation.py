@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from atomhub.core import draws
-from atomhub.core.networks import NETWORKS, find_network
+from atomhub.core.initial import herding
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, UsageError, check_whole
-from atomhub.manifest import Measurement, Score
+from atomhub.manifest import Kind, Measurement, Score
 from atomhub.sources import RealData
-from atomhub.training.protocols import PROTOCOLS, find_protocol
+from atomhub.training.protocols import find_protocol
 from atomhub.training.trainer import accuracy, fit, seeded
+from atomhub.training.zoo import Images, find_network
 
-Baseline = Literal["random", "whole"]
+Baseline = Literal["random", "herding", "whole"]
 Network = str | Callable[[], nn.Module]
 Progress = Callable[[str, int, int], None]
-"""Called with what is trained (``distilled``, ``random``, ``whole`` or ``rounded``), networks done and in all."""
+"""Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done and in all."""
 
 
 def evaluate(
@@ -37,8 +39,10 @@ def evaluate(
     runs: int = 5,
     *,
     baseline: Sequence[Baseline] | None = ("random",),
+    labels: Literal["hard", "soft"] = "hard",
     seed: int = 0,
     device: str = "auto",
+    together: int | None = None,
     source: str | Path | RealData | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
@@ -50,64 +54,81 @@ def evaluate(
 
     Args:
         distilled: The set.
-        network: ``convnet`` (of the width, depth and norm the set was distilled with), or a function without arguments
-            that returns a new untrained model from normalised (B, C, H, W) to (B, K) logits.
+        network: Name of a network, with options if need be (:func:`atomhub.training.zoo.find_network`; ``convnet`` is
+            of the width, depth and norm the set was distilled with), or a function without arguments that returns a
+            new untrained model from normalised (B, C, H, W) to (B, K) logits.
         protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
         runs: Networks to train; the literature asks for 5 or more.
-        baseline: ``random``: as many random real images per class, drawn anew for every run; ``whole``: the whole
-            training set; None or empty: neither.
+        baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
+            mean is closest to the class mean; ``whole``: the whole training set; None or empty: none.
+        labels: ``soft``: train on the set's soft labels, and report that apart; baselines have none.
         seed: Seed of the first run.
         device: ``auto``, ``cpu`` or ``cuda``.
+        together: Networks to train in one vectorised pass; None: as many as the device is fastest with. It changes
+            results by rounding only.
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
-        progress: Told after every network.
+        progress: Told after every network, or after those trained together.
 
     Raises:
-        UsageError: an unknown network, protocol or baseline, or a number that is not possible.
-        NotFoundError: the source or its test split is not at hand.
+        UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
+            take the images.
+        NotFoundError: the source or its test split is not at hand, or the set has no soft labels.
         SourceError: the source has other classes than the set.
+        AtomhubError: a training loss is not finite.
     """
     check_whole("runs", runs, 1)
     check_whole("seed", seed, 0)
-    kinds: list[Literal["random", "whole", "rounded"]] = []
-    for kind in baseline or ():
-        if kind not in ("random", "whole"):
-            raise UsageError(f"There is no baseline {kind!r}.", "Use random or whole.")
-        kinds.append(kind)
-    if distilled.images.is_floating_point():
-        kinds.append("rounded")
+    check_whole("together", 1 if together is None else together, 1)
     rules, where = find_protocol(protocol), find_device(device)
+    kinds = _kinds(distilled, baseline)
+    targets = _targets(distilled, labels)
     build, label = _builder(network, distilled)
     real = distilled.real(source)
     test_images, test_labels = distilled.test_split(real)
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
+    pixels = min(rules.batch, len(distilled)) * distilled.manifest.source.size**2
+    group = together or fastest_group(where, pixels)
     trained = 0
     keep_large_buffers()
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
         nonlocal trained
         start, found = time.perf_counter(), []
-        for run in range(runs):
-            images, labels = training_set(seed + run)
-            with seeded(seed + run, where), enough_memory("use a smaller network"):
-                model = build().to(where)
-                fit(model, images.to(where), labels.to(where), rules, operations, classes)
-                found.append(accuracy(model, test_images, test_labels, distilled.normalization, where))
-            trained += 1
+        for first in range(0, runs, group):
+            seeds = [seed + run for run in range(first, min(first + group, runs))]
+            with enough_memory("use a smaller network, or train fewer at once (together=1)"):
+                models = []
+                for s in seeds:
+                    with seeded(s, where):
+                        models.append(build().to(where))
+                sets = [training_set(s) for s in seeds]
+                fit(
+                    models,
+                    [images.to(where) for images, _ in sets],
+                    sets[0][1].to(where),
+                    rules,
+                    operations,
+                    classes,
+                    seeds,
+                )
+                found += [accuracy(m, test_images, test_labels, distilled.normalization, where) for m in models]
+            trained += len(seeds)
             if progress:
                 progress(kind, trained, runs * (1 + len(kinds)))
         return summary(found, time.perf_counter() - start)
 
     sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
-        "distilled": lambda _: distilled.as_tensors(),
         "random": lambda s: random_real(distilled, real, s),
+        "herding": lambda _: herding_real(distilled, real),
         "whole": lambda _: whole_real(distilled, real),
-        "rounded": lambda _: (distilled.normalize(distilled.pixels8()), distilled.labels),
+        "rounded": lambda _: (distilled.normalize(distilled.pixels8()), targets),
     }
     result = Measurement(
         protocol=protocol,
         network=label,
-        score=score("distilled", sets["distilled"]),
+        labels=labels,
+        score=score("distilled", lambda _: (distilled.as_tensors()[0], targets)),
         baseline={kind: score(kind, sets[kind]) for kind in kinds},
         seed=seed,
         test_images=len(test_labels),
@@ -115,6 +136,36 @@ def evaluate(
     )
     _keep(distilled, result)
     return result
+
+
+def fastest_group(device: torch.device, pixels: int) -> int:
+    """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured.
+
+    Args:
+        device: Where.
+        pixels: Height times width times images of a batch: many keep a CPU busy with one network.
+    """
+    return 20 if device.type == "cuda" or pixels <= 4096 else 1
+
+
+def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[Kind]:
+    """Return what to train beside the set itself; UsageError for an unknown baseline."""
+    for kind in baseline or ():
+        if kind not in ("random", "herding", "whole"):
+            raise UsageError(f"There is no baseline {kind!r}.", "Use random, herding or whole.")
+    rounded: list[Kind] = ["rounded"] if distilled.images.is_floating_point() else []
+    return [*(baseline or ()), *rounded]
+
+
+def _targets(distilled: DistilledDataset, labels: str) -> Tensor:
+    """Return the labels to train on: (N,) int64 or (N, K) float32."""
+    if labels == "hard":
+        return distilled.labels
+    if labels != "soft":
+        raise UsageError(f"There are no {labels!r} labels.", "Use hard or soft.")
+    if distilled.soft_labels is None:
+        raise NotFoundError(f"{distilled.name!r} has no soft labels.", "Make a set that has: atomhub soften")
+    return distilled.soft_labels.float()
 
 
 def _keep(distilled: DistilledDataset, result: Measurement) -> None:
@@ -151,6 +202,17 @@ def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple
     return distilled.normalize(torch.from_numpy(real.train.images[rows])), torch.from_numpy(real.train.labels[rows])
 
 
+def herding_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
+    """Return as many real training images as the set has, chosen by herding on normalised pixels; as random_real."""
+    ipc, offsets = distilled.manifest.ipc, real.train.offsets(len(real.class_names))
+    chosen = []
+    for begin, end in zip(offsets, offsets[1:], strict=False):
+        images = distilled.normalize(torch.tensor(real.train.images[begin:end])).flatten(1).numpy()
+        chosen.append(begin + herding(images, ipc, 0))
+    rows = np.concatenate(chosen)
+    return distilled.normalize(torch.from_numpy(real.train.images[rows])), torch.from_numpy(real.train.labels[rows])
+
+
 def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
     """Return the whole training set, normalised (N, C, H, W), with labels (N,)."""
     return distilled.normalize(torch.tensor(real.train.images)), torch.from_numpy(real.train.labels)
@@ -169,10 +231,14 @@ def _builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[]
             with seeded(0, torch.device("cpu")):
                 named = type(network()).__name__
         return network, named
-    make, recipe, info = find_network(network), distilled.manifest.recipe, distilled.manifest.source
-    options = {"width": recipe.width, "depth": recipe.depth, "norm": recipe.norm}
-    label = f"{network} (width {recipe.width}, depth {recipe.depth}, {recipe.norm} norm)"
-    return lambda: make(info.channels, len(distilled.class_names), info.size, **options), label
+    found = find_network(network, images_of(distilled), distilled.manifest.recipe)
+    return found.build, found.spec
+
+
+def images_of(distilled: DistilledDataset) -> Images:
+    """Return what a network for a set is to classify."""
+    source = distilled.manifest.source
+    return Images(source.channels, len(distilled.class_names), source.size)
 
 
 @dataclass(frozen=True)
@@ -220,14 +286,16 @@ def verify(
         raise NotFoundError(f"{distilled.name!r} claims no accuracy.", "Measure it first: atomhub evaluate")
     verdicts = []
     for claim in distilled.manifest.results:
-        name = claim.network.split(" ")[0]
-        if name not in NETWORKS or claim.protocol not in PROTOCOLS:
+        try:
+            find_network(claim.network, images_of(distilled), distilled.manifest.recipe)
+            find_protocol(claim.protocol)
+        except UsageError:  # a network of its author's own
             verdicts.append(Verdict(claim, None, False, 0.0))
             continue
         copy = replace(distilled, path=None)
         found = evaluate(
-            copy, name, claim.protocol, runs or min(5, claim.score.runs), baseline=None, seed=seed, device=device,
-            source=source, progress=progress,
+            copy, claim.network, claim.protocol, runs or min(5, claim.score.runs), baseline=None, labels=claim.labels,
+            seed=seed, device=device, source=source, progress=progress,
         )  # fmt: skip
         allowed = max(1.0, 2 * math.hypot(claim.score.std, found.score.std))
         verdicts.append(Verdict(claim, found, abs(claim.score.mean - found.score.mean) <= allowed, allowed))

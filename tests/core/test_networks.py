@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from atomhub.core.networks import ConvNet, find_network
-from atomhub.errors import UsageError
+from atomhub.core.networks import ConvNet
 
 
 def test_convnet3_has_the_size_of_the_literature():
@@ -50,6 +49,11 @@ def test_reinitialising_draws_what_pytorch_draws_by_default():
             assert (module.bias == 0).all()
 
 
-def test_an_unknown_network_is_refused_with_the_closest_match():
-    with pytest.raises(UsageError, match="(?s)no network 'convent'.*'convnet'"):
-        find_network("convent")
+@pytest.mark.parametrize(("norm", "module"), [("layer", torch.nn.LayerNorm), ("group", torch.nn.GroupNorm)])
+def test_other_norms_activations_and_poolings_of_the_search_space(norm, module):
+    network = ConvNet(3, 10, 16, width=8, depth=2, norm=norm, activation="sigmoid", pooling="none")
+    assert isinstance(network.norms[0], module)
+    shapes = [(tuple(a.shape), tuple(p.shape)) for a, p in network.blocks(torch.randn(2, 3, 16, 16))]
+    assert shapes == [((2, 8, 16, 16), (2, 8, 16, 16))] * 2
+    activation, _ = next(network.blocks(torch.randn(2, 3, 16, 16)))
+    assert 0 < activation.min() < activation.max() < 1
