@@ -41,6 +41,7 @@ class DistilledDataset:
         path: Folder it was loaded from or saved to; None: in memory only.
         whitening: ZCA fit on the real training images, where the recipe has it.
         soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any.
+        repo: ``user/name`` on the Hub, if it was pulled from there.
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class DistilledDataset:
     path: Path | None = None
     whitening: Whitening | None = None
     soft_labels: Tensor | None = None
+    repo: str | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ class DistilledDataset:
 
         It converts, crops and resizes exactly as the training images were (:func:`atomhub.decoding.to_pixels`).
         """
-        return _TestTransform(self.manifest.source.size, self.manifest.source.channels, self.normalization)
+        return PictureTransform(self.manifest.source.size, self.manifest.source.channels, self.normalization)
 
     def as_tensors(self) -> tuple[Tensor, Tensor]:
         """Return normalised float32 images (N, C, H, W), and int64 labels (N,)."""
@@ -210,8 +212,11 @@ class DistilledDataset:
             NotFoundError: the source is not at hand, or has no test split.
             SourceError: what is there has other classes or another shape.
         """
+        from atomhub.composition import real_of
         from atomhub.sources import reopen
 
+        if self.manifest.origins:
+            return real_of(self.manifest, source)
         real = reopen(self.manifest.source, self.class_names, source)
         if real.test is None:
             raise NotFoundError(
@@ -224,10 +229,15 @@ class DistilledDataset:
 
         Arguments and errors as in :meth:`real`.
         """
-        test = self.real(source).test
-        if test is None:
-            raise AssertionError("real() has seen to it")
-        return torch.tensor(test.images), torch.from_numpy(test.labels)
+        return self.real(source).test_tensors()
+
+    def subset(
+        self, classes: Sequence[int | str] | None = None, ipc: int | None = None, name: str | None = None
+    ) -> DistilledDataset:
+        """Return some classes, and the first ``ipc`` images of each; see :func:`atomhub.composition.subset`."""
+        from atomhub.composition import subset
+
+        return subset(self, classes, ipc, name)
 
     def with_manifest(self, manifest: Manifest) -> DistilledDataset:
         """Return the same images under another manifest."""
@@ -235,14 +245,15 @@ class DistilledDataset:
 
 
 @dataclass(frozen=True)
-class _TestTransform:
-    """A class, so that worker processes can be given it."""
+class PictureTransform:
+    """Brings PIL images of any size and mode to normalised (C, H, W); a class, so that worker processes can have it."""
 
     size: int
     channels: int
     normalization: Normalization
 
     def __call__(self, image: Image.Image) -> Tensor:
+        """Return the tensor of a picture."""
         return self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
 
 

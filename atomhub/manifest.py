@@ -136,18 +136,20 @@ class Teacher(_Data):
     Attributes:
         network: Its name, with options.
         epochs: Passes over the real training set.
+        temperature: What its logits were divided by.
         seed: Of its weights, order and augmentation.
         accuracy: Its own, in percent on the real test images; None: there are none.
     """
 
     network: str
     epochs: int = Field(ge=1)
+    temperature: float = Field(default=1.0, gt=0)
     seed: int
     accuracy: float | None = Field(default=None, ge=0, le=100)
 
 
 class Origin(_Data):
-    """A set that classes of this one were taken from (:meth:`subset`, :func:`atomhub.concat`).
+    """A set that classes of this one were taken from (:mod:`atomhub.composition`).
 
     Attributes:
         name: Of that set.
@@ -166,6 +168,27 @@ class Origin(_Data):
     recipe: Recipe
     seed: int
     tensors: Sha256 | None = None
+
+
+class Imported(_Data):
+    """A file of another project that a set was read from; of the manifest's recipe, only the network is known.
+
+    Attributes:
+        file: Its name.
+        sha256: Of the file.
+        layout: How the images lay in it: ``dc`` (DC, DSA, DM, DataDAM), ``pair`` (IDC, DREAM, DANCE, NCFM) or
+            ``tensors`` (MTT and its family).
+        space: What its numbers were: ``pixels`` in 0..1, ``normalized``, or ``zca``, whitened.
+        formation: Views a side that each stored image held; they were decoded (IDC, ICML 2022, section 3).
+        clipped: Share of pixel values outside 0..1, which were clipped.
+    """
+
+    file: str
+    sha256: Sha256
+    layout: Literal["dc", "pair", "tensors"]
+    space: Literal["pixels", "normalized", "zca"]
+    formation: int = Field(ge=1)
+    clipped: float = Field(ge=0, le=1)
 
 
 class Manifest(_Data):
@@ -187,6 +210,7 @@ class Manifest(_Data):
         created: UTC time, ISO 8601.
         origins: The sets this one was put together from; empty: it was distilled (or imported) as it is.
         teacher: What gave the set its soft labels, if it has any.
+        imported: The file of another project that the set was read from, if it was.
         files: SHA-256 of every other file, but the card, which its owner may edit.
         results: Measured accuracies.
     """
@@ -212,6 +236,7 @@ class Manifest(_Data):
     created: str
     origins: tuple[Origin, ...] = ()
     teacher: Teacher | None = None
+    imported: Imported | None = None
     files: dict[str, Sha256] = {}
     results: tuple[Measurement, ...] = ()
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from atomhub.decoding import LARGEST, SMALLEST, decode
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError, check_whole, closest, first_line
 from atomhub.files import home, new_folder
 from atomhub.manifest import SourceInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CACHE_VERSION = 1
 """Part of every cache key: raised when decoding changes."""
@@ -98,6 +101,14 @@ class RealData:
     test: Split | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def test_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return the test images, uint8 (M, C, H, W), and labels, int64 (M,); NotFoundError if there are none."""
+        import torch
+
+        if self.test is None:
+            raise NotFoundError(f"{self.name!r} has no test split.", "Set some images aside: --test-fraction 0.2.")
+        return torch.tensor(self.test.images), torch.from_numpy(self.test.labels)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from .output import (
     accuracy,
     device_option,
     json_option,
+    labels_option,
     print_json,
     print_table,
     protocol_option,
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.option("--network", "networks", multiple=True, default=("convnet",), show_default=True, metavar="NAME",
               help="Network to train, with options if need be: convnet:width=64,norm=batch. Repeatable.")  # fmt: skip
-@protocol_option
+@protocol_option()
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
 )
 @click.option("--baseline/--no-baseline", default=True, show_default=True, help="Also train on random real images.")
 @click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set (slow).")
-@click.option("--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
-              help="Train on the classes, or on the set's soft labels.")  # fmt: skip
+@labels_option
 @seed_option
 @device_option
 @source_option

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from . import distill, evaluate, hub, recipes, sets
+from . import distill, evaluate, exchange, hub, recipes, search, sets, train
 from .output import say
 
 EPILOG = (
@@ -41,6 +41,11 @@ for command in (
     hub.push,
     hub.pull,
     hub.verify,
+    train.train,
+    search.search,
+    train.soften,
+    exchange.export_set,
+    exchange.import_set,
     recipes.recipes,
 ):
     cli.add_command(command)

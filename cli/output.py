@@ -24,9 +24,23 @@ device_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of every random draw."
 )
-protocol_option = click.option(
-    "--protocol", default="dm", show_default=True, metavar="dm|datadam|mix|quick", help="How networks are trained."
-)
+labels_option = click.option(
+    "--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
+    help="Train on the classes, or on the set's soft labels.",
+)  # fmt: skip
+
+
+def protocol_option(default: str = "dm") -> Any:
+    """Return the option that chooses how networks are trained."""
+    return click.option(
+        "--protocol",
+        default=default,
+        show_default=True,
+        metavar="dm|datadam|mix|quick",
+        help="How networks are trained.",
+    )
+
+
 source_option = click.option(
     "--source", metavar="PATH", help="Where the real images lie now, for sets made from a local folder."
 )

@@ -58,7 +58,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
                 dataset_type=source.id,
                 dataset_name=f"{source.id} (test split)",
                 metric_type="accuracy",
-                metric_name=f"test accuracy (%), mean of {result.score.runs}, protocol {result.protocol}",
+                metric_name=f"test accuracy (%), protocol {result.protocol}",
                 metric_value=result.score.mean,
             )
         ],

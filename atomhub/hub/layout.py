@@ -258,7 +258,9 @@ def _draw_curve(manifest: Manifest, path: Path) -> None:
         below.set_ylabel("clipped\npixels (%)", color="tab:red")
     else:
         axes = below = figure.subplots()
-    if manifest.history:
+    if not manifest.history:
+        axes.text(0.5, 0.5, "no losses are known of this set", ha="center", va="center", transform=axes.transAxes)
+    else:
         iterations, losses = zip(*manifest.history, strict=True)
         axes.plot(iterations, losses, color="tab:blue", alpha=0.35, linewidth=1)
         axes.plot(iterations, _smooth(losses), color="tab:blue")

@@ -9,13 +9,21 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download, scan_cache_dir
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -125,10 +133,10 @@ def push(
         layout.check_parquet(whole, folder)
         manifest = whole.manifest
         api = HfApi(token=token)
-        account = _told(lambda: api.whoami()["name"], repo_id or "the Hub", token)
+        account = told(lambda: api.whoami()["name"], repo_id or "the Hub", token)
         name = repo_id or f"{account}/{manifest.name}"
         if not dry_run and not create_pr:
-            name = _told(lambda: api.create_repo(name, repo_type="dataset", private=private, exist_ok=True).repo_id,
+            name = told(lambda: api.create_repo(name, repo_type="dataset", private=private, exist_ok=True).repo_id,
                          name, token, account)  # fmt: skip
         for attempt in range(_TRIES):
             plan = _plan(api, folder, manifest, name, revision, token, account, new=dry_run)
@@ -161,7 +169,7 @@ def push(
 
 
 def _tag(api: HfApi, name: str, tag: str, commit: str | None, token: str | None, account: str) -> None:
-    _told(lambda: api.create_tag(name, tag=tag, revision=commit, repo_type="dataset"), name, token, account)
+    told(lambda: api.create_tag(name, tag=tag, revision=commit, repo_type="dataset"), name, token, account)
 
 
 def check_account(repo_id: str | None = None, token: str | None = None) -> str:
@@ -171,7 +179,7 @@ def check_account(repo_id: str | None = None, token: str | None = None) -> str:
         repo_id: Where to.
         token: None: the one you are logged in with.
     """
-    who = _told(lambda: HfApi(token=token).whoami(), repo_id or "the Hub", token)
+    who = told(lambda: HfApi(token=token).whoami(), repo_id or "the Hub", token)
     name = str(who["name"])
     role = (who.get("auth") or {}).get("accessToken", {}).get("role")
     spaces = {name, *(org["name"] for org in who.get("orgs") or [])}
@@ -205,7 +213,7 @@ def _plan(
     theirs: dict[str, Any] = {}
     head, tags = None, {}
     try:
-        info = _told(lambda: api.dataset_info(name, revision=revision), name, token, account)
+        info = told(lambda: api.dataset_info(name, revision=revision), name, token, account)
     except NotFoundError:
         if not new:
             raise
@@ -218,14 +226,14 @@ def _plan(
                 "Name another repository.",
             )
         if paths:
-            found = _told(lambda: api.get_paths_info(name, paths, repo_type="dataset", revision=head), name, token)
+            found = told(lambda: api.get_paths_info(name, paths, repo_type="dataset", revision=head), name, token)
             theirs = {f.path: f for f in found if hasattr(f, "blob_id")}
-        refs = _told(lambda: api.list_repo_refs(name, repo_type="dataset"), name, token)
+        refs = told(lambda: api.list_repo_refs(name, repo_type="dataset"), name, token)
         tags = {t.name: t.target_commit for t in refs.tags}
     own = (folder / layout.CARD).read_text(encoding="utf-8") if (folder / layout.CARD).exists() else None
     there = None
     if layout.CARD in theirs and layout.MANIFEST in theirs:
-        there = _told(lambda: hf_hub_download(name, layout.CARD, repo_type="dataset", revision=head, token=token),
+        there = told(lambda: hf_hub_download(name, layout.CARD, repo_type="dataset", revision=head, token=token),
                       name, token)  # fmt: skip
     card = cards.merged(own, Path(there).read_text(encoding="utf-8") if there else None, manifest, name)
     content[layout.CARD] = card.encode()
@@ -277,6 +285,7 @@ def pull(
         _file(repo, path, sha, token, layout.largest(path, manifest))
     found = layout.read(manifest_file.parent)
     layout.check_parquet(found, manifest_file.parent)
+    found.repo = repo
     found.path = None  # the cache is huggingface_hub's: nothing is written there
     known = _revisions()
     if known.get(repo, {}).get(revision or "main") != sha:
@@ -319,7 +328,7 @@ def _offline() -> bool:
 def _head(repo: str, revision: str | None, token: str | None) -> str | None:
     """Return the commit behind a revision; None, with a note, if the Hub cannot be reached."""
     try:
-        return _told(lambda: HfApi(token=token).dataset_info(repo, revision=revision).sha, repo, token)
+        return told(lambda: HfApi(token=token).dataset_info(repo, revision=revision).sha, repo, token)
     except _Unreachable as error:
         if _cached(repo, revision) is None:
             raise
@@ -386,7 +395,7 @@ def _file(repo: str, path: str, sha: str, token: str | None, limit: int = 2**24)
     if isinstance(cached, str):
         return cached
     try:
-        (there,) = _told(
+        (there,) = told(
             lambda: HfApi(token=token).get_paths_info(repo, [path], repo_type="dataset", revision=sha), repo, token
         )
     except ValueError:
@@ -396,7 +405,40 @@ def _file(repo: str, path: str, sha: str, token: str | None, limit: int = 2**24)
         raise IntegrityError(
             f"{repo}: {path} has {size} bytes, more than its manifest can explain.", "It was not downloaded."
         )
-    return _told(lambda: hf_hub_download(repo, path, repo_type="dataset", revision=sha, token=token), repo, token)
+    return told(lambda: hf_hub_download(repo, path, repo_type="dataset", revision=sha, token=token), repo, token)
+
+
+def snapshot(
+    name: str, paths: Sequence[str], limits: Mapping[str, int], revision: str | None, token: str | None
+) -> Path:
+    """Download the files ``paths`` of a model repository, none larger than its limit in bytes; return their folder.
+
+    Raises:
+        NotFoundError: no such repository, revision or file.
+        IntegrityError: a file is larger than it may be.
+        AtomhubError: the Hub cannot be reached, and they were not downloaded before.
+    """
+    repo, revision = _split(name, revision)
+    api = HfApi(token=token)
+    if not _offline():
+        found = told(lambda: api.get_paths_info(repo, list(paths), revision=revision), repo, token)
+        sizes = {f.path: getattr(f, "size", 0) for f in found}
+        for path in paths:
+            if path not in sizes:
+                raise NotFoundError(f"{repo} is not a network trained by atomhub: it has no {path}.")
+            if sizes[path] > limits[path]:
+                why = f"{repo}: {path} has {sizes[path]} bytes, more than it may."
+                raise IntegrityError(why, "It was not downloaded.")
+
+    def fetch() -> str:
+        return snapshot_download(
+            repo, revision=revision, token=token, allow_patterns=list(paths), local_files_only=_offline()
+        )
+
+    folder = Path(told(fetch, repo, token))
+    if not all((folder / path).exists() for path in paths):
+        raise NotFoundError(f"{repo} was not downloaded before.", f"With network: atomhub.load_model({repo!r})")
+    return folder
 
 
 def search(
@@ -420,7 +462,7 @@ def search(
     wanted += [f"ipc:{ipc}"] if ipc else []
     api = HfApi(token=token)
     expand: Any = ["tags", "downloads", "lastModified", "cardData"]
-    found = _told(lambda: list(api.list_datasets(filter=wanted, author=author, expand=expand)), "the Hub", token)
+    found = told(lambda: list(api.list_datasets(filter=wanted, author=author, expand=expand)), "the Hub", token)
     listed = [_listed(info) for info in found]
     keys: dict[str, Callable[[Listed], Any]] = {
         "accuracy": lambda item: (item.claim or {}).get("mean", -1.0),
@@ -455,7 +497,7 @@ class _Unreachable(AtomhubError):
     """The Hub did not answer, or not in a useful way."""
 
 
-def _told(work: Callable[[], T], what: str, token: str | None, account: str | None = None) -> T:
+def told(work: Callable[[], T], what: str, token: str | None, account: str | None = None) -> T:
     """Ask the Hub, again if a failure may pass, and turn what is left into a sentence."""
     for attempt in range(_TRIES):
         try:
@@ -527,7 +569,9 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
     if isinstance(error, RevisionNotFoundError):
         return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
     if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return NotFoundError(f"There is no data set {what!r} on the Hub, or it is private.", f"Check the name. {login}")
+        return NotFoundError(
+            f"There is no repository {what!r} on the Hub, or it is private.", f"Check the name. {login}"
+        )
     if isinstance(error, EntryNotFoundError):
         return NotFoundError(f"{what}: {said}.")
     if status == 412:

@@ -81,10 +81,10 @@ def evaluate(
     check_whole("together", 1 if together is None else together, 1)
     rules, where = find_protocol(protocol), find_device(device)
     kinds = _kinds(distilled, baseline)
-    targets = _targets(distilled, labels)
-    build, label = _builder(network, distilled)
+    targets = targets_of(distilled, labels)
+    build, label = builder(network, distilled)
     real = distilled.real(source)
-    test_images, test_labels = distilled.test_split(real)
+    test_images, test_labels = real.test_tensors()
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
     pixels = min(rules.batch, len(distilled)) * distilled.manifest.source.size**2
@@ -157,7 +157,7 @@ def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> 
     return [*(baseline or ()), *rounded]
 
 
-def _targets(distilled: DistilledDataset, labels: str) -> Tensor:
+def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
     """Return the labels to train on: (N,) int64 or (N, K) float32."""
     if labels == "hard":
         return distilled.labels
@@ -218,7 +218,7 @@ def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Ten
     return distilled.normalize(torch.tensor(real.train.images)), torch.from_numpy(real.train.labels)
 
 
-def _builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
+def builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
     """Return how to build a network, and the label it is reported under."""
     if not isinstance(network, str):
         if isinstance(network, nn.Module) or not callable(network):

@@ -1,4 +1,6 @@
-"""A small Hub on loopback for the real clients: dataset repositories with commits, tags, LFS, search, and faults.
+"""A small Hub on loopback for the real clients: repositories with commits, tags, LFS, search, and faults.
+
+Dataset repositories go by ``user/name``, model repositories by ``models:user/name``.
 
 Large files are served by a second server, as the Hub's are by its CDN. With a folder, all is kept on disk.
 
@@ -32,7 +34,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A dataset repository."""
+    """A repository."""
 
     private: bool = False
     commits: list[Commit] = field(default_factory=list)
@@ -205,6 +207,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self):
         url = urllib.parse.urlsplit(self.path)
         path, self.query = urllib.parse.unquote(url.path), urllib.parse.parse_qs(url.query)
+        # models have routes of the same form, without or with another prefix
+        path = re.sub(rf"^/api/models/(?={REPO})", "/api/datasets/models:", path)
+        path = re.sub(rf"^/(?={REPO}(/resolve/|\.git/))(?!api/|datasets/|cdn/|upload/)", "/datasets/models:", path)
         self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
         length = int(self.headers.get("Content-Length") or 0)
         with self.hub.lock:
@@ -244,6 +249,10 @@ class Handler(BaseHTTPRequestHandler):
         given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         return TOKENS.get(given) if given else (None, None)
 
+    @staticmethod
+    def owner(repo):
+        return repo.removeprefix("models:").split("/")[0]
+
     def open(self, repo, write=False):
         """Return a repository that the request may read or write; else answer and return None."""
         user = self.user()
@@ -251,10 +260,10 @@ class Handler(BaseHTTPRequestHandler):
             self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
             return None
         found = self.hub.repos.get(repo)
-        if found is None or (found.private and user[0] != repo.split("/")[0]):
+        if found is None or (found.private and user[0] != self.owner(repo)):
             self.error(404, "RepoNotFound", "Repository not found")
             return None
-        if write and (user[0] != repo.split("/")[0] or user[1] != "write"):
+        if write and (user[0] != self.owner(repo) or user[1] != "write"):
             self.error(403, "Forbidden", "You don't have the rights for this")
             return None
         return found
@@ -286,16 +295,19 @@ class Handler(BaseHTTPRequestHandler):
         card = self.card(commit.files)
         tags = [t for t in card.get("tags") or []] + ([f"license:{card['license']}"] if "license" in card else [])
         return {
-            "id": name, "_id": "0", "sha": commit.oid, "siblings": [{"rfilename": path} for path in commit.files],
+            "id": name.removeprefix("models:"), "_id": "0", "sha": commit.oid,
+            "siblings": [{"rfilename": path} for path in commit.files],
             "tags": tags, "cardData": card, "private": found.private, "gated": False, "disabled": False,
-            "downloads": found.downloads, "likes": 0, "author": name.split("/")[0],
+            "downloads": found.downloads, "likes": 0, "author": self.owner(name),
             "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
 
     def search(self):
         found = []
         for name, repo in self.hub.repos.items():
-            if repo.private and (self.user() or (None,))[0] != name.split("/")[0]:
+            if name.startswith("models:"):
+                continue
+            if repo.private and (self.user() or (None,))[0] != self.owner(name):
                 continue
             entry = self.described(name, repo, repo.commits[-1])
             wanted = set(self.query.get("filter", []))
@@ -378,19 +390,25 @@ class Handler(BaseHTTPRequestHandler):
 
     # writing
 
+    def page(self, name):
+        """Return the address of a repository's page."""
+        model = name.startswith("models:")
+        return f"{self.hub.url}/{name.removeprefix('models:')}" if model else f"{self.hub.url}/datasets/{name}"
+
     def create(self):
         asked, user = json.loads(self.body), self.user()
         if not user or not user[0]:
             return self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
         owner = asked.get("organization") or user[0]
-        name = f"{owner}/{asked['name']}"
+        kind = "" if asked.get("type") == "dataset" else "models:"
+        name = f"{kind}{owner}/{asked['name']}"
         if name in self.hub.repos:
-            return self.reply(409, {"url": f"{self.hub.url}/datasets/{name}", "error": "You already created this"})
+            return self.reply(409, {"url": self.page(name), "error": "You already created this"})
         if owner != user[0] or user[1] != "write":
             return self.error(403, "Forbidden", "You don't have the rights to create a dataset under this namespace")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.hub.add(name, {".gitattributes": b""}, private)
-        return self.reply(200, {"url": f"{self.hub.url}/datasets/{name}", "id": name})
+        return self.reply(200, {"url": self.page(name), "id": name.removeprefix("models:")})
 
     def validate(self):
         import yaml
@@ -433,7 +451,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def delete(self):
         asked, user = json.loads(self.body), self.user()
-        name = f"{asked.get('organization') or (user or ('?',))[0]}/{asked['name']}"
+        kind = "" if asked.get("type") == "dataset" else "models:"
+        name = f"{kind}{asked.get('organization') or (user or ('?',))[0]}/{asked['name']}"
         if self.open(name, write=True):
             del self.hub.repos[name]
             self.reply(200, {})
@@ -467,10 +486,10 @@ class Handler(BaseHTTPRequestHandler):
         if pull:
             reference = f"refs/pr/{len(found.pulls) + 1}"
             found.pulls[reference] = Commit(hashlib.sha1(reference.encode()).hexdigest(), head["summary"], files)
-            oid, answer["pullRequestUrl"] = found.pulls[reference].oid, f"{self.hub.url}/datasets/{repo}/discussions/1"
+            oid, answer["pullRequestUrl"] = found.pulls[reference].oid, f"{self.page(repo)}/discussions/1"
         else:
             oid = found.commit(head["summary"], files).oid
-        return self.reply(200, answer | {"commitOid": oid, "commitUrl": f"{self.hub.url}/datasets/{repo}/commit/{oid}"})
+        return self.reply(200, answer | {"commitOid": oid, "commitUrl": f"{self.page(repo)}/commit/{oid}"})
 
     def tag(self, repo, rev):
         found = self.open(repo, write=True)
@@ -483,7 +502,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
 
-REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<repo>(models:)?[\w.-]+/[\w.-]+)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),

@@ -1,0 +1,74 @@
+"""Soft labels: what a teacher that was trained on the real images makes of the synthetic ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from atomhub.devices import enough_memory, find_device, keep_large_buffers
+from atomhub.distilled import DistilledDataset
+from atomhub.errors import UsageError, check_whole
+from atomhub.manifest import Teacher, check_name
+from atomhub.sources import RealData
+from atomhub.training.evaluation import images_of, whole_real
+from atomhub.training.protocols import Protocol
+from atomhub.training.trainer import accuracy, fit, logits, seeded
+from atomhub.training.zoo import find_network
+
+
+def soften(
+    distilled: DistilledDataset,
+    teacher: str = "convnet",
+    epochs: int = 20,
+    *,
+    temperature: float = 1.0,
+    name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    source: str | Path | RealData | None = None,
+) -> DistilledDataset:
+    """Return a copy of a set, in memory, with soft labels; its hard labels and results stay.
+
+    The teacher is trained on the whole real training set, with SGD and augmentation as in the ``dm`` protocol. Networks
+    that learn from soft labels (``evaluate(..., labels="soft")``) are reported apart from those that learn classes.
+
+    Args:
+        distilled: The set.
+        teacher: Name of a network, as in :func:`atomhub.evaluate`.
+        epochs: Passes of the teacher over the real training set.
+        temperature: Its logits are divided by this before the softmax; above 1 is softer.
+        name: Of the new set; None: ``<name>-soft``.
+        seed: Of the teacher's weights, order and augmentation.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        source: Where a local source lies now.
+
+    Raises:
+        UsageError: an unknown network, or a number that is not possible.
+        NotFoundError: the source is not at hand.
+        AtomhubError: the teacher's loss is not finite.
+    """
+    check_whole("epochs", epochs, 1)
+    check_whole("seed", seed, 0)
+    if not 0 < temperature < float("inf"):
+        raise UsageError(f"The temperature cannot be {temperature}: use a number above 0.")
+    chosen = check_name(name or f"{distilled.name}-soft")
+    where = find_device(device)
+    network = find_network(teacher, images_of(distilled), distilled.manifest.recipe)
+    real = distilled.real(source)
+    rules = Protocol(epochs, 256, "dm's optimiser on the whole training set")
+    images, labels = whole_real(distilled, real)
+    keep_large_buffers()
+    with enough_memory("use a smaller teacher"):
+        with seeded(seed, where):
+            model = network.build().to(where)
+        operations = distilled.operations(rules.augmentation)
+        fit([model], [images.to(where)], labels.to(where), rules, operations, len(distilled.class_names), [seed])
+        with torch.no_grad():
+            found = torch.cat([logits(model, part.to(where)).cpu() for part in distilled.as_tensors()[0].split(512)])
+        own = accuracy(model, *real.test_tensors(), distilled.normalization, where)
+    soft = (found.float() / temperature).softmax(1).to(torch.float16)
+    record = Teacher(network=network.spec, epochs=epochs, temperature=temperature, seed=seed, accuracy=round(own, 4))
+    manifest = distilled.manifest.model_copy(update={"name": chosen, "teacher": record, "files": {}})
+    return replace(distilled, manifest=manifest, soft_labels=soft, path=None)

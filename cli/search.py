@@ -1,0 +1,97 @@
+"""``atomhub search``: architecture search with a distilled set as the proxy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .output import (
+    Steps,
+    device_option,
+    json_option,
+    print_json,
+    print_table,
+    protocol_option,
+    say,
+    seed_option,
+    source_option,
+)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--space", default="convnet-720", show_default=True, metavar="NAME|FILE.toml", help="Networks to rank.")
+@click.option(
+    "--budget", type=click.IntRange(min=1), metavar="N", help="Networks to try, drawn at random.  [default: all]"
+)
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Networks to show.")
+@click.option("--check", type=click.IntRange(min=0), default=0, show_default=True, metavar="M",
+              help="Of them, spread over the ranking, to train on the whole real set as well.")  # fmt: skip
+@click.option("--check-epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
+              help="Passes of those over the real set.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Where results go; a search that is there is gone on with.  [default: NAME-search]")  # fmt: skip
+@protocol_option(default="quick")
+@seed_option
+@device_option
+@source_option
+@json_option
+def search(
+    name: str, space: str, budget: int | None, top: int, check: int, check_epochs: int, output: Path | None,
+    protocol: str, seed: int, device: str, source: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Rank the networks of a space by what they learn from the set NAME.
+
+    They are judged on real training images; the test images choose nothing. With --check, some are trained on the whole
+    real set and measured on the test images: how well did the ranking tell? Every result is kept as it comes
+    (results.jsonl), so an interrupted search goes on where it was.
+
+    \b
+    Examples:
+      atomhub search digits-ipc10 --budget 24 --check 12
+      atomhub search cifar10-ipc10 --space mine.toml --top 5
+    """
+    from dataclasses import asdict
+
+    import atomhub
+    from atomhub.training.search import plot
+
+    distilled = atomhub.load(name)
+    folder = output or Path(f"{distilled.name}-search")
+    with Steps(f"Searching with {distilled.name}", quiet=as_json, unit="networks") as steps:
+        found = atomhub.search(
+            distilled, space, budget, protocol=protocol, check=check, check_epochs=check_epochs,
+            log=folder / "results.jsonl", seed=seed, device=device, source=source, progress=steps.networks,
+        )  # fmt: skip
+    if found.checks:
+        plot(found, folder / "check.png")
+    checked = {c.network: c for c in found.checks}
+    saved = None
+    if found.checks:
+        proxy = {c.network: c.seconds for c in found.candidates}
+        saved = {"proxy_seconds": round(sum(proxy[c.network] for c in found.checks), 2),
+                 "real_seconds": round(sum(c.seconds for c in found.checks), 2)}  # fmt: skip
+    if as_json:
+        print_json({"name": found.name, "tried": len(found.candidates), "correlation": found.correlation,
+                    "regret": found.regret, "images": found.images, "time": saved,
+                    "top": [asdict(c) for c in found.candidates[:top]],
+                    "checks": [asdict(c) for c in found.checks], "path": str(folder)})  # fmt: skip
+        return
+    rows = []
+    for place, c in enumerate(found.candidates[:top], 1):
+        real = f"{checked[c.network].accuracy:.1f}" if c.network in checked else "-"
+        rows.append([str(place), c.network, f"{c.parameters:,}", f"{c.accuracy:.1f}", real])
+    title = f"{found.name}: the best of {len(found.candidates)} networks, in % (protocol {protocol}, seed {seed})"
+    print_table(["", "network", "parameters", "real training images", "test, trained on the whole set"], rows, title)
+    if failed := [c for c in found.candidates if c.failed]:
+        say(f"{len(failed)} could not be trained, such as {failed[0].network}: {failed[0].failed}")
+    if saved:
+        rank = "-" if found.correlation is None else f"{found.correlation:.2f}"
+        say(
+            f"Of {len(found.checks)} networks trained on all {found.images[1]} real images as well: rank correlation "
+            f"{rank}, the chosen one is {found.regret:.1f} points below the best. That took "
+            f"{saved['real_seconds']:.0f} s in place of {saved['proxy_seconds']:.0f} s, "
+            f"with {found.images[1] / found.images[0]:.0f} times the images."
+        )
+        say(f"See {folder / 'check.png'}.")
