@@ -42,6 +42,7 @@ class DistilledDataset:
         whitening: ZCA fit on the real training images, where the recipe has it.
         soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any.
         repo: ``user/name`` on the Hub, if it was pulled from there.
+        checkpoints: Folder of the run that made it, deleted by :meth:`save`.
     """
 
     images: Tensor
@@ -51,6 +52,7 @@ class DistilledDataset:
     whitening: Whitening | None = None
     soft_labels: Tensor | None = None
     repo: str | None = None
+    checkpoints: Path | None = None
 
     @property
     def name(self) -> str:
@@ -177,9 +179,13 @@ class DistilledDataset:
             AtomhubError: the folder exists, or cannot be written.
         """
         from atomhub.hub import layout, store
+        from atomhub.runs import clear
 
         target = Path(folder) if folder is not None else store.place(self.name)
-        return layout.write(self, target, overwrite)
+        saved = layout.write(replace(self, checkpoints=None), target, overwrite)
+        if self.checkpoints is not None:
+            clear(self.checkpoints)
+        return saved
 
     def push_to_hub(
         self,

@@ -78,7 +78,9 @@ def check_target(target: Path, overwrite: bool, marker: str) -> None:
                     f"{target.name!r} already exists in {target.parent}.", "Choose another name or --overwrite."
                 )
             if not (target / marker).exists():
-                raise AtomhubError(f"{target} is not a distilled set, so it is not replaced.", "Name another folder.")
+                raise AtomhubError(
+                    f"{target} was not written by this command, so it is not replaced.", "Name another folder."
+                )
         above = next(p for p in target.parents if p.exists())
         tempfile.TemporaryDirectory(prefix=".atomhub.", dir=above).cleanup()
     except OSError as error:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, SourceError, UsageError, check_whole
 from atomhub.manifest import Manifest, check_name
 from atomhub.recipe import TUNED, Recipe
-from atomhub.runs import Checkpoint, Checkpoints, signals
+from atomhub.runs import Checkpoint, Checkpoints, clear, signals
 from atomhub.sources import RealData, open_source
 
 Progress = Callable[[int, int, float], None]
@@ -81,7 +81,7 @@ def distill(
         memory: Limit for the work of an iteration, in bytes or as ``"8GiB"``; None: as fast as possible.
         name: Name of the set; None: ``<source>-ipc<ipc>``.
         measure_every: Measure one network under ``quick`` every so many iterations, for the curve; 0: never.
-        checkpoints: Folder for checkpoints, deleted when the run is over; None: none are kept.
+        checkpoints: Folder for checkpoints, deleted when the set is saved; None: none are kept.
         checkpoint_every: Iterations between checkpoints; SIGINT and SIGTERM write one as well.
         resume: Go on from the checkpoints (True) or start anew (False); None: refuse if there are any.
         progress: Told about the loss now and then.
@@ -175,7 +175,7 @@ def _begin(kept: Checkpoints | None, resume: bool | None) -> Checkpoint | None:
         )
     if resume:
         return kept.latest()
-    kept.clear()
+    clear(kept.folder)
     return None
 
 
@@ -237,8 +237,8 @@ class _Run:
         images = stored(
             state["images"], engine.synthetic.rounds, engine.normalization.to(torch.device("cpu"), engine.dtype)
         )
-        if self.kept is not None and team.rank == 0:
-            self.kept.clear()
+        if self.kept is not None and (begin is None or begin.iteration < iterations):
+            self._save(iterations)  # until the set is saved as well
         thin = -(-len(self.losses) // _HISTORY)
         update = {
             "history": tuple(self.losses[::thin]),
@@ -247,7 +247,8 @@ class _Run:
             "seconds": round(time.perf_counter() - self.start, 2),
             "peak_memory": peak_memory(engine.device),
         }
-        return self._set(images, self.manifest.model_copy(update=update))
+        checkpoints = self.kept.folder if self.kept is not None and team.rank == 0 else None
+        return replace(self._set(images, self.manifest.model_copy(update=update)), checkpoints=checkpoints)
 
     def _set(self, images: Tensor, manifest: Manifest) -> DistilledDataset:
         labels = torch.arange(len(manifest.class_names)).repeat_interleave(manifest.ipc)

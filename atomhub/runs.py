@@ -46,7 +46,7 @@ class Checkpoints:
     """The checkpoints of one run, a folder each: tensors in safetensors, the rest in JSON.
 
     Attributes:
-        folder: Where they are; made when the first is saved, gone after :meth:`clear`.
+        folder: Where they are; made when the first is saved, gone after :func:`clear`.
         identity: What a run is: checkpoints of another identity are refused.
     """
 
@@ -109,17 +109,18 @@ class Checkpoints:
                     "Give it what it had, choose another --name, or start anew with --no-resume.",
                 )
 
-    def clear(self) -> None:
-        """Delete all checkpoints of the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()  # if this was the only run
-
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("iteration-*"))
 
     def __bool__(self) -> bool:
         return bool(self._found())
+
+
+def clear(folder: Path) -> None:
+    """Delete the checkpoints of a run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()  # if this was the only run
 
 
 @contextmanager

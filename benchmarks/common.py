@@ -20,16 +20,16 @@ from atomhub.sources import RealData, Split
 RESULTS = Path(__file__).parent / "results"
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeat: int = 3) -> float:
+def seconds(work: Callable[[], object], device: torch.device, repeat: int = 3, warm: bool = True) -> float:
     """Return the median wall time of a call, after one call to warm up."""
     times = []
-    for _ in range(repeat + 1):
+    for _ in range(repeat + warm):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+    return float(np.median(times[warm:]))
 
 
 def convolution_rate(device: torch.device, dtype: torch.dtype, width: int = 128, side: int = 16) -> float:

@@ -343,7 +343,7 @@ class TestStore:
 
     def test_a_folder_of_something_else_is_never_replaced(self, tmp_path, digits1):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(AtomhubError, match="is not a distilled set, so it is not replaced"):
+        with pytest.raises(AtomhubError, match="was not written by this command, so it is not replaced"):
             digits1.save(tmp_path, overwrite=True)
         assert (tmp_path / "thesis.tex").read_text() == "years of work"
         (tmp_path / "empty").mkdir()

@@ -77,6 +77,22 @@ class TestResume:
         interrupted(tmp_path / "runs", checkpoint_every=10**6)
         resumed = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs", resume=True)
         assert torch.equal(whole.images, resumed.images)
+        resumed.save(tmp_path / "set")
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_run_whose_set_could_not_be_saved_is_not_lost(self, home, tmp_path):
+        made = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs")
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(AtomhubError, match="Cannot write"):
+            made.save(tmp_path / "file" / "set")
+        done = []
+        again = atomhub.distill(
+            "digits", 1, **RUN, checkpoints=tmp_path / "runs", resume=True, progress=lambda *a: done.append(a)
+        )
+        assert torch.equal(again.images, made.images)
+        assert again.manifest.history == made.manifest.history
+        assert done == []  # nothing was computed anew
+        again.save(tmp_path / "set")
         assert not (tmp_path / "runs").exists()
 
     def test_an_unfinished_run_is_never_overwritten_unasked(self, home, tmp_path):

@@ -218,7 +218,8 @@ def _load(path: Path) -> Any:
         Int64DType,
     ]
     try:
-        with torch.serialization.safe_globals(safe):
+        with torch.serialization.safe_globals(safe), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old files use other versions of the protocol
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's bytes make of the reader
         if "WeightsUnpickler" in str(error) or "weights_only" in str(error).lower():

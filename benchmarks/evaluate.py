@@ -1,0 +1,124 @@
+"""Networks per minute: trained together and one by one, on the shape of CIFAR-10 at ipc 10 and smaller.
+
+    python benchmarks/evaluate.py [--device cpu] [--networks 20]
+
+One by one is the plain loop of the public scripts: a network, its DataLoader-like batches, eager, contiguous. All ways
+run in turn in each of several rounds, with the same images, protocol and augmentation; the median round counts.
+Steps of training alone are timed: the test images cost the same in all ways.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from common import seconds, write
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+from atomhub.core import siamese
+from atomhub.devices import find_device, keep_large_buffers
+from atomhub.training import trainer
+from atomhub.training.protocols import Protocol
+from atomhub.training.zoo import Images, find_network
+
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+SHAPES = [
+    ("CIFAR-10, ipc 10", "convnet:norm=batch", Images(3, 10, 32), 100),
+    ("CIFAR-10, ipc 10", "convnet:norm=instance", Images(3, 10, 32), 100),
+    ("CIFAR-10, ipc 1", "convnet:norm=batch", Images(3, 10, 32), 10),
+    ("digits, ipc 1", "convnet:width=32,norm=instance", Images(1, 10, 16), 10),
+    ("digits, ipc 10", "convnet:width=32,norm=instance", Images(1, 10, 16), 100),
+]
+
+
+def plain(network, images, labels, rules, device):
+    """Train one network as a simple script does."""
+    model = network.build().to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rules.lr, momentum=rules.momentum, weight_decay=rules.decay)
+    for _ in range(rules.epochs):
+        for rows in torch.randperm(len(images)).to(device).split(rules.batch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(siamese.augment_each(images[rows], OPERATIONS)), labels[rows]).backward()
+            optimizer.step()
+
+
+def convolutions(network, images, device):
+    """Return the seconds of a step's convolutions alone, forward and backward: what no way can go below."""
+    model = network.build().to(device, memory_format=torch.channels_last)
+    x, inputs = images.to(memory_format=torch.channels_last), []
+    for convolution in model.convolutions:
+        inputs.append(x.detach().requires_grad_(x is not images))
+        x = F.avg_pool2d(convolution(x).relu(), 2)
+
+    def step():
+        for convolution, given in zip(model.convolutions, inputs, strict=True):
+            out = convolution(given)
+            out.backward(torch.ones_like(out))
+
+    return seconds(step, device, 5)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--networks", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    device = find_device(options.device)
+    keep_large_buffers()
+    rows = []
+    for name, spec, shape, count in SHAPES:
+        network = find_network(spec, shape)
+        images = torch.randn(count, shape.channels, shape.size, shape.size, device=device)
+        labels = (torch.arange(count) % 10).to(device)
+        rules = Protocol(options.epochs, 256, "benchmark")
+        together = options.networks if device.type == "cuda" or shape.size < 32 else 5
+
+        def fit(number, long, network=network, images=images, labels=labels, rules=rules):
+            trainer._LONG = long
+            models = [network.build().to(device) for _ in range(number)]
+            trainer.fit(models, [images] * number, labels, rules, OPERATIONS, 10, list(range(number)))
+
+        ways = {
+            "plain": (1, lambda network=network, i=images, t=labels, r=rules: plain(network, i, t, r, device)),
+            "alone": (1, lambda fit=fit: fit(1, 10**18)),
+            "together": (together, lambda fit=fit, n=together: fit(n, 10**18)),
+        }
+        if device.type == "cpu":
+            ways["compiled"] = (1, lambda fit=fit: fit(1, 0))
+        start = time.perf_counter()
+        for _, work in ways.values():
+            work()
+        warm_up = time.perf_counter() - start
+        took = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way, (number, work) in ways.items():
+                took[way].append(seconds(work, device, 1, warm=False) / number / options.epochs)
+        found = {way: statistics.median(values) for way, values in took.items()}
+        floor = convolutions(network, images, device)
+        rows.append({"shape": name, "network": network.spec, "together": together, "seconds_an_epoch": found,
+                     "convolutions": floor, "warm_up": warm_up})  # fmt: skip
+        print(".", end="", flush=True)
+    print()
+    table = Table(title=f"milliseconds an epoch and network, {device} (in brackets: times as fast as the plain loop)")
+    for column in ("shape", "network", "plain loop", "fit, one", "fit, R together", "R", "fit, one, compiled",
+                   "convolutions alone"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for r in rows:
+        s = r["seconds_an_epoch"]
+        cells = [
+            f"{1e3 * s[w]:.1f} ({s['plain'] / s[w]:.1f}x)" if w in s else "-" for w in ("alone", "together", "compiled")
+        ]
+        floor = f"{1e3 * r['convolutions']:.1f}"
+        table.add_row(
+            r["shape"], r["network"], f"{1e3 * s['plain']:.1f}", *cells[:2], str(r["together"]), cells[2], floor
+        )
+    Console(width=200).print(table)
+    print(write("evaluate", device, rows=rows))
+
+
+if __name__ == "__main__":
+    main()
