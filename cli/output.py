@@ -152,7 +152,7 @@ class Steps:
     def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
         self.what, self.quiet, self.unit = what, quiet, unit
         self.start = time.perf_counter()
-        self.shown = 0
+        self.shown = self.before = 0
         self.bar: Progress | None = None
         self._context: Any = None
 
@@ -171,7 +171,10 @@ class Steps:
         """Show that ``done`` of ``total`` steps are over."""
         if self.quiet:
             return
-        seconds = time.perf_counter() - self.start
+        if done < self.before:  # another count begins
+            self.start, self.shown = time.perf_counter(), 0
+        self.before = done
+        seconds = max(time.perf_counter() - self.start, 1e-9)
         rate = f"{done / seconds:.1f} {self.unit}/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import atomhub
 from atomhub.recipe import TUNED
-from atomhub.training.protocols import PROTOCOLS
+from atomhub.training.protocols import PROTOCOLS, Protocol
 
 BRIEF = ("--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
 
@@ -58,7 +58,10 @@ def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
     code, out, err = run("evaluate", "digits-ipc1", "--protocol", "quick", "--runs", 2)
     assert code == 0
     assert "random real images" in out
-    assert "convnet (width 4, depth 2, instance norm)" in out
+    assert "convnet:width=4,depth=2,norm=instance" in out
+    code, out, err = run("evaluate", "digits-ipc1", "--network", "mlp", "--network", "convnt")
+    assert (code, out) == (2, "")  # before any of them is trained
+    assert "Did you mean 'convnet'?" in err
 
     code, out, _ = run("list")
     assert code == 0
@@ -211,7 +214,13 @@ def test_a_push_that_will_not_be_allowed_is_told_before_the_work(run, hub, home,
         (["distill", "digit", "--ipc", "1"], 1, "Did you mean 'digits'?"),
         (["distill", "/nowhere/at/all", "--ipc", "1"], 1, "There is no source '/nowhere/at/all'"),
         (["evaluate", "nothing"], 1, "no distilled set 'nothing'"),
-        (["evaluate", "nothing", "--network", "convnt"], 2, "Did you mean 'convnet'?"),
+        (["search", "nothing"], 1, "no distilled set 'nothing'"),
+        (["train", "nothing"], 1, "no distilled set 'nothing'"),
+        (["soften", "nothing"], 1, "no distilled set 'nothing'"),
+        (["export", "nothing", "--format", "npz"], 1, "no distilled set 'nothing'"),
+        (["export", "nothing", "--format", "gif"], 2, "'gif' is not one of"),
+        (["import", "nothing.pt", "--like", "digits"], 1, "The file 'nothing.pt' cannot be read"),
+        (["import", "nothing.pt", "--like", "digits", "--network", "mlp"], 2, "The network cannot be 'mlp'"),
         (["info", "nothing"], 1, "no distilled set 'nothing'"),
         (["preview", "nothing"], 1, "no distilled set 'nothing'"),
         (["remove", "nothing", "--yes"], 1, "no distilled set 'nothing'"),
@@ -254,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_pat
     code, _, err = run(
         "distill", "digits", "--ipc", 1, "--iterations", 10**9, "--output", tmp_path / "file", "--overwrite"
     )
-    assert (code, "not a distilled set" in err) == (1, True)
+    assert (code, "was not written by this command" in err) == (1, True)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -393,3 +402,44 @@ def test_the_demo_prints_its_table(run, home, monkeypatch):
         assert word in out
     assert out.count("±") == 6 + 1  # three figures for each ipc, and the title
     assert sorted(p.name for p in (home / "sets").iterdir()) == ["demo-digits-ipc1", "demo-digits-ipc10"]
+
+
+def test_train_soften_search_export_import(run, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(3, 256, "test"))
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    brief = ("--protocol", "quick")
+
+    code, out, err = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief)
+    assert (code, out.strip()) == (0, str(tmp_path / "digits-ipc1-mlp"))
+    assert "% right on the real test images" in err
+    assert set(atomhub.load_model("digits-ipc1-mlp").class_names) == {str(k) for k in range(10)}
+    code, _, err = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief)
+    assert code == 1
+    assert "already exists" in err
+    code, out, _ = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief, "--overwrite", "--json")
+    assert (code, json.loads(out)["network"]) == (0, "mlp:width=8")
+
+    code, out, err = run("soften", "digits-ipc1", "--teacher", "mlp:width=8", "--epochs", 1)
+    assert (code, out.strip()) == (0, str(home / "sets" / "digits-ipc1-soft"))
+    code, out, _ = run("evaluate", "digits-ipc1-soft", "--labels", "soft", "--network", "mlp", *brief, "--json")
+    assert (code, json.loads(out)["results"][0]["labels"]) == (0, "soft")
+
+    (tmp_path / "mine.toml").write_text('network = "mlp"\n[options]\nwidth = [2, 4, 8]\n')
+    search = ("search", "digits-ipc1", "--space", "mine.toml", "--check", 3, "--check-epochs", 1)
+    code, out, err = run(*search)
+    assert code == 0
+    assert "the best of 3 networks" in out
+    assert "rank correlation" in err
+    assert (tmp_path / "digits-ipc1-search" / "check.png").exists()
+    code, out, _ = run(*search, "--json")
+    assert (code, json.loads(out)["tried"]) == (0, 3)
+    code, _, err = run(*search, "--seed", 1)
+    assert code == 2
+    assert "is the log of another search" in err
+
+    code, out, _ = run("export", "digits-ipc1", "--format", "dc")
+    assert (code, out.strip()) == (0, str(tmp_path / "digits-ipc1-dc"))
+    code, out, err = run("import", "digits-ipc1-dc/digits-ipc1.pt", "--like", "digits", "--name", "back")
+    assert (code, out.strip()) == (0, str(home / "sets" / "back"))
+    assert "0.00% of the pixel values were clipped" in err

@@ -196,7 +196,7 @@ class TestPull:
 
     def test_names_and_revisions_that_do_not_exist(self, hub, saved):
         saved.push_to_hub()
-        with pytest.raises(NotFoundError, match=r"(?s)no data set 'alice/nothing'.*hf auth login"):
+        with pytest.raises(NotFoundError, match=r"(?s)no repository 'alice/nothing'.*hf auth login"):
             atomhub.load("alice/nothing")
         with pytest.raises(NotFoundError, match="no such revision"):
             atomhub.load(f"alice/{saved.name}@v9")

@@ -35,7 +35,7 @@ def wheel(tree, tmp_path_factory):
 def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"atomhub"}
-    kinds = (".py", ".j2", "py.typed")
+    kinds = (".py", ".j2", ".toml", "py.typed")
     expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
     for name in ("cards", "cli"):
         expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}

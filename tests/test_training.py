@@ -67,7 +67,11 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
     atomhub.evaluate(again, tiny, "mix", runs=1, baseline=())
     assert [r.protocol for r in atomhub.load(saved.name).manifest.results] == ["quick", "mix"]
     card = (saved.path / "README.md").read_text()
-    assert f"**{result.score.mean:.1f} ± {result.score.std:.1f}** | {result.baseline['random'].mean:.1f}" in card
+    interval = f"± {result.score.interval:.1f}"
+    assert (
+        f"**{result.score.mean:.1f} ± {result.score.std:.1f}** | {interval} | {result.baseline['random'].mean:.1f}"
+        in card
+    )
     assert "| tiny | quick |" in card
     assert json.loads((saved.path / "manifest.json").read_text())["results"][0]["score"]["runs"] == 2
 
