@@ -1,5 +1,6 @@
 """Training and measuring: protocols as data, honest numbers, baselines under the same rules."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 
 import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
+from atomhub.manifest import Teacher
 from atomhub.training import trainer
 from atomhub.training.evaluation import herding_real, random_real, summary
 from atomhub.training.protocols import PROTOCOLS, Protocol
@@ -320,6 +322,51 @@ def test_soft_labels_teach_what_they_say():
     model = tiny()
     train(model, images, soft, Protocol(200, 10, "test", lr=0.1))
     assert model(images).argmax(1).tolist() == soft.argmax(1).tolist()
+
+
+def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, digits1, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(20, 256, "test"))
+    soft = atomhub.soften(digits1, "mlp:width=32", epochs=5, temperature=2.0)
+    assert soft.soft_labels.shape == (10, 10)
+    assert torch.allclose(soft.soft_labels.float().sum(1), torch.ones(10), atol=1e-2)
+    assert (soft.soft_labels.argmax(1) == digits1.labels).sum() >= 8
+    assert soft.manifest.teacher.accuracy > 60
+    saved = soft.save()
+    again = atomhub.load("digits-ipc1-soft")
+    assert torch.equal(again.soft_labels, soft.soft_labels)
+    atomhub.evaluate(again, tiny, "brief", runs=1)
+    atomhub.evaluate(again, tiny, "brief", runs=1, labels="soft")
+    assert [r.labels for r in atomhub.load("digits-ipc1-soft").manifest.results] == ["hard", "soft"]
+    card = (saved.path / "README.md").read_text()
+    assert "brief, soft labels" in card
+    assert "teacher mlp:width=32, 5 epochs" in card
+    assert again.subset([1, 2]).soft_labels is None  # of classes that are gone
+    assert again.subset(ipc=1).manifest.teacher == soft.manifest.teacher
+
+
+def test_soft_labels_that_are_no_probabilities_are_refused(home, digits1):
+    soft = dataclasses.replace(
+        digits1, soft_labels=torch.full((10, 10), 0.5, dtype=torch.float16),
+        manifest=digits1.manifest.model_copy(
+            update={"teacher": Teacher(network="mlp", epochs=1, seed=0), "name": "wrong"}
+        ),
+    )  # fmt: skip
+    with pytest.raises(AtomhubError, match="soft labels are not probabilities"):
+        atomhub.load(soft.save().path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"teacher": "mpl"}, "(?s)no network 'mpl'.*'mlp'"),
+        ({"epochs": 0}, "epochs cannot be 0"),
+        ({"temperature": 0}, "temperature cannot be 0"),
+        ({"name": "a/b"}, "cannot be named 'a/b'"),
+    ],
+)
+def test_impossible_teachers(digits1, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        atomhub.soften(digits1, **arguments)
 
 
 class Output:

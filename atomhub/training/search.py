@@ -347,9 +347,14 @@ def plot(found: Search, path: str | Path) -> None:
     proxy = {c.network: c for c in found.candidates}
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    x, y = [proxy[c.network].accuracy for c in found.checks], [c.accuracy for c in found.checks]
-    axes.scatter(x[1:], y[1:], color="tab:blue", label="other networks")
-    axes.scatter(x[:1], y[:1], color="tab:orange", marker="*", s=160, label="chosen")
+    points = [(proxy[c.network].accuracy, c.accuracy) for c in found.checks]
+    # one network that learnt nothing would leave no room to tell the others apart
+    near = [(x, y) for x, y in points if x >= points[0][0] / 2 and y >= points[0][1] / 2]
+    if others := near[1:]:
+        axes.scatter(*zip(*others, strict=True), color="tab:blue", label="other networks")
+    axes.scatter(*points[0], color="tab:orange", marker="*", s=160, label="chosen")
+    if len(near) < len(points):
+        axes.plot([], [], " ", label=f"not shown: {len(points) - len(near)} far below")
     axes.set_xlabel(f"trained on {found.images[0]} distilled images: accuracy on real training images (%)")
     axes.set_ylabel(f"trained on {found.images[1]} real images: test accuracy (%)")
     rank = "" if found.correlation is None else f", rank correlation {found.correlation:.2f}"

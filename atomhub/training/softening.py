@@ -70,5 +70,9 @@ def soften(
         own = accuracy(model, *real.test_tensors(), distilled.normalization, where)
     soft = (found.float() / temperature).softmax(1).to(torch.float16)
     record = Teacher(network=network.spec, epochs=epochs, temperature=temperature, seed=seed, accuracy=round(own, 4))
-    manifest = distilled.manifest.model_copy(update={"name": chosen, "teacher": record, "files": {}})
+    call = f"atomhub soften {distilled.name} --teacher {network.spec} --epochs {epochs} --temperature {temperature}"
+    command = f"{distilled.manifest.command} && {call} --seed {seed} --name {chosen}"
+    manifest = distilled.manifest.model_copy(
+        update={"name": chosen, "teacher": record, "files": {}, "command": command}
+    )
     return replace(distilled, manifest=manifest, soft_labels=soft, path=None)
