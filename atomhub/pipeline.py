@@ -116,6 +116,7 @@ def distill(
             recipe=resolved,
             seed=seed,
             ipc=ipc,
+            formation=resolved.formation,
             class_names=real.class_names,
             mean=real.mean,
             std=real.std,
@@ -151,11 +152,13 @@ def distill(
 def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:
     """Fill in what follows from the data and the device; SourceError if a class is too small."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
-    if counts.min() < ipc:
-        scarce = int(counts.argmin())
+    views = ipc * recipe.formation**2
+    if counts.min() < views:
+        scarce, each = int(counts.argmin()), f" of {recipe.formation**2} views" * (recipe.formation > 1)
         raise SourceError(
-            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc {ipc}.",
-            f"Use --ipc {counts[scarce]} or less.",
+            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
+            f"{ipc}{each}.",
+            f"Use --ipc {counts[scarce] // recipe.formation**2} or less.",
         )
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":

@@ -65,6 +65,9 @@ class Recipe(BaseModel):
         "-",
         "DM",
     )
+    formation: int = _knob(
+        1, "views a side that every image holds; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8
+    )
     zca: bool = _knob(
         False, "whiten images by ZCA (eps 0.1), fit on the training images, after mean and std", "-", "DataDAM"
     )
@@ -91,6 +94,8 @@ class Recipe(BaseModel):
             raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
         if self.feature == 0 and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
+        if self.zca and self.formation > 1:
+            raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
         return self
 
     @classmethod
@@ -170,6 +175,11 @@ class Recipe(BaseModel):
                 f"Recipe field 'depth' cannot be {max(depth, *self.depths, 0)} at {size}x{size} pixels: "
                 "too little is left after pooling.",
                 f"Use depth {default_depth(size)} or fewer, or larger images (--size).",
+            )
+        if size % self.formation or size // self.formation < 4:
+            raise UsageError(
+                f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
+                "Use a divisor of the size that leaves views of 4x4 pixels or more.",
             )
         return self.replace(
             depth=depth,

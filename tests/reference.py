@@ -19,6 +19,7 @@ def objective(network, real, synthetic, u, recipe):
         u: (K, 12) uniform numbers behind the augmentation.
         recipe: Weights, power, scale, norm, augmentation.
     """
+    synthetic = [views(images, recipe.formation) for images in synthetic]
     means = []  # of each side, of each class: what is matched
     for side in (real, synthetic):
         augmented = [[augment(image, u[k], recipe.augmentation) for image in side[k]] for k in range(len(side))]
@@ -37,6 +38,26 @@ def objective(network, real, synthetic, u, recipe):
         for weight, a, b in zip(weights, means[0][k], means[1][k], strict=True):
             total = total + weight * ((a - b) ** 2).sum()
     return recipe.loss_scale * total
+
+
+def views(images, formation):
+    """Take every image apart and enlarge the parts, bilinearly, clamped at their edges."""
+    if formation == 1:
+        return images
+    side = images[0].shape[-1]
+    small, found = side // formation, []
+    weights = torch.zeros(side, small, dtype=torch.float64)
+    for i in range(side):
+        place = min(max((i + 0.5) / formation - 0.5, 0), small - 1)
+        low = int(place)
+        weights[i, low] += 1 - (place - low)
+        weights[i, min(low + 1, small - 1)] += place - low
+    for row in range(formation):
+        for column in range(formation):
+            for image in images:
+                part = image[:, row * small : (row + 1) * small, column * small : (column + 1) * small]
+                found.append(torch.einsum("ir,krc,jc->kij", weights, part, weights))
+    return found
 
 
 def embed(network, images, recipe):

@@ -19,7 +19,7 @@ from torch import Tensor
 from atomhub.core import draws, initial, mixer, siamese
 from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
-from atomhub.core.synthetic import Synthetic
+from atomhub.core.synthetic import Synthetic, decode, encode
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.recipe import Recipe
@@ -67,7 +67,7 @@ class Engine:
         images: (N, C, H, W) uint8 real training images, sorted by class; may be memory-mapped and larger than memory.
         offsets: (K+1,) ints, images of class k are ``offsets[k]`` to ``offsets[k+1]``.
         recipe: A resolved recipe (:meth:`Recipe.resolved`).
-        ipc: Synthetic images a class, at most the size of the smallest class.
+        ipc: Synthetic images a class; times ``formation**2``, at most the size of the smallest class.
         normalization: From pixels to the space of the networks.
         seed: Keys every random draw, with iteration and class.
         device: Where to compute.
@@ -97,6 +97,7 @@ class Engine:
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.recipe, self.ipc, self.seed, self.memory = recipe, ipc, seed, memory
+        self.views = ipc * recipe.formation**2  # images of a class that networks see
         self.team = team or Team()
         self.classes = len(offsets) - 1
         self.owned = self.team.shares(self.classes)[self.team.rank]
@@ -137,29 +138,29 @@ class Engine:
             pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
             return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
 
-        rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.ipc, self.seed)
-        return self._pixels(rows + self.starts[:, None]) / 255
+        rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
+        return encode(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
 
     def _groups(self) -> list[slice]:
         """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
         count = len(self.owned)
         if self.recipe.norm == "batch":
-            need = 10 * self._map * self.ipc * count
+            need = 10 * self._map * self.views * count
             if self.memory is not None and need > self.memory:
                 raise AtomhubError(
-                    f"The memory of {self.memory / 2**30:.2g} GiB is too small for all {count * self.ipc} synthetic "
+                    f"The memory of {self.memory / 2**30:.2g} GiB is too small for all {count * self.views} synthetic "
                     "images, which batch norm needs at once.",
                     f"Give --memory {need / 2**30:.2g}GiB, or normalise image by image (--set norm=instance).",
                 )
             return [slice(0, count)]
-        need = 10 * self._map * self.ipc  # the maps of a block and of the smaller ones after it, and their gradients
+        need = 10 * self._map * self.views  # the maps of a block and of the smaller ones after it, and their gradients
         if self.memory is not None and need > self.memory:
             raise AtomhubError(
-                f"The memory of {self.memory / 2**30:.2g} GiB is too small for one class of {self.ipc} images.",
+                f"The memory of {self.memory / 2**30:.2g} GiB is too small for one class of {self.views} images.",
                 f"Give --memory {need / 2**30:.2g}GiB, or lower width (--set width=...).",
             )
         wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
-        together = min(wanted // self._map, (self.memory or need * count) // (10 * self._map)) // self.ipc
+        together = min(wanted // self._map, (self.memory or need * count) // (10 * self._map)) // self.views
         size = _piece(count, max(1, together))
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
@@ -197,8 +198,9 @@ class Engine:
             raise AssertionError("the gradient is kept")
         for group in self.groups:
             images = self.synthetic.seen(group).requires_grad_()
-            augmented = siamese.augment(images, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
-            synthetic = [v.view(-1, self.ipc, v.shape[-1]).mean(1) for v in self.embedding(augmented)]
+            views = decode(images, self.recipe.formation)
+            augmented = siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
+            synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in self.embedding(augmented)]
             loss = mixer.loss([r[group] for r in real], synthetic, self.recipe, self.embedding.network.depth)
             gradient[group] = torch.autograd.grad(loss, images)[0]
             total += loss.detach()
@@ -282,7 +284,7 @@ class Engine:
 def worth_compiling(recipe: Recipe, classes: int, ipc: int, channels: int, size: int) -> bool:
     """Return whether a run is long enough for ``torch.compile`` to pay."""
     width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
-    images = classes * (recipe.real_batch + 3 * ipc)  # forward, and forward and backward
+    images = classes * (recipe.real_batch + 3 * ipc * recipe.formation**2)  # forward, and forward and backward
     return recipe.iterations * images * operations(width, depth, channels, size) >= _WORTH_COMPILING
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from atomhub.core.whitening import Normalization
 
@@ -47,6 +48,49 @@ class Synthetic(nn.Module):
     def export(self) -> Tensor:
         """Return the images to store, (K*ipc, C, H, W) on the CPU: uint8 in 0..255, or float32 in 0..1."""
         return stored(self.images, self.rounds, self.normalization)
+
+
+def decode(images: Tensor, formation: int) -> Tensor:
+    """Return the views that images hold, each enlarged to the size of an image (IDC, ICML 2022, section 3).
+
+    Args:
+        images: (K, n, C, H, W) float; differentiable.
+        formation: Views a side; divides H and W.
+
+    Returns:
+        (K, formation**2 * n, C, H, W), bilinear: of each class the top left views of all images, then those to their
+        right, and so on, row by row.
+    """
+    if formation == 1:
+        return images
+    height, width = images.shape[-2] // formation, images.shape[-1] // formation
+    views = [
+        images[..., top : top + height, left : left + width]
+        for top in range(0, images.shape[-2], height)
+        for left in range(0, images.shape[-1], width)
+    ]
+    small = torch.cat(views, 1)  # (K, V*n, C, h, w)
+    large = F.interpolate(small.flatten(0, 1), size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return large.view(*small.shape[:3], *images.shape[-2:])
+
+
+def encode(views: Tensor, formation: int) -> Tensor:
+    """Return images that hold views, each made smaller by averaging; :func:`decode` gives about the views back.
+
+    Args:
+        views: (K, formation**2 * n, C, H, W) float, in the order of :func:`decode`.
+        formation: Views a side; divides H and W.
+
+    Returns:
+        (K, n, C, H, W).
+    """
+    if formation == 1:
+        return views
+    small = F.avg_pool2d(views.flatten(0, 1), formation).view(
+        *views.shape[:3], *(s // formation for s in views.shape[-2:])
+    )
+    parts = small.unflatten(1, (formation, formation, -1))  # (K, row, column, n, C, h, w)
+    return parts.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
 
 
 def stored(images: Tensor, rounds: bool, normalization: Normalization) -> Tensor:

@@ -10,17 +10,21 @@ from torch.nn import functional as F
 
 from atomhub.core import initial
 from atomhub.core.engine import Engine
+from atomhub.core.synthetic import decode, encode
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError
 from atomhub.recipe import PRESETS, Recipe
 
 SIZE, SIZES = 16, (5, 4, 7)
+MANY = (34, 33, 37)
+"""Real images of each class, and where more of them are needed."""
 
 
 def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, options=None, **overrides):
     rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (sum(SIZES), channels, SIZE, SIZE), dtype=np.uint8)
-    offsets = np.cumsum([0, *SIZES])
+    sizes = MANY if "formation" in overrides else SIZES
+    images = rng.integers(0, 256, (sum(sizes), channels, SIZE, SIZE), dtype=np.uint8)
+    offsets = np.cumsum([0, *sizes])
     recipe = Recipe.named(
         preset, {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
     ).resolved(ipc, SIZE)
@@ -78,6 +82,8 @@ def test_every_augmentation_agrees_with_the_reference(operation):
         {"spatial": 0.5, "channel": 2.0, "feature": 0.0},
         {"power": 3.0},
         {"widths": (3, 5), "depths": (1, 2, 3)},
+        {"formation": 2},
+        {"formation": 4, "norm": "batch", "pixels": "float32"},
     ],
     ids=str,
 )
@@ -281,3 +287,24 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         engine.synthetic.images.fill_(float("nan"))
     with pytest.raises(AtomhubError, match="loss is nan at iteration 1"):
         list(engine.run())
+
+
+def test_views_start_from_real_images_and_come_back_in_order():
+    engine = make_engine(formation=2, ipc=2, pixels="float32")
+    pixels = engine.synthetic.export().view(3, 2, 3, SIZE, SIZE)
+    real = torch.from_numpy(engine.real).double() / 255
+    small = F.avg_pool2d(real, 2)
+    found = {tuple(image.flatten().tolist()) for image in (small * 1020).round().int()}
+    for k in range(3):
+        for image in pixels[k]:
+            for row in (0, 8):
+                for column in (0, 8):
+                    part = (image[:, row : row + 8, column : column + 8].double() * 1020).round().int()
+                    assert tuple(part.flatten().tolist()) in found
+    views = torch.rand(3, 8, 3, 8, 8).repeat_interleave(2, -1).repeat_interleave(2, -2)  # no detail to lose
+    images = encode(views, 2)
+    assert images.shape == (3, 2, 3, 16, 16)
+    assert torch.allclose(encode(decode(images, 2), 2), encode(views, 2), atol=0.3)
+    assert torch.equal(images[1, 0, :, :8, :8], views[1, 0, :, ::2, ::2])
+    assert torch.equal(images[1, 1, :, :8, 8:], views[1, 3, :, ::2, ::2])
+    assert torch.equal(images[1, 0, :, 8:, 8:], views[1, 6, :, ::2, ::2])
