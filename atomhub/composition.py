@@ -46,8 +46,8 @@ def subset(
     words = {"classes": [m.class_names[k] for k in chosen], "ipc": count}
     call = f"atomhub.load({m.name!r}).subset({', '.join(f'{key}={value!r}' for key, value in words.items())})"
     soft = distilled.soft_labels
-    if soft is not None and len(chosen) < len(m.class_names):
-        soft = None  # probabilities of classes that are gone
+    if soft is not None and chosen != list(range(len(m.class_names))):
+        soft = None  # probabilities of classes that are gone or elsewhere
     manifest = _unmeasured(
         m,
         name=check_name(name or f"{m.name}-subset"),
@@ -61,7 +61,9 @@ def subset(
         distilled,
         images=distilled.images[rows],
         labels=torch.arange(len(chosen)).repeat_interleave(count),
-        soft_labels=soft[rows] if soft is not None else None,
+        soft_labels=soft.unflatten(0, (len(chosen), -1, m.ipc))[:, :, :count].flatten(0, 2)
+        if soft is not None
+        else None,
         manifest=manifest,
         path=None,
     )
@@ -91,6 +93,7 @@ def concat(
         for what, mine, theirs in (
             ("image shape", tuple(sets[0].images.shape[1:]), tuple(other.images.shape[1:])),
             ("pixels", first.recipe.pixels, m.recipe.pixels),
+            ("formation", first.formation, m.formation),
             ("whitening", False, other.whitening is not None),
             ("soft labels", False, other.soft_labels is not None),
         ):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atomhub.core import siamese
+from atomhub.core.synthetic import decode
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.decoding import to_pixels
 from atomhub.errors import NotFoundError, UsageError, closest
@@ -34,13 +35,17 @@ class DistilledDataset:
     Every view normalises by :meth:`normalize`, with the constants the set was distilled under; test images go through
     :meth:`test_transform`, which does the same.
 
+    In a multi-formation set (``manifest.formation`` above 1) an image holds several views, ``formation**2``, and it is
+    those that networks are trained on: :meth:`as_tensors`, :meth:`loader` and their like give them, enlarged.
+
     Attributes:
-        images: (N, C, H, W), uint8 in 0..255 or float32 in 0..1, class-major, N = classes * ipc.
+        images: (N, C, H, W), uint8 in 0..255 or float32 in 0..1, class-major, N = classes * ipc, as they are stored.
         labels: (N,) int64.
         manifest: Provenance, class names, normalisation, measured results (:func:`atomhub.evaluate` adds them).
         path: Folder it was loaded from or saved to; None: in memory only.
         whitening: ZCA fit on the real training images, where the recipe has it.
-        soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any.
+        soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any; in a
+            multi-formation set a row for every view.
         repo: ``user/name`` on the Hub, if it was pulled from there.
         checkpoints: Folder of the run that made it, deleted by :meth:`save`.
     """
@@ -95,8 +100,24 @@ class DistilledDataset:
         return PictureTransform(self.manifest.source.size, self.manifest.source.channels, self.normalization)
 
     def as_tensors(self) -> tuple[Tensor, Tensor]:
-        """Return normalised float32 images (N, C, H, W), and int64 labels (N,)."""
-        return self.normalize(self.images), self.labels.clone()
+        """Return normalised float32 images (N, C, H, W), and int64 labels (N,): what networks are trained on."""
+        return self.normalize(self.decoded()), self.training_labels()
+
+    def training_labels(self) -> Tensor:
+        """Return the int64 labels of what networks are trained on, (N,)."""
+        return self.labels.repeat_interleave(self.manifest.formation**2)  # class-major before and after
+
+    def decoded(self, rounded: bool = False) -> Tensor:
+        """Return the pixels networks are trained on, (N, C, H, W): the images, or float views in 0..1 of them.
+
+        Args:
+            rounded: Of the images rounded to 8 bits, where the set is float32.
+        """
+        images = self.pixels8() if rounded else self.images
+        if self.manifest.formation == 1:
+            return images
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return decode(pixels.unflatten(0, (-1, self.manifest.ipc)), self.manifest.formation).flatten(0, 1)
 
     def as_torch_dataset(self, transform: Callable[[Image.Image], Any] | None = None) -> Dataset[Any]:
         """Return a map-style dataset of (image, label).
@@ -136,25 +157,33 @@ class DistilledDataset:
         """Return those augmentation operations that keep this set's classes (no flips for digits)."""
         return safe_operations(tuple(operations), self.manifest.source.flip)
 
-    def as_hf_dataset(self) -> datasets.Dataset:
-        """Return a ``datasets.Dataset`` with columns ``image`` (PIL) and ``label`` (ClassLabel), 8 bits a channel."""
+    def as_hf_dataset(self, stored: bool = False) -> datasets.Dataset:
+        """Return a ``datasets.Dataset`` with columns ``image`` (PIL) and ``label`` (ClassLabel), 8 bits a channel.
+
+        Args:
+            stored: The images of a multi-formation set as they are, in place of their views.
+        """
         from datasets import ClassLabel, Features, Image
         from datasets import Dataset as HfDataset
 
         features = Features({"image": Image(), "label": ClassLabel(names=list(self.class_names))})
-        rows = {"image": [self.pil(i) for i in range(len(self))], "label": self.labels.tolist()}
-        return HfDataset.from_dict(rows, features=features)
+        labels = self.labels if stored else self.training_labels()
+        pictures = [self.pil(i) for i in range(len(self))] if stored else self.pictures()
+        return HfDataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+
+    def pictures(self) -> list[Image.Image]:
+        """Return what networks are trained on as PIL images, mode L or RGB, 8 bits a channel."""
+        pixels = self.decoded()
+        whole = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+        return [_pil(image) for image in whole]
 
     def pixels8(self) -> Tensor:
         """Return the images as uint8 (N, C, H, W): themselves, or rounded where the set is float32."""
         return self.images if self.images.dtype == torch.uint8 else (self.images * 255).round().to(torch.uint8)
 
     def pil(self, index: int) -> Image.Image:
-        """Return one image as PIL, mode L or RGB."""
-        from PIL import Image
-
-        array = self.pixels8()[index].permute(1, 2, 0).numpy()
-        return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        """Return one image, as it is stored, as PIL, mode L or RGB."""
+        return _pil(self.pixels8()[index])
 
     def preview(self, ipc: int = 10) -> Image.Image:
         """Return the grid of images class by class, ten or so in a row, up to ``ipc`` of each, enlarged unsmoothed."""
@@ -263,16 +292,25 @@ class PictureTransform:
         return self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
 
 
+def _pil(image: Tensor) -> Image.Image:
+    """Return a uint8 image (C, H, W) as PIL."""
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
 class _View(Dataset[Any]):
     def __init__(self, distilled: DistilledDataset, transform: Callable[[Image.Image], Any] | None) -> None:
-        self.distilled, self.transform = distilled, transform
+        self.transform = transform
         self.images, self.labels = distilled.as_tensors()
+        self.pictures = distilled.pictures() if transform is not None else []
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.images[index] if self.transform is None else self.transform(self.distilled.pil(index))
+        image = self.images[index] if self.transform is None else self.transform(self.pictures[index])
         return image, int(self.labels[index])
 
 

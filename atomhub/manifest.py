@@ -196,7 +196,8 @@ class Manifest(_Data):
 
     Attributes:
         name: Name of the set.
-        ipc: Synthetic images a class.
+        ipc: Synthetic images a class, as they are stored.
+        formation: Views a side that each image holds; networks are trained on the views.
         seed: Seed of the distillation.
         mean: Per channel, in units of pixels in 0..1; with ``std`` the normalisation networks expect.
         history: (iteration, loss) pairs of the distillation, thinned.
@@ -246,6 +247,8 @@ class Manifest(_Data):
             raise ValueError("mean and std need one number for each channel")
         if not all(s > 0 for s in self.std):
             raise ValueError("std must be above 0")
+        if self.formation != self.recipe.formation:
+            raise ValueError("formation and the recipe's formation must be the same")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class names must differ")
         return self

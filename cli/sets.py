@@ -96,7 +96,11 @@ def info(name: str, as_json: bool) -> None:
     shape = "x".join(map(str, distilled.images.shape[1:]))
     rows = [
         ["name", m.name],
-        ["images", f"{len(distilled)} of {shape} {m.recipe.pixels}: {len(m.class_names)} classes x ipc {m.ipc}"],
+        [
+            "images",
+            f"{len(distilled)} of {shape} {m.recipe.pixels}: {len(m.class_names)} classes x ipc {m.ipc}"
+            + f", {m.formation}x{m.formation} views each" * (m.formation > 1),
+        ],
         ["classes", ", ".join(m.class_names)],
         ["source", f"{source.id} ({source.train_images} training, {source.test_images} test images)"],
         ["normalisation", f"mean {list(m.mean)}, std {list(m.std)}"],

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
 from atomhub.hub import layout
 from atomhub.manifest import Manifest, provenance
+from atomhub.training.protocols import PROTOCOLS, Protocol
 
 PARQUET = "data/train-00000-of-00001.parquet"
 
@@ -445,3 +448,84 @@ class TestDistil:
 
 def test_the_manifest_schema_round_trips(digits1):
     assert Manifest.model_validate_json(digits1.manifest.model_dump_json()) == digits1.manifest
+
+
+class TestFormation:
+    @pytest.fixture(scope="class")
+    def views2(self):
+        """Digits, one image of 2x2 views a class."""
+        return atomhub.distill("digits", 1, overrides={"iterations": 3, "formation": 2}, name="views2")
+
+    def test_networks_are_trained_on_the_views_enlarged(self, views2):
+        assert views2.images.shape == (10, 1, 16, 16)
+        images, labels = views2.as_tensors()
+        assert images.shape == (40, 1, 16, 16)
+        assert labels.tolist() == [k for k in range(10) for _ in range(4)]
+        corner = views2.images[3:4, :, :8, 8:].float() / 255  # top right view of class 3
+        large = F.interpolate(corner, size=(16, 16), mode="bilinear")
+        assert torch.allclose(images[13], views2.normalize(large)[0], atol=1e-5)
+        batch, _ = next(iter(views2.loader(batch_size=64, augment=None, shuffle=False)))
+        assert torch.equal(batch, images)
+        pictures = [picture for picture, _ in views2.as_torch_dataset(transform=np.asarray)]
+        assert len(pictures) == 40
+        assert np.abs(pictures[13] / 255 - large[0, 0].numpy()).max() < 0.003
+
+    def test_kept_and_loaded_it_is_the_same(self, home, views2):
+        saved = views2.save()
+        again = atomhub.load("views2")
+        assert torch.equal(again.images, views2.images)
+        assert (again.manifest.formation, again.manifest.ipc) == (2, 1)
+        layout.check_parquet(again, saved.path)
+        card = (saved.path / "README.md").read_text()
+        assert "Each image holds 2x2 views" in card
+        rows = load_dataset(str(saved.path))
+        assert {split: len(table) for split, table in rows.items()} == {"train": 10, "views": 40}
+        assert np.array_equal(np.asarray(rows["train"][3]["image"]), views2.images[3, 0])
+        assert np.array_equal(np.asarray(rows["views"][13]["image"]), np.asarray(views2.pictures()[13]))
+
+    def test_its_card_shows_plain_pytorch_the_same_views(self, home, views2, monkeypatch):
+        saved = views2.save(overwrite=True)
+        monkeypatch.chdir(saved.path.parent)
+        blocks = re.findall(r"```python\n(.*?)```", (saved.path / "README.md").read_text(), re.DOTALL)
+        names = {}
+        exec(blocks[-1], names)
+        images, labels = views2.as_tensors()
+        order = names["labels"].argsort(stable=True)
+        assert torch.equal(names["labels"][order], labels)
+        assert torch.allclose(names["images"][order], images, atol=1e-5)
+
+    def test_it_is_measured_softened_and_divided_like_any_other(self, home, views2, monkeypatch):
+        monkeypatch.setitem(PROTOCOLS, "brief", Protocol(3, 256, "test"))
+        result = atomhub.evaluate(views2, "mlp:width=8", "brief", runs=1)
+        assert result.baseline["random"].runs == 1
+        soft = atomhub.soften(views2, "mlp:width=8", epochs=1).save()
+        assert soft.soft_labels.shape == (40, 10)
+        assert torch.equal(atomhub.load(soft.path).soft_labels, soft.soft_labels)
+        atomhub.evaluate(soft, "mlp:width=8", "brief", runs=1, labels="soft", baseline=None)
+        part = views2.subset([2, 7])
+        assert torch.equal(part.as_tensors()[0], views2.as_tensors()[0][[8, 9, 10, 11, 28, 29, 30, 31]])
+
+    def test_views_that_were_changed_are_refused(self, home, views2, tmp_path):
+        saved = views2.save(tmp_path / "set")
+        atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, seed=1).save(tmp_path / "other")
+        shutil.copy(tmp_path / "other" / layout.VIEWS, saved.path / layout.VIEWS)
+        with pytest.raises(IntegrityError, match="views-00000.* is not the file its manifest describes"):
+            atomhub.load(saved.path)
+        with pytest.raises(IntegrityError, match="does not hold the images and classes"):
+            layout.check_parquet(views2, saved.path)
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            ({"formation": 3}, "(?s)'formation' cannot be 3 at 16x16.*divisor"),
+            ({"formation": 8}, "'formation' cannot be 8 at 16x16"),
+            ({"formation": 2, "zca": True}, "zca mixes all pixels"),
+        ],
+    )
+    def test_impossible_formations(self, overrides, message):
+        with pytest.raises(AtomhubError, match=message):
+            atomhub.distill("digits", 1, overrides={"iterations": 1, **overrides})
+
+    def test_every_view_needs_a_real_image(self):
+        with pytest.raises(AtomhubError, match=r"(?s)fewer than ipc 40 of 4 views.*--ipc 34"):
+            atomhub.distill("digits", 40, overrides={"iterations": 1, "formation": 2})

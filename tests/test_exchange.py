@@ -9,8 +9,9 @@ import yaml
 from PIL import Image
 
 import atomhub
+from atomhub.core.synthetic import decode
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
-from atomhub.hub.exchange import decode, export, import_set
+from atomhub.hub.exchange import export, import_set
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 
@@ -82,7 +83,7 @@ def test_images_in_any_order_are_sorted_by_class(home, digits1, published):
 def test_multi_formation_is_decoded_view_by_view(home, digits1, published):
     images = torch.arange(16.0).view(1, 1, 4, 4).repeat(2, 1, 1, 1)
     images[1] += 100
-    views = decode(images, 2, ipc=1)
+    views = decode(images[:, None], 2).flatten(0, 1)
     assert views.shape == (8, 1, 4, 4)
     for i, corner in enumerate(([0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15])):
         small = torch.tensor(corner, dtype=torch.float32).view(1, 1, 2, 2)

@@ -50,16 +50,17 @@ class Synthetic(nn.Module):
         return stored(self.images, self.rounds, self.normalization)
 
 
-def decode(images: Tensor, formation: int) -> Tensor:
+def decode(images: Tensor, formation: int, size: int | None = None) -> Tensor:
     """Return the views that images hold, each enlarged to the size of an image (IDC, ICML 2022, section 3).
 
     Args:
         images: (K, n, C, H, W) float; differentiable.
         formation: Views a side; divides H and W.
+        size: Side of the views in pixels; None: that of the images.
 
     Returns:
-        (K, formation**2 * n, C, H, W), bilinear: of each class the top left views of all images, then those to their
-        right, and so on, row by row.
+        (K, formation**2 * n, C, size, size), bilinear: of each class the top left views of all images, then those to
+        their right, and so on, row by row.
     """
     if formation == 1:
         return images
@@ -70,8 +71,9 @@ def decode(images: Tensor, formation: int) -> Tensor:
         for left in range(0, images.shape[-1], width)
     ]
     small = torch.cat(views, 1)  # (K, V*n, C, h, w)
-    large = F.interpolate(small.flatten(0, 1), size=images.shape[-2:], mode="bilinear", align_corners=False)
-    return large.view(*small.shape[:3], *images.shape[-2:])
+    side = size or images.shape[-1]
+    large = F.interpolate(small.flatten(0, 1), size=(side, side), mode="bilinear", align_corners=False)
+    return large.view(*small.shape[:3], side, side)
 
 
 def encode(views: Tensor, formation: int) -> Tensor:

@@ -139,6 +139,9 @@ def _metadata(manifest: Manifest) -> str:
     result = manifest.results[0] if manifest.results else None
     claim = {"mean": result.score.mean, "std": result.score.std, "protocol": result.protocol} if result else None
     size = count * source.channels * source.size**2 * (4 if manifest.recipe.pixels == "float32" else 1)
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    if manifest.formation > 1:
+        files.append({"split": "views", "path": "data/views-*.parquet"})
     return DatasetCardData(
         license=source.license,
         task_categories=["image-classification"],
@@ -153,7 +156,7 @@ def _metadata(manifest: Manifest) -> str:
             f"recipe:{slug(manifest.recipe.name)}",
         ],
         atomhub={"size": size} | ({"result": claim} if claim else {}),
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        configs=[{"config_name": "default", "data_files": files}],
     ).to_yaml()
 
 

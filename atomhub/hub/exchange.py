@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import atomhub
+from atomhub.core.synthetic import decode
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.distilled import DistilledDataset
 from atomhub.errors import AtomhubWarning, IntegrityError, NotFoundError, UsageError, first_line
@@ -83,7 +84,7 @@ def _ddranking(distilled: DistilledDataset, folder: Path) -> None:
     if not m.source.flip:
         turned.pop("flip")
     config = {
-        "dataset": known.get(m.source.id, m.source.id), "real_data_path": "./dataset/", "ipc": m.ipc,
+        "dataset": known.get(m.source.id, m.source.id), "real_data_path": "./dataset/", "ipc": m.ipc * m.formation**2,
         "im_size": [m.source.size] * 2, "model_name": f"ConvNet-{m.recipe.depth or 3}", "use_torchvision": False,
         "data_aug_func": "dsa", "aug_params": turned, "use_zca": m.recipe.zca, "custom_train_trans": None,
         "custom_val_trans": None, "optimizer": "sgd", "lr_scheduler": "step", "step_size": rules.epochs // 2,
@@ -100,20 +101,22 @@ def _dc(distilled: DistilledDataset, folder: Path) -> None:
 
 
 def _images(distilled: DistilledDataset, folder: Path) -> None:
-    digits = len(str(distilled.manifest.ipc - 1))
+    pictures = distilled.pictures()
+    each = len(pictures) // len(distilled.class_names)
+    digits = len(str(each - 1))
     names = [re.sub(r"[^\w.-]+", "_", name).strip(".") or "_" for name in distilled.class_names]
-    for i in range(len(distilled)):
-        label, number = divmod(i, distilled.manifest.ipc)
+    for i, picture in enumerate(pictures):
+        label, number = divmod(i, each)
         # a number keeps the order of the classes, and apart those whose names became the same
         place = folder / f"{label:0{len(str(len(names) - 1))}d}_{names[label][:80]}"
         place.mkdir(exist_ok=True)
-        distilled.pil(i).save(place / f"{number:0{digits}d}.png")
+        picture.save(place / f"{number:0{digits}d}.png")
 
 
 def _npz(distilled: DistilledDataset, folder: Path) -> None:
     m = distilled.manifest
     np.savez_compressed(
-        folder / f"{m.name}.npz", images=distilled.images.numpy(), labels=distilled.labels.numpy(),
+        folder / f"{m.name}.npz", images=distilled.decoded().numpy(), labels=distilled.training_labels().numpy(),
         class_names=np.array(m.class_names), mean=np.array(m.mean), std=np.array(m.std),
     )  # fmt: skip
 
@@ -166,7 +169,10 @@ def import_set(
         normalization = fit_zca(real.train.images, normalization)
     pixels = images if chosen == "pixels" else normalization.undo(images)
     if formation > 1:
-        pixels, ipc = decode(pixels, formation, ipc), ipc * formation**2
+        missing = -pixels.shape[-1] % formation  # filled with grey, as IDC does
+        padded = F.pad(pixels, (0, missing) * 2, value=0.5).unflatten(0, (-1, ipc))
+        pixels = decode(padded, formation, real.info.size).flatten(0, 1)
+        ipc *= formation**2
     clipped = float(((pixels < -1e-4) | (pixels > 1 + 1e-4)).float().mean())
     if clipped > 0.2:
         warnings.warn(
@@ -287,26 +293,3 @@ def _guessed(images: Tensor) -> Literal["pixels", "normalized"]:
     """Pixels optimised in 0..1 stray a little; normalised ones have many values below 0."""
     outside = float(((images < -0.1) | (images > 1.1)).float().mean())
     return "pixels" if outside < 0.01 else "normalized"
-
-
-def decode(images: Tensor, formation: int, ipc: int) -> Tensor:
-    """Return the views that images hold, each as large as an image (IDC, ICML 2022, section 3).
-
-    Args:
-        images: (K * ipc, C, H, W), class-major.
-        formation: Views a side.
-        ipc: Images a class.
-
-    Returns:
-        (K * ipc * formation**2, C, H, W), class-major: of each class all top left views, then those right of them.
-    """
-    side = images.shape[-1]
-    step = -(-side // formation)
-    padded = F.pad(images, (0, step * formation - side) * 2, value=0.5)
-    views = [
-        padded[..., top : top + step, left : left + step]
-        for top in range(0, step * formation, step)
-        for left in range(0, step * formation, step)
-    ]
-    large = torch.stack([F.interpolate(v, size=(side, side), mode="bilinear") for v in views])  # (V, N, C, H, W)
-    return large.unflatten(1, (-1, ipc)).transpose(0, 1).flatten(0, 2)

@@ -237,7 +237,7 @@ def _plan(
                       name, token)  # fmt: skip
     card = cards.merged(own, Path(there).read_text(encoding="utf-8") if there else None, manifest, name)
     content[layout.CARD] = card.encode()
-    stale = [path for path in (layout.WHITENING,) if path in theirs and path not in content]
+    stale = [path for path in (layout.WHITENING, layout.VIEWS) if path in theirs and path not in content]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path, data)
         for path, data in content.items()

