@@ -65,15 +65,19 @@ def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) ->
     return replace(real, info=info, train=splits[0], test=splits[1])
 
 
+def environment(device: torch.device) -> dict:
+    """Return what a reader of results needs to know: command, device, versions."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "device": describe_device(device),
+        "versions": {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()},
+    }
+
+
 def write(name: str, device: torch.device, **results: object) -> Path:
     """Write results with device, versions and command to ``benchmarks/results/NAME-DEVICE.json``."""
     kind = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device).lower().replace(" ", "-")
     path = RESULTS / f"{name}-{kind}.json"
     path.parent.mkdir(exist_ok=True)
-    head = {
-        "command": " ".join(["python", *sys.argv]),
-        "device": describe_device(device),
-        "versions": {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()},
-    }
-    path.write_text(json.dumps(head | results, indent=1) + "\n")
+    path.write_text(json.dumps(environment(device) | results, indent=1) + "\n")
     return path

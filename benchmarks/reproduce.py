@@ -1,0 +1,153 @@
+"""Distil and measure one source with several recipes, beside the published figures: the project's results table.
+
+    python benchmarks/reproduce.py benchmarks/reproduce/cifar10.toml [--quick] [--stage DIR]
+
+Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
+ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
+measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and the table says
+so. ``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from common import RESULTS, environment
+
+import atomhub
+from atomhub.devices import find_device
+from atomhub.files import home
+
+PLAIN = ("random", "herding")
+MISSING = ("datasets", "pydantic")
+"""What a staged machine may not have."""
+
+
+def read(path, quick):
+    """Return the config: the file's, with its table ``quick`` on top where that is asked for."""
+    config = tomllib.loads(Path(path).read_text())
+    smaller = config.pop("quick", {})
+    if quick:
+        config |= {**smaller, "overrides": config.get("overrides", {}) | smaller.get("overrides", {})}
+    return config
+
+
+def distilled(config, ipc, recipe, device):
+    """Return the set of a cell, from the store if it is there."""
+    name = f"{config['source']}-ipc{ipc}-{recipe}" + "-quick" * config["is_quick"]
+    overrides = config.get("overrides", {}) | config.get("recipes", {}).get(recipe, {})
+    try:
+        found = atomhub.load(name)
+        wanted = atomhub.Recipe.named(recipe, overrides)
+        if all(getattr(found.manifest.recipe, key) == getattr(wanted, key) for key in overrides):
+            return found
+    except atomhub.AtomhubError:
+        pass
+    runs = home() / "runs" / name
+    return atomhub.distill(
+        config["source"], ipc, recipe, overrides, seed=config.get("seed", 0), device=device, name=name,
+        checkpoints=runs, resume=True, progress=lambda *a: print(f"\r{name}: {a[0]}/{a[1]}  {a[2]:.3g}   ", end=""),
+    ).save(overwrite=True)  # fmt: skip
+
+
+def cell(config, ipc, recipe, device):
+    """Distil and measure; return the row."""
+    one = distilled(config, ipc, "dm" if recipe in PLAIN else recipe, device)
+    baseline = (recipe,) if recipe in PLAIN else ()
+    result = atomhub.evaluate(
+        one, protocol=config["protocol"], runs=config["networks"], baseline=baseline, device=device, seed=0
+    )
+    score = result.baseline[recipe] if recipe in PLAIN else result.score
+    m = one.manifest
+    row = {"recipe": recipe, "ipc": ipc, "mean": score.mean, "std": score.std, "networks": score.runs,
+           "protocol": result.protocol, "network": result.network, "evaluate_seconds": score.seconds}  # fmt: skip
+    if recipe not in PLAIN:
+        row |= {"set": m.name, "command": m.command, "seconds": m.seconds, "memory": m.peak_memory, "device": m.device,
+                "settings": m.recipe.model_dump(mode="json")}  # fmt: skip
+    return row
+
+
+def markdown(config, rows, published):
+    """Return the table: a line a recipe, a column an ipc, the published figure in brackets."""
+    ipcs = config["ipcs"]
+    lines = ["| recipe | " + " | ".join(f"ipc {i}" for i in ipcs) + " | seconds to distil | memory |",
+             "|---|" + "---|" * (len(ipcs) + 2)]  # fmt: skip
+    for recipe in config["order"]:
+        mine = {r["ipc"]: r for r in rows if r["recipe"] == recipe}
+        if not mine:
+            continue
+        cells = []
+        for ipc in ipcs:
+            known = published.get(recipe, {}).get(str(ipc))
+            said = f"{mine[ipc]['mean']:.1f} ± {mine[ipc]['std']:.1f}" if ipc in mine else "-"
+            cells.append(said + (f" ({known})" if known is not None else ""))
+        took = [f"{r['seconds']:.0f}" for r in mine.values() if "seconds" in r]
+        memory = [f"{r['memory'] / 1e9:.1f} GB" for r in mine.values() if r.get("memory")]
+        lines.append(f"| {recipe} | " + " | ".join(cells) + f" | {' / '.join(took)} | {' / '.join(memory)} |")
+    return "\n".join(lines)
+
+
+def stage(config, path, folder, quick):
+    """Copy sources, data and wheels to a folder; print the command to run there."""
+    import os
+
+    root = Path(__file__).resolve().parents[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, folder / name)
+    data = Path(os.environ["ATOMHUB_DATA"]) / config["source"]
+    shutil.copytree(data, folder / "data" / config["source"], dirs_exist_ok=True, copy_function=shutil.copyfile)
+    wheels = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--python-version", "3.12",
+              "--platform", "manylinux_2_28_x86_64", "--dest", str(folder / "wheels")]  # fmt: skip
+    for name in MISSING:
+        subprocess.run([*wheels, name], check=True)
+    for heavy in ("numpy", "pandas", "pyarrow"):  # datasets takes those that are there
+        if heavy != "pandas":
+            for wheel in (folder / "wheels").glob(f"{heavy}-*"):
+                wheel.unlink()
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
+    print(f"pip install --no-index --no-deps wheels/*.whl && pip install --no-index --no-deps --no-build-isolation . && "
+          f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path}" + " --quick" * quick)  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--stage", type=Path, metavar="DIR")
+    options = parser.parse_args()
+    config = read(options.config, options.quick) | {"is_quick": options.quick}
+    if options.stage:
+        stage(config, options.config, options.stage, options.quick)
+        return
+    name = Path(options.config).stem + "-quick" * options.quick
+    kept = RESULTS / f"reproduce-{name}.json"
+    about = environment(find_device(options.device))
+    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    done = {(r["recipe"], r["ipc"]) for r in rows}
+    for ipc in config["ipcs"]:
+        for recipe in config["order"]:
+            if (recipe, ipc) in done:
+                continue
+            row = cell(config, ipc, recipe, options.device)
+            rows.append(row)
+            kept.write_text(json.dumps(about | {"config": config, "rows": rows}, indent=1) + "\n")
+            print(f"\r{recipe}, ipc {ipc}: {row['mean']:.1f} ± {row['std']:.1f}" + " " * 30, flush=True)
+    table = markdown(config, rows, config.get("published", {}))
+    label = "REDUCED settings for a CPU (--quick): " if options.quick else ""
+    title = (f"{label}{config['source']}, test accuracy in %, mean ± std of {config['networks']} networks, protocol "
+             f"{config['protocol']}, last epoch; published in brackets")  # fmt: skip
+    kept.with_suffix(".md").write_text(f"{title}\n\n{table}\n")
+    print(f"\n{title}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()
