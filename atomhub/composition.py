@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import NotFoundError, UsageError, check_whole, closest
+from atomhub.errors import UsageError, check_whole, closest
 from atomhub.manifest import Manifest, Origin, SourceInfo, check_name
 from atomhub.sources import RealData, Split, reopen
 
@@ -44,7 +44,7 @@ def subset(
     place = {old: new for new, old in enumerate(chosen)}
     origins = tuple(_moved(o, lambda label: place.get(label)) for o in _origins(distilled))
     words = {"classes": [m.class_names[k] for k in chosen], "ipc": count}
-    call = f"atomhub.load({m.name!r}).subset({', '.join(f'{key}={value!r}' for key, value in words.items())})"
+    call = f"{_expression(distilled)}.subset({', '.join(f'{key}={value!r}' for key, value in words.items())})"
     soft = distilled.soft_labels
     if soft is not None and chosen != list(range(len(m.class_names))):
         soft = None  # probabilities of classes that are gone or elsewhere
@@ -66,6 +66,8 @@ def subset(
         else None,
         manifest=manifest,
         path=None,
+        repo=None,
+        checkpoints=None,
     )
 
 
@@ -88,17 +90,7 @@ def concat(
     if by not in ("name", "offset"):
         raise UsageError(f"Classes cannot be put together by {by!r}.", "Use name or offset.")
     first = sets[0].manifest
-    for other in sets:
-        m = other.manifest
-        for what, mine, theirs in (
-            ("image shape", tuple(sets[0].images.shape[1:]), tuple(other.images.shape[1:])),
-            ("pixels", first.recipe.pixels, m.recipe.pixels),
-            ("formation", first.formation, m.formation),
-            ("whitening", False, other.whitening is not None),
-            ("soft labels", False, other.soft_labels is not None),
-        ):
-            if mine != theirs:
-                raise UsageError(f"{m.name!r} does not fit {first.name!r}: its {what} is {theirs}, not {mine}.")
+    _check_alike(sets)
     names: list[str] = []
     labels: list[list[int]] = []  # of each class of each set, its label in the new one
     for other in sets:
@@ -125,6 +117,7 @@ def concat(
         for own, s in zip(labels, sets, strict=True)
         for o in _origins(s)
     )
+    _check_distinct(origins)
     joined = name or "+".join(s.name for s in sets).replace("+", "-and-")[:96]
     recipes = {s.manifest.recipe for s in sets}
     weights = np.array([len(s.class_names) for s in sets], dtype=float)
@@ -144,39 +137,71 @@ def concat(
         recipe=first.recipe if len(recipes) == 1 else first.recipe.replace(name="several"),
         mean=mean,
         std=std,
+        imported=None,
         seconds=sum(s.manifest.seconds for s in sets),
-        command=f"atomhub.concat([{', '.join(f'atomhub.load({s.name!r})' for s in sets)}], by={by!r})",
+        command=f"atomhub.concat([{', '.join(map(_expression, sets))}], by={by!r})",
     )
     images = torch.cat([s.images for s in sets])[order]
     return DistilledDataset(images, where[order], manifest)
 
 
 def real_of(manifest: Manifest, source: str | Path | RealData | None = None) -> RealData:
-    """Return the real images behind a set that was put together, with its classes; arguments as in ``reopen``."""
+    """Return the real images behind a set that was put together, with its classes; arguments as in ``reopen``.
+
+    Its ``test`` is None if one of the sources has no test split.
+    """
     if source is not None and len({o.source.fingerprint for o in manifest.origins}) > 1:
         raise UsageError(f"{manifest.name!r} has several sources, and --source names one.", "Distil them here first.")
     parts: dict[str, dict[int, list[np.ndarray]]] = {"train": {}, "test": {}}
+    tested = True
     seen: set[tuple[str, int]] = set()  # a class of two sets of one source counts once
     for origin in manifest.origins:
         real = reopen(origin.source, origin.source_classes, source)
-        if real.test is None:
-            raise NotFoundError(
-                f"The source of {origin.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
-            )
+        tested = tested and real.test is not None
         for split, images in (("train", real.train), ("test", real.test)):
+            if images is None:
+                continue
             offsets = images.offsets(len(real.class_names))
             for old, new in enumerate(origin.classes):
                 if new is not None and (origin.source.fingerprint + split, old) not in seen:
                     seen.add((origin.source.fingerprint + split, old))
                     parts[split].setdefault(new, []).append(images.images[offsets[old] : offsets[old + 1]])
-    train, test = (
-        Split(
-            np.concatenate([part for label in sorted(found) for part in found[label]]),
-            np.concatenate([np.full(sum(map(len, found[label])), label) for label in sorted(found)]),
-        )
-        for found in parts.values()
-    )
+
+    def split_of(found: dict[int, list[np.ndarray]]) -> Split:
+        labels = [np.full(sum(map(len, found[label])), label) for label in sorted(found)]
+        return Split(np.concatenate([part for label in sorted(found) for part in found[label]]), np.concatenate(labels))
+
+    train, test = split_of(parts["train"]), split_of(parts["test"]) if tested else None
     return RealData(manifest.name, manifest.source, manifest.class_names, train, test, manifest.mean, manifest.std)
+
+
+def _check_alike(sets: Sequence[DistilledDataset]) -> None:
+    """Raise UsageError for sets that cannot be one."""
+    first = sets[0].manifest
+    for other in sets:
+        m = other.manifest
+        for what, mine, theirs in (
+            ("image shape", tuple(sets[0].images.shape[1:]), tuple(other.images.shape[1:])),
+            ("pixels", first.recipe.pixels, m.recipe.pixels),
+            ("formation", first.formation, m.formation),
+        ):
+            if mine != theirs:
+                raise UsageError(f"{m.name!r} does not fit {first.name!r}: its {what} is {theirs}, not {mine}.")
+        if other.whitening is not None or other.soft_labels is not None:
+            why = "is whitened" if other.whitening is not None else "has soft labels"
+            raise UsageError(f"{m.name!r} {why}, and such sets cannot be put together with others.")
+
+
+def _check_distinct(origins: Sequence[Origin]) -> None:
+    """Raise UsageError if one class of a source would be two: nobody could tell them apart."""
+    taken: dict[tuple[str, int], int] = {}
+    for origin in origins:
+        for old, label in enumerate(origin.classes):
+            if label is not None and taken.setdefault((origin.source.fingerprint, old), label) != label:
+                raise UsageError(
+                    f"The class {origin.source_classes[old]!r} of {origin.source.id} would be two classes.",
+                    "Put sets of one source together by name.",
+                )
 
 
 def _class_number(manifest: Manifest, given: int | str) -> int:
@@ -186,6 +211,13 @@ def _class_number(manifest: Manifest, given: int | str) -> int:
             raise UsageError(f"{manifest.name!r} has no class {given!r}.", closest(given, names))
         return names.index(given)
     return check_whole("A class number", given, 0, len(names) - 1)
+
+
+def _expression(distilled: DistilledDataset) -> str:
+    """Return the Python expression that gives a set: how it was made if it was never kept, else that it is loaded."""
+    command = distilled.manifest.command
+    kept = distilled.path is not None or distilled.repo is not None or not command.startswith("atomhub.")
+    return f"atomhub.load({distilled.repo or distilled.name!r})" if kept else command
 
 
 def _origins(distilled: DistilledDataset) -> tuple[Origin, ...]:
@@ -200,6 +232,7 @@ def _origins(distilled: DistilledDataset) -> tuple[Origin, ...]:
             recipe=m.recipe,
             seed=m.seed,
             tensors=m.files.get("distilled.safetensors"),
+            imported=m.imported,
         ),
     )
 

@@ -237,23 +237,26 @@ class DistilledDataset:
             create_pr=create_pr, tags=tags,
         ).url  # fmt: skip
 
-    def real(self, source: str | Path | RealData | None = None) -> RealData:
+    def real(self, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
         """Return the real images the set stands for: ``real().test`` holds the images to test on.
 
         Args:
             source: Where a local source lies now, if it is not in this machine's cache.
+            tested: Whether there must be a test split.
 
         Raises:
             NotFoundError: the source is not at hand, or has no test split.
             SourceError: what is there has other classes or another shape.
         """
         from atomhub.composition import real_of
-        from atomhub.sources import reopen
+        from atomhub.sources import RealData, reopen
 
-        if self.manifest.origins:
-            return real_of(self.manifest, source)
-        real = reopen(self.manifest.source, self.class_names, source)
-        if real.test is None:
+        put_together = isinstance(source, RealData) and source.class_names == self.class_names
+        if self.manifest.origins and not put_together:
+            real = real_of(self.manifest, source)
+        else:
+            real = reopen(self.manifest.source, self.class_names, source)
+        if tested and real.test is None:
             raise NotFoundError(
                 f"The source of {self.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class AtomhubError(Exception):
@@ -54,10 +55,10 @@ def first_line(error: BaseException) -> str:
 
 def check_whole(what: str, value: object, low: int, high: int = 2**63 - 1) -> int:
     """Return a whole number within bounds as it is; UsageError that names the value otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         bounds = f"{low} to {high}" if high < 2**63 - 1 else f"{low} or more"
         raise UsageError(f"{what} cannot be {value!r}: use a whole number, {bounds}.")
-    return value
+    return int(value)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

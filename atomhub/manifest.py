@@ -148,28 +148,6 @@ class Teacher(_Data):
     accuracy: float | None = Field(default=None, ge=0, le=100)
 
 
-class Origin(_Data):
-    """A set that classes of this one were taken from (:mod:`atomhub.composition`).
-
-    Attributes:
-        name: Of that set.
-        source: Its real images.
-        source_classes: All classes of its source, in order.
-        classes: For each of ``source_classes``, its label in this set, or None where it was left out.
-        recipe: Its recipe.
-        seed: Its seed.
-        tensors: SHA-256 of its tensors' file, where it was on disk.
-    """
-
-    name: SetName
-    source: SourceInfo
-    source_classes: tuple[str, ...]
-    classes: tuple[int | None, ...]
-    recipe: Recipe
-    seed: int
-    tensors: Sha256 | None = None
-
-
 class Imported(_Data):
     """A file of another project that a set was read from; of the manifest's recipe, only the network is known.
 
@@ -189,6 +167,30 @@ class Imported(_Data):
     space: Literal["pixels", "normalized", "zca"]
     formation: int = Field(ge=1)
     clipped: float = Field(ge=0, le=1)
+
+
+class Origin(_Data):
+    """A set that classes of this one were taken from (:mod:`atomhub.composition`).
+
+    Attributes:
+        name: Of that set.
+        source: Its real images.
+        source_classes: All classes of its source, in order.
+        classes: For each of ``source_classes``, its label in this set, or None where it was left out.
+        recipe: Its recipe.
+        seed: Its seed.
+        tensors: SHA-256 of its tensors' file, where it was on disk.
+        imported: The file of another project that it was read from, if it was.
+    """
+
+    name: SetName
+    source: SourceInfo
+    source_classes: tuple[str, ...]
+    classes: tuple[int | None, ...]
+    recipe: Recipe
+    seed: int
+    tensors: Sha256 | None = None
+    imported: Imported | None = None
 
 
 class Manifest(_Data):
@@ -247,6 +249,10 @@ class Manifest(_Data):
             raise ValueError("mean and std need one number for each channel")
         if not all(s > 0 for s in self.std):
             raise ValueError("std must be above 0")
+        labels = {label for o in self.origins for label in o.classes if label is not None}
+        fitting = all(len(o.classes) == len(o.source_classes) for o in self.origins)
+        if self.origins and not (fitting and labels == set(range(len(self.class_names)))):
+            raise ValueError("the origins must give each class, and no other")
         if self.formation != self.recipe.formation:
             raise ValueError("formation and the recipe's formation must be the same")
         if len(set(self.class_names)) < len(self.class_names):

@@ -4,8 +4,8 @@
 
 Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
 ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
-measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and the table says
-so. ``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there.
+measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and is labelled.
+``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there.
 """
 
 import argparse
@@ -113,8 +113,12 @@ def stage(config, path, folder, quick):
                 wheel.unlink()
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
-    print(f"pip install --no-index --no-deps wheels/*.whl && pip install --no-index --no-deps --no-build-isolation . && "
-          f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path}" + " --quick" * quick)  # fmt: skip
+    commands = (
+        "pip install --no-index --no-deps wheels/*.whl",
+        "pip install --no-index --no-deps --no-build-isolation .",
+        f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path}" + " --quick" * quick,
+    )
+    print(" && ".join(commands))
 
 
 def main():

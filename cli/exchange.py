@@ -50,12 +50,16 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
               help="Views a side in each image (IDC, DREAM, DANCE, NCFM: 2); they are decoded.")  # fmt: skip
 @click.option("--network", default="convnet", show_default=True, metavar="NAME",
               help="ConvNet it was made with: convnet:width=128,depth=3,norm=instance.")  # fmt: skip
+@click.option("--size", type=click.IntRange(min=2), metavar="PIXELS", help="Side of the source's images.")
+@click.option(
+    "--test-fraction", type=float, metavar="F", help="Set aside for tests, where the source has no test split."
+)
 @click.option("--name", metavar="NAME", help="Name of the set.  [default: <source>-ipc<N>-<file>]")
 @click.option("--overwrite", is_flag=True, help="Replace a set of that name.")
 @json_option
 def import_set(
-    file: Path, like: str, labels: Path | None, space: Any, formation: int, network: str, name: str | None,
-    overwrite: bool, as_json: bool,
+    file: Path, like: str, labels: Path | None, space: Any, formation: int, network: str, size: int | None,
+    test_fraction: float | None, name: str | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Read the synthetic images another project published in FILE, and keep them as a set of our own format.
 
@@ -75,7 +79,15 @@ def import_set(
     if plain != "convnet" or set(options) - {"width", "depth", "norm"}:
         raise UsageError(f"The network cannot be {network!r}.", "Use convnet:width=128,depth=3,norm=instance.")
     distilled = exchange.import_set(
-        file, like, labels=labels, space=space, formation=formation, name=name, network=options
+        file,
+        like,
+        labels=labels,
+        space=space,
+        formation=formation,
+        name=name,
+        network=options,
+        size=size,
+        test_fraction=test_fraction,
     ).save(overwrite=overwrite)
     found = distilled.manifest.imported
     if as_json:

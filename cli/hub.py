@@ -16,6 +16,7 @@ from .output import (
     print_table,
     say,
     size,
+    soft,
     source_option,
     watched,
 )
@@ -132,7 +133,9 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
     for v in verdicts:
         said = words[v.holds] if v.measured else "unknown network"
         measured = v.measured.score if v.measured else None
-        rows.append([v.claim.network, v.claim.protocol, accuracy(v.claim.score), accuracy(measured), said])
+        rows.append(
+            [v.claim.network, v.claim.protocol + soft(v.claim), accuracy(v.claim.score), accuracy(measured), said]
+        )
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed,
                       "holds": v.holds if v.measured else None})  # fmt: skip

@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from atomhub.manifest import Score
+    from atomhub.manifest import Measurement, Score
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 device_option = click.option(
@@ -113,6 +113,11 @@ def size(count: int | None) -> str:
 def accuracy(score: Score | None) -> str:
     """Return ``mean ± std`` in percent, or a dash."""
     return f"{score.mean:.1f} ± {score.std:.1f}" if score else "-"
+
+
+def soft(result: Measurement) -> str:
+    """Return what marks a result of soft labels, which cannot be compared with the others; nothing for hard ones."""
+    return ", soft labels" if result.labels == "soft" else ""
 
 
 @contextmanager

@@ -64,14 +64,15 @@ def search(
             distilled, space, budget, protocol=protocol, check=check, check_epochs=check_epochs,
             log=folder / "results.jsonl", seed=seed, device=device, source=source, progress=steps.networks,
         )  # fmt: skip
-    if found.checks:
+    checks = [c for c in found.checks if not c.failed]
+    if checks:
         plot(found, folder / "check.png")
-    checked = {c.network: c for c in found.checks}
+    checked = {c.network: c for c in found.checks if not c.failed}
     saved = None
-    if found.checks:
+    if checks:
         proxy = {c.network: c.seconds for c in found.candidates}
-        saved = {"proxy_seconds": round(sum(proxy[c.network] for c in found.checks), 2),
-                 "real_seconds": round(sum(c.seconds for c in found.checks), 2)}  # fmt: skip
+        saved = {"proxy_seconds": round(sum(proxy[c.network] for c in checks), 2),
+                 "real_seconds": round(sum(c.seconds for c in checks), 2)}  # fmt: skip
     if as_json:
         print_json({"name": found.name, "tried": len(found.candidates), "correlation": found.correlation,
                     "regret": found.regret, "images": found.images, "time": saved,
@@ -84,13 +85,16 @@ def search(
         rows.append([str(place), c.network, f"{c.parameters:,}", f"{c.accuracy:.1f}", real])
     title = f"{found.name}: the best of {len(found.candidates)} networks, in % (protocol {protocol}, seed {seed})"
     print_table(["", "network", "parameters", "real training images", "test, trained on the whole set"], rows, title)
-    if failed := [c for c in found.candidates if c.failed]:
-        say(f"{len(failed)} could not be trained, such as {failed[0].network}: {failed[0].failed}")
+    failed = [(c.network, c.failed) for c in found.candidates if c.failed]
+    failed += [(c.network, c.failed) for c in found.checks if c.failed]
+    if failed:
+        say(f"{len(failed)} could not be trained, such as {failed[0][0]}: {failed[0][1]}")
     if saved:
+        regret = "?" if found.regret is None else f"{found.regret:.1f}"
         rank = "-" if found.correlation is None else f"{found.correlation:.2f}"
         say(
-            f"Of {len(found.checks)} networks trained on all {found.images[1]} real images as well: rank correlation "
-            f"{rank}, the chosen one is {found.regret:.1f} points below the best. That took "
+            f"Of {len(checks)} networks trained on all {found.images[1]} real images as well: rank correlation "
+            f"{rank}, the chosen one is {regret} points below the best. That took "
             f"{saved['real_seconds']:.0f} s in place of {saved['proxy_seconds']:.0f} s, "
             f"with {found.images[1] / found.images[0]:.0f} times the images."
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .output import accuracy, is_terminal, json_option, print_json, print_table, say, size
+from .output import accuracy, is_terminal, json_option, print_json, print_table, say, size, soft
 
 
 @click.command("list")
@@ -50,8 +50,8 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
         entries = [(folder.name, m) for folder, m in good.items()]
         entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
         for name, m in entries:
-            last = m.results[-1] if m.results else None
-            measured = f"{accuracy(last.score)} ({last.protocol})" if last else "not measured"
+            last = next((r for r in reversed(m.results) if r.labels == "hard"), None)
+            measured = f"{accuracy(last.score)} ({last.protocol}{soft(last)})" if last else "not measured"
             rows.append([name, m.source.id, str(m.ipc), m.recipe.name, measured, m.created[:10]])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
     for error in bad:
@@ -104,13 +104,19 @@ def info(name: str, as_json: bool) -> None:
         ["classes", ", ".join(m.class_names)],
         ["source", f"{source.id} ({source.train_images} training, {source.test_images} test images)"],
         ["normalisation", f"mean {list(m.mean)}, std {list(m.std)}"],
-        ["recipe", f"{m.recipe.describe()}: {m.recipe.iterations} iterations, seed {m.seed}"],
+        [
+            "recipe",
+            f"imported from {m.imported.file}"
+            if m.imported
+            else f"{m.recipe.describe()}: {m.recipe.iterations} iterations, seed {m.seed}",
+        ],
         ["made", f"{m.created} in {m.seconds:.0f} s on {m.device}"],
         ["command", m.command],
     ]
     for r in m.results:
         random = f", random real images {accuracy(r.baseline['random'])}" if "random" in r.baseline else ""
-        rows.append(["accuracy", f"{accuracy(r.score)} % ({r.network}, {r.protocol}, {r.score.runs} networks){random}"])
+        how = f"{r.network}, {r.protocol}{soft(r)}, {r.score.runs} networks"
+        rows.append(["accuracy", f"{accuracy(r.score)} % ({how}){random}"])
     rows += [["path", str(distilled.path)], ["files", "all digests verified"]]
     print_table([], rows)
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import atomhub
-from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
 from atomhub.hub import models
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
@@ -105,11 +105,17 @@ def test_published_in_one_commit_and_loaded_from_the_hub(hub, classifier, digits
     assert classifier.push_to_hub("alice/net") == f"{hub.url}/alice/net"
     repo = hub.repos["models:alice/net"]
     assert len(repo.commits) == 2  # the empty repository, and all files
-    assert {"model.safetensors", "config.json", "README.md"} <= set(hub.files("models:alice/net"))
+    assert {"model.safetensors", "atomhub.json", "README.md"} <= set(hub.files("models:alice/net"))
     assert b'load_model("alice/net")' in hub.files("models:alice/net")["README.md"]
     again = atomhub.load_model("alice/net")
     assert again.predict(digits1.pil(1)) == classifier.predict(digits1.pil(1))
-    classifier.push_to_hub("alice/net")  # publishing again is fine
+    edited = hub.files("models:alice/net")["README.md"] + b"\n## Thanks\n\nTo my cat.\n"
+    repo.commit("words", hub.files("models:alice/net") | {"README.md": edited})
+    classifier.push_to_hub("alice/net")  # publishing again keeps what its owner wrote
+    assert b"To my cat." in hub.files("models:alice/net")["README.md"]
+    hub.down = True
+    with pytest.warns(AtomhubWarning, match="Using what was downloaded before"):
+        assert atomhub.load_model("alice/net").config == classifier.config
 
 
 def test_a_set_from_the_hub_is_linked_from_the_card(hub, home, digits1, monkeypatch):
@@ -144,17 +150,25 @@ def test_a_file_that_is_too_large_is_not_fetched(hub, classifier, monkeypatch):
 
 
 def change(folder, **fields):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
+    config = json.loads((folder / "atomhub.json").read_text())
+    (folder / "atomhub.json").write_text(json.dumps(config | fields))
 
 
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), NotFoundError, "it has no config.json"),
+        (lambda f: (f / "atomhub.json").unlink(), NotFoundError, "it has no atomhub.json"),
         (lambda f: (f / "model.safetensors").unlink(), NotFoundError, "it has no model.safetensors"),
-        (lambda f: (f / "config.json").write_text("{"), IntegrityError, "not a valid config"),
-        (lambda f: change(f, network="convnet"), IntegrityError, "does not hold the weights of convnet"),
+        (lambda f: (f / "atomhub.json").write_text("{"), IntegrityError, "not a valid config"),
+        (lambda f: change(f, network="convnet"), IntegrityError, "weights of convnet.*parameters, not"),
+        (lambda f: change(f, std=[0.0]), IntegrityError, "not a valid config: .*std above 0"),
+        (lambda f: change(f, mean=[0.1, 0.2, 0.3]), IntegrityError, "not a valid config"),
+        (lambda f: change(f, class_names=["a"] * 10), IntegrityError, "class names must differ"),
+        (
+            lambda f: change(f, network="convnet:width=2048,depth=4,pooling=none", size=512),
+            IntegrityError,
+            "parameters, not",
+        ),
         (lambda f: change(f, network="my-own"), UsageError, "no network 'my-own'"),
         (lambda f: change(f, zca=True), IntegrityError, "does not hold the weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04}"), IntegrityError, "does not hold the weights"),
@@ -172,6 +186,63 @@ def poison(path):
     tensors = load_file(path)
     next(iter(tensors.values())).flatten()[0] = float("nan")
     save_file(tensors, path)
+
+
+def test_a_folder_of_another_model_is_never_replaced(classifier, tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    with pytest.raises(AtomhubError, match="was not written by this command, so it is not replaced"):
+        classifier.save(tmp_path / "bert", overwrite=True)
+    assert (tmp_path / "bert" / "config.json").exists()
+
+
+def test_a_picture_may_be_a_file(classifier, tmp_path, digits1):
+    digits1.pil(4).save(tmp_path / "four.png")
+    assert classifier.predict(tmp_path / "four.png") == classifier.predict(digits1.pil(4))
+
+
+class Flat(torch.nn.Module):
+    """Gives outputs of a shape that a test chooses."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape = shape
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return torch.zeros(len(images), *self.shape) * self.weight
+
+
+@pytest.mark.parametrize("shape", [(), (10, 1, 1), (1000,)])
+def test_accuracy_needs_a_logit_for_every_class(home, digits1, shape):
+    with pytest.raises(UsageError, match="images of 10 classes, not"):
+        atomhub.accuracy(Flat(*shape), digits1)
+
+
+def test_accuracy_leaves_the_model_in_its_mode_and_refuses_nan(home, digits1):
+    model = Flat(10)
+    assert model.training
+    atomhub.accuracy(model, digits1)
+    assert model.training
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    with pytest.raises(AtomhubError, match="gives values that are not finite"):
+        atomhub.accuracy(model, digits1)
+
+
+def test_what_cannot_be_kept_or_trained_is_refused(home, digits1):
+    with pytest.raises(UsageError, match="(?s)built again by its name.*atomhub.train"):
+        atomhub.train_classifier(digits1, Flat)
+    frozen = Flat(10).requires_grad_(False)
+    for model in (frozen, torch.nn.Flatten()):
+        with pytest.raises(UsageError, match="has nothing to train"):
+            atomhub.train(model, digits1, "brief")
+
+
+def test_lazy_layers_are_made_on_the_way(home, digits1):
+    model = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
+                                torch.nn.LazyLinear(10))  # fmt: skip
+    assert atomhub.accuracy(atomhub.train(model, digits1, "brief"), digits1) > 20
 
 
 def test_there_is_no_such_network(home):

@@ -1,10 +1,12 @@
 """Subsets of a set, and several sets as one: right images, right labels, right test images, honest manifests."""
 
+import json
+
 import pytest
 import torch
 
 import atomhub
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubError, IntegrityError, UsageError
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 
@@ -34,7 +36,7 @@ def test_a_subset_holds_the_named_classes_in_order_and_the_first_images_of_each(
     assert part.labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(part.images, torch.cat([digits3.images[21:23], digits3.images[6:8]]))
     assert (part.name, part.manifest.ipc, part.manifest.results, part.path) == ("part", 2, (), None)
-    assert "atomhub.load('digits3').subset(classes=['7', '2'], ipc=2)" in part.manifest.command
+    assert part.manifest.command.endswith("seed=0).subset(classes=['7', '2'], ipc=2)")
 
 
 def test_a_subset_is_measured_on_the_test_images_of_its_classes(home, digits3):
@@ -65,7 +67,7 @@ def test_what_was_put_together_is_saved_loaded_and_says_where_it_is_from(home, d
     assert [o.name for o in again.manifest.origins] == ["digits3", "digits3"]
     assert torch.equal(again.test_split()[1].bincount(), digits3.test_split()[1].bincount()[[0, 1, 7, 8]])
     card = (saved.path / "README.md").read_text()
-    assert "put together from digits3" in card
+    assert "put together with atomhub from digits3" in card
     assert "2 of its source's 10 classes" in card
 
 
@@ -134,6 +136,29 @@ def test_sets_that_do_not_fit_are_not_put_together(home, digits3, pets):
     large = atomhub.distill("digits", 1, overrides={"iterations": 1}, size=24)
     with pytest.raises(UsageError, match=r"its image shape is \(1, 24, 24\), not \(1, 16, 16\)"):
         atomhub.concat([digits3, large])
+
+
+def test_a_class_of_one_source_cannot_be_two(digits3):
+    with pytest.raises(UsageError, match="(?s)The class '0' of digits would be two classes.*by name"):
+        atomhub.concat([digits3, digits3.subset(name="again")], by="offset")
+
+
+def test_origins_must_give_every_class(home, digits3, tmp_path):
+    saved = digits3.subset([1, 2]).save(tmp_path / "set")
+    for classes in ([0, None], [None, 0, 99] + [None] * 7, [0] * 10, [None] * 10):
+        data = json.loads((saved.path / "manifest.json").read_text())
+        data["origins"][0]["classes"] = classes
+        (saved.path / "manifest.json").write_text(json.dumps(data))
+        with pytest.raises(IntegrityError, match="origins must give each class"):
+            atomhub.load(saved.path)
+
+
+def test_the_checkpoints_of_the_whole_outlive_a_part_that_is_saved(home, tmp_path):
+    whole = atomhub.distill("digits", 1, overrides={"iterations": 2}, checkpoints=tmp_path / "runs")
+    whole.subset([0, 1]).save(tmp_path / "part")
+    assert (tmp_path / "runs").exists()
+    whole.save(tmp_path / "whole")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_source_is_named(pets, monkeypatch, tmp_path):

@@ -115,8 +115,13 @@ def test_values_outside_the_pixels_are_clipped_and_counted(home, digits1, publis
     imported = import_set(published([images, labels]), "digits")
     assert imported.manifest.imported.clipped == pytest.approx(0.1)
     assert imported.images.max() == 1
+    images[1:3] = 50
     with pytest.warns(AtomhubWarning, match="are they really normalized"):
-        import_set(published([images * 50, labels]), "digits")
+        import_set(published([images, labels]), "digits")
+    for wrong in (images * 50, (digits1.images.float())):  # neither normalised nor pixels in 0..1
+        with pytest.raises(UsageError, match="(?s)they are not normalized.*--space"):
+            import_set(published([wrong, labels]), "digits")
+    assert same(import_set(published([digits1.images, labels]), "digits"), digits1)  # uint8
 
 
 def test_soft_labels_count_as_the_class_they_say(home, digits1, published):
@@ -158,8 +163,14 @@ def test_a_file_that_would_run_something_is_refused_unopened(home, tmp_path, dig
         ),
         (lambda x, y: [x[:9], y[:9]], UsageError, "between 0 and 1 images of a class"),
         (lambda x, y: [x, y + 1], UsageError, "labels that are not 0 to 9"),
-        (lambda x, y: [x, y.float()], UsageError, r"labels of shape \(10,\)"),
-        (lambda x, y: [x, y[:5]], UsageError, r"labels of shape \(5,\) for 10 images"),
+        (lambda x, y: [x, y.float()], UsageError, r"labels of torch.float32 and shape \(10,\)"),
+        (lambda x, y: [x, y.bool()], UsageError, "labels of torch.bool"),
+        (lambda x, y: [x, y[:5].clone()], UsageError, r"shape \(5,\) for 10 images"),
+        (lambda x, y: [x.to(torch.complex64), y], UsageError, "images that are not a plain tensor"),
+        (lambda x, y: [x.to_sparse(), y], UsageError, "images that are not a plain tensor"),
+        (lambda x, y: [x, y.to_sparse()], UsageError, "labels that are not a plain tensor"),
+        (lambda x, y: [x.int(), y], UsageError, "images of torch.int32"),
+        (lambda x, y: [torch.zeros(1).expand(10**9, 1, 16, 16), y], UsageError, "images that are not a plain tensor"),
         (lambda x, y: [x * float("nan"), y], UsageError, "values that are not finite"),
     ],
 )
@@ -174,6 +185,14 @@ def test_a_file_that_is_not_there_or_not_of_torch(home, tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"noise" * 100)
     with pytest.raises(IntegrityError, match="not a file of torch.save|not unpickled"):
         import_set(tmp_path / "noise.pt", "digits")
+    wrong = [
+        ({"space": "hsv"}, "space cannot be 'hsv'"),
+        ({"formation": "2"}, "formation cannot be '2'"),
+        ({"network": {"zca": True}}, "has no 'zca'"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            import_set(tmp_path / "noise.pt", "digits", **arguments)
     with pytest.raises(UsageError, match="formation cannot be 9"):
         torch.save([torch.zeros(10, 1, 16, 16), torch.arange(10)], tmp_path / "a.pt")
         import_set(tmp_path / "a.pt", "digits", formation=9)

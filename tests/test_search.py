@@ -95,7 +95,7 @@ def test_a_search_goes_on_where_it_was_interrupted(home, digits1, space, tmp_pat
     assert [c.network for c in found.candidates] == [
         c.network for c in atomhub.search(digits1, space, protocol="brief").candidates
     ]
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     assert [next(iter(line)) for line in lines] == ["search"] + ["candidate"] * 4
 
 
@@ -105,10 +105,62 @@ def test_the_log_of_another_search_is_left_alone(home, digits1, space, tmp_path)
     before = log.read_text()
     with pytest.raises(UsageError, match="(?s)is the log of another search: seed differs.*--output"):
         atomhub.search(digits1, space, 1, protocol="brief", log=log, seed=1)
-    log2 = tmp_path / "other.jsonl"
-    log2.write_text("my notes\n")
-    atomhub.search(digits1, space, 1, protocol="brief", log=tmp_path / "fresh.jsonl")
     assert log.read_text() == before
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work\n")
+    with pytest.raises(UsageError, match="is not the log of a search"):
+        atomhub.search(digits1, space, 1, protocol="brief", log=thesis)
+    assert thesis.read_text() == "years of work\n"
+
+
+def test_lines_of_a_log_that_are_no_results_are_passed_over(home, digits1, space, tmp_path, monkeypatch):
+    log = tmp_path / "results.jsonl"
+    whole = atomhub.search(digits1, space, protocol="brief", log=log)
+    lines = log.read_text().splitlines()
+    lines[2] = '{"candidate": {"network": "mlp:width=4", "accuracy": "high"}}'
+    lines.insert(3, "noise")
+    lines.insert(4, '{"candidate": 5}')
+    log.write_text("\n".join(lines) + "\n")
+    trained = []
+    fit = searching.fit
+    monkeypatch.setattr(searching, "fit", lambda models, *rest: (trained.append(1), fit(models, *rest)))
+    again = atomhub.search(digits1, space, protocol="brief", log=log)
+    assert len(trained) == 1
+    assert {c.network: c.accuracy for c in again.candidates} == {c.network: c.accuracy for c in whole.candidates}
+
+
+def test_a_check_that_fails_counts_nowhere_and_is_tried_again(home, digits1, space, tmp_path, monkeypatch):
+    run = searching._Trial.run
+
+    def failing(self, spec, images, *rest):
+        if len(images) > 100 and spec == "mlp:width=4":
+            return searching.Candidate(spec, 0.0, 1, 0.0, "no memory")
+        return run(self, spec, images, *rest)
+
+    monkeypatch.setattr(searching._Trial, "run", failing)
+    log = tmp_path / "results.jsonl"
+    found = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
+    (failed,) = [c for c in found.checks if c.failed]
+    assert failed.network == "mlp:width=4"
+    good = [c.accuracy for c in found.checks if not c.failed]
+    assert found.regret == pytest.approx(max(good) - good[0], abs=1e-3)
+    monkeypatch.setattr(searching._Trial, "run", run)
+    again = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
+    assert not any(c.failed for c in again.checks)
+
+
+def test_sets_of_one_name_are_told_apart(home, digits1, space, tmp_path):
+    log = tmp_path / "results.jsonl"
+    atomhub.search(digits1.subset([0, 1], name="p"), space, 1, protocol="brief", log=log)
+    with pytest.raises(UsageError, match="log of another search: images differs"):
+        atomhub.search(digits1.subset([2, 3], name="p"), space, 1, protocol="brief", log=log)
+
+
+def test_what_a_space_does_not_say_is_as_the_set_was_distilled(home, tmp_path):
+    distilled = atomhub.distill("digits", 1, overrides={"iterations": 1, "width": 8})
+    (tmp_path / "s.toml").write_text('network = "convnet"\n[options]\nactivation = ["relu"]\n')
+    (one,) = atomhub.search(distilled, tmp_path / "s.toml", protocol="brief").candidates
+    assert one.parameters == 1986
 
 
 def test_what_cannot_be_trained_is_ranked_last_with_the_reason(home, digits1, tmp_path):
@@ -127,6 +179,8 @@ def test_what_cannot_be_trained_is_ranked_last_with_the_reason(home, digits1, tm
         ('network = "mlp"\n[options]\nwidth = []', "options.width: List should have at least 1"),
         ('netwrok = "mlp"', "Field required|netwrok"),
         ("network = ", "cannot be read"),
+        ('network = "mlp:width=4"', "network is a name alone"),
+        ('network = "mlp"\n[options]\nwidth = [4, 4]', "width has a value twice"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, text, message):
@@ -146,6 +200,10 @@ def test_impossible_searches(home, digits1, space, tmp_path):
     (tmp_path / "odd.toml").write_text('network = "mlp"\n[options]\nwdth = [1]\n')
     with pytest.raises(UsageError, match="no option 'wdth'"):
         atomhub.search(digits1, tmp_path / "odd.toml", protocol="brief")
+    (tmp_path / "late.toml").write_text('network = "mlp"\n[options]\nwidth = [4, "abc"]\n')
+    with pytest.raises(UsageError, match="width of the network 'mlp' cannot be 'abc'"):
+        atomhub.search(digits1, tmp_path / "late.toml", protocol="brief", log=tmp_path / "log.jsonl")
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_a_space_without_options_is_one_network():

@@ -74,7 +74,7 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
         f"**{result.score.mean:.1f} ± {result.score.std:.1f}** | {interval} | {result.baseline['random'].mean:.1f}"
         in card
     )
-    assert "| tiny | quick |" in card
+    assert "| tiny() | quick |" in card
     assert json.loads((saved.path / "manifest.json").read_text())["results"][0]["score"]["runs"] == 2
 
 
@@ -109,14 +109,40 @@ def test_a_float_set_is_measured_rounded_to_8_bits_as_well(home):
     overrides = {"iterations": 3, "pixels": "float32"}
     saved = atomhub.distill("digits", 1, overrides=overrides).save()
     assert "not measured yet" in (saved.path / "README.md").read_text()
-    result = atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None)
+    result = atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=())
     change = f"{result.baseline['rounded'].mean - result.score.mean:+.1f} points."
     assert change in (saved.path / "README.md").read_text()
     assert abs(result.baseline["rounded"].mean - result.score.mean) < 10
 
 
 def test_a_nameless_network_is_called_by_its_class(home, digits1):
-    assert atomhub.evaluate(digits1, lambda: tiny(), "quick", runs=1, baseline=None).network == "Sequential"
+    assert atomhub.evaluate(digits1, lambda: tiny(), "quick", runs=1, baseline=None).network == "Sequential()"
+
+
+def test_a_network_of_ones_own_is_never_taken_for_one_of_ours(home, digits1, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 256, "test"))
+
+    def mlp():
+        return tiny()
+
+    assert atomhub.evaluate(digits1, mlp, "brief", runs=1, baseline=None).network == "mlp()"
+    (verdict,) = atomhub.verify(digits1)
+    assert verdict.measured is None
+
+
+def test_every_run_needs_a_new_network(home, digits1):
+    model = tiny()
+    for together in (1, 5):
+        with pytest.raises(UsageError, match="(?s)gives the same Sequential every time.*new one"):
+            atomhub.evaluate(digits1, lambda: model, "quick", runs=2, together=together, baseline=None)
+    with pytest.raises(UsageError, match="gives NoneType, not a torch.nn.Module"):
+        atomhub.evaluate(digits1, lambda: None, "quick", runs=1, baseline=None)
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10), torch.nn.BatchNorm1d(10))
+    train(model, torch.randn(9, 1, 16, 16), torch.arange(9), Protocol(2, 4, "test"))
+    assert [len(part[0]) for part in trainer._batches(torch.arange(9)[None], 4)] == [4, 5]
 
 
 def test_the_whole_training_set_is_a_baseline_too(home, digits1, monkeypatch):
@@ -152,7 +178,7 @@ def test_accuracy_is_a_percentage_of_right_answers(digits1):
         model[1].weight.zero_()
         model[1].bias.copy_(torch.eye(10)[3])  # always answers 3
     labels = torch.tensor([3, 3, 3, 3, 3, 3, 1, 2])
-    assert trainer.accuracy(model, images, labels, digits1.normalization, torch.device("cpu")) == 75
+    assert trainer.accuracy(model, images, labels, digits1.normalization, torch.device("cpu"), 10) == 75
 
 
 def test_the_interval_of_the_mean_is_students():
@@ -361,6 +387,7 @@ def test_soft_labels_that_are_no_probabilities_are_refused(home, digits1):
         ({"teacher": "mpl"}, "(?s)no network 'mpl'.*'mlp'"),
         ({"epochs": 0}, "epochs cannot be 0"),
         ({"temperature": 0}, "temperature cannot be 0"),
+        ({"teacher": tiny}, "teacher cannot be function"),
         ({"name": "a/b"}, "cannot be named 'a/b'"),
     ],
 )

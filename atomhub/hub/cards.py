@@ -89,9 +89,16 @@ def refresh(card: str, manifest: Manifest, repo: str | None = None) -> str:
 
     Everything else is its owner's; a section whose markers were taken out is theirs as well.
     """
-    fresh = {section["name"]: section[0] for section in _SECTION.finditer(dataset_card(manifest, repo))}
-    card = _SECTION.sub(lambda old: fresh.get(old["name"], old[0]), card)
-    return _FRONT.sub(lambda old: f"---\n{_merged_metadata(old[1], manifest)}\n---\n", card, count=1)
+    return renewed(card, dataset_card(manifest, repo))
+
+
+def renewed(card: str, fresh: str) -> str:
+    """Return an existing card with metadata and generated sections of a fresh one; everything else is its owner's."""
+    sections = {section["name"]: section[0] for section in _SECTION.finditer(fresh)}
+    card = _SECTION.sub(lambda old: sections.get(old["name"], old[0]), card)
+    front = _FRONT.match(fresh)
+    metadata = front[1] if front else ""
+    return _FRONT.sub(lambda old: f"---\n{_merged_metadata(old[1], metadata)}\n---\n", card, count=1)
 
 
 def merged(own: str | None, theirs: str | None, manifest: Manifest, repo: str) -> str:
@@ -108,7 +115,7 @@ def merged(own: str | None, theirs: str | None, manifest: Manifest, repo: str) -
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def _merged_metadata(old: str, manifest: Manifest) -> str:
+def _merged_metadata(old: str, new: str) -> str:
     """Return the YAML block with our fields up to date and the owner's kept."""
     import yaml
     from huggingface_hub.utils import yaml_dump
@@ -119,7 +126,7 @@ def _merged_metadata(old: str, manifest: Manifest) -> str:
         return old  # theirs to mend
     if not isinstance(owner, dict):
         return old
-    fresh = yaml.safe_load(_metadata(manifest))
+    fresh = yaml.safe_load(new)
     tags = [
         t for t in owner.get("tags") or [] if not re.match(r"(source|ipc|recipe):", str(t)) and t not in fresh["tags"]
     ]
@@ -136,7 +143,7 @@ def _metadata(manifest: Manifest) -> str:
     source = manifest.source
     count = len(manifest.class_names) * manifest.ipc
     repo = ALIASES[source.id].repo if source.id in ALIASES else source.id if source.kind == "hub" else None
-    result = manifest.results[0] if manifest.results else None
+    result = next((r for r in manifest.results if r.labels == "hard"), None)
     claim = {"mean": result.score.mean, "std": result.score.std, "protocol": result.protocol} if result else None
     size = count * source.channels * source.size**2 * (4 if manifest.recipe.pixels == "float32" else 1)
     files = [{"split": "train", "path": "data/train-*.parquet"}]

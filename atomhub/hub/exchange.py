@@ -22,7 +22,7 @@ import atomhub
 from atomhub.core.synthetic import decode
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubWarning, IntegrityError, NotFoundError, UsageError, first_line
+from atomhub.errors import AtomhubWarning, IntegrityError, NotFoundError, UsageError, check_whole, first_line
 from atomhub.files import check_target, new_folder
 from atomhub.manifest import Imported, Manifest, check_name
 from atomhub.recipe import Recipe
@@ -32,8 +32,8 @@ Format = Literal["ddranking", "dc", "images", "npz"]
 FORMATS: dict[str, str] = {
     "ddranking": "images.pt and labels.pt, normalised float32, class-major, with config.yaml for DD-Ranking",
     "dc": "one .pt file as DC, DSA, DM and DataDAM write them: {'data': [[images, labels]], ...}, normalised float32",
-    "images": "a folder of PNGs, CLASS/0000.png",
-    "npz": "one .npz file for NumPy: images uint8 or float32 in 0..1, labels, class_names, mean, std",
+    "images": "a folder of PNGs for each class, its number and name",
+    "npz": "one .npz file for NumPy: images uint8 or float32 in 0..1, labels, class_names, mean, std and the like",
 }
 """What each format is."""
 _MARKER = "atomhub-export.json"
@@ -115,9 +115,14 @@ def _images(distilled: DistilledDataset, folder: Path) -> None:
 
 def _npz(distilled: DistilledDataset, folder: Path) -> None:
     m = distilled.manifest
+    more: dict[str, Any] = {}
+    if distilled.soft_labels is not None:
+        more["soft_labels"] = distilled.soft_labels.numpy()
+    if distilled.whitening is not None:
+        more |= {"center": distilled.whitening.center.numpy(), "matrix": distilled.whitening.matrix.numpy()}
     np.savez_compressed(
         folder / f"{m.name}.npz", images=distilled.decoded().numpy(), labels=distilled.training_labels().numpy(),
-        class_names=np.array(m.class_names), mean=np.array(m.mean), std=np.array(m.std),
+        class_names=np.array(m.class_names), mean=np.array(m.mean), std=np.array(m.std), **more,
     )  # fmt: skip
 
 
@@ -130,6 +135,7 @@ def import_set(
     formation: int = 1,
     name: str | None = None,
     network: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> DistilledDataset:
     """Read synthetic images that another project published; in memory, with float32 pixels.
 
@@ -145,23 +151,29 @@ def import_set(
             ``labels`` beside it.
         space: What the numbers are: ``pixels`` in 0..1, ``normalized`` by mean and standard deviation, or ``zca``:
             whitened after that, which is undone with a whitening fit on the real training images; ``auto``: pixels if
-            they lie within 0..1 (or nearly), else normalised.
+            they lie within 0..1 (or nearly), else normalised. Images of whole numbers, uint8, are pixels in 0..255.
         formation: Views a side in each stored image (IDC, DREAM, DANCE and NCFM: 2); they are decoded, so ipc grows by
             its square.
         name: Of the set; None: ``<source>-ipc<ipc>-<stem of the file>``.
         network: Recipe fields of the ConvNet to measure it with: ``width``, ``depth``, ``norm``; None: 128 channels,
             instance norm.
+        options: Source options (:class:`atomhub.sources.SourceOptions`), such as ``test_fraction``.
 
     Raises:
         NotFoundError: the file or the labels are not there.
         IntegrityError: the file holds something else than tensors, which is never unpickled.
-        UsageError: the tensors do not fit the source.
+        UsageError: the tensors do not fit the source, or are not what ``space`` says.
     """
+    if space not in ("auto", "pixels", "normalized", "zca"):
+        raise UsageError(f"The space cannot be {space!r}.", "Use auto, pixels, normalized or zca.")
+    if wrong := set(network or {}) - {"width", "depth", "norm"}:
+        raise UsageError(f"A network to import for has no {min(wrong)!r}.", "Give width, depth or norm.")
+    check_whole("The formation", formation, 1, 64)
     path = Path(file).expanduser()
     content = _load(path)
     layout, images, targets = _found(path, content, None if labels is None else Path(labels).expanduser())
-    real = like if isinstance(like, RealData) else open_source(like)
-    images, order, ipc = _fitted(path, images.detach().float(), targets, real, formation)
+    real = like if isinstance(like, RealData) else open_source(like, **options)
+    images, order, ipc = _fitted(path, images, targets, real, formation)
     images = images[order]
     chosen = space if space != "auto" else _guessed(images)
     normalization = Normalization(real.mean, real.std)
@@ -174,6 +186,11 @@ def import_set(
         pixels = decode(padded, formation, real.info.size).flatten(0, 1)
         ipc *= formation**2
     clipped = float(((pixels < -1e-4) | (pixels > 1 + 1e-4)).float().mean())
+    if clipped > 0.5:
+        raise UsageError(
+            f"{clipped:.0%} of the pixel values in {path} would lie outside 0..1: they are not {chosen}.",
+            "Say what they are: --space pixels, normalized or zca.",
+        )
     if clipped > 0.2:
         warnings.warn(
             f"{clipped:.0%} of the pixel values lie outside 0..1 and are clipped: are they really {chosen}?",
@@ -229,8 +246,8 @@ def _load(path: Path) -> Any:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's bytes make of the reader
         if "WeightsUnpickler" in str(error) or "weights_only" in str(error).lower():
-            found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[^\w]*([\w.]+)", str(error))
-            what = f": it needs {found[1] or found[2]}" if found else ""
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f": it needs {found[1]}" if found else ""
             raise IntegrityError(
                 f"{path} holds more than tensors{what}, and is not unpickled.",
                 "Save images and labels alone: torch.save([images, labels], ...)",
@@ -266,6 +283,17 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
     """Return images, their order by class, and ipc; UsageError if they do not fit the source."""
     info, classes = real.info, len(real.class_names)
     shape = (info.channels, info.size, info.size)
+    for what, tensor in (("images", images), ("labels", labels)):
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        # a view of one number can claim to be of any size
+        if (
+            not plain
+            or tensor.is_complex()
+            or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise UsageError(f"{path} has {what} that are not a plain tensor of numbers.")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise UsageError(f"{path} has images of {images.dtype}.", "Known are floating point numbers and uint8.")
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise UsageError(
             f"{path} has images of shape {tuple(images.shape)}, and {info.id} ones of {shape}.",
@@ -274,17 +302,22 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
     if labels.ndim == 2 and labels.shape == (len(images), classes):
         labels = labels.argmax(1)
         warnings.warn("The labels are soft: the class they say is taken.", AtomhubWarning, stacklevel=3)
-    if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
-        raise UsageError(f"{path} has labels of shape {tuple(labels.shape)} for {len(images)} images.")
+    whole = labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if labels.ndim != 1 or len(labels) != len(images) or not whole:
+        raise UsageError(
+            f"{path} has labels of {labels.dtype} and shape {tuple(labels.shape)} for {len(images)} images."
+        )
     if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UsageError(f"{path} has labels that are not 0 to {classes - 1}, the classes of {info.id}.")
+    labels = labels.long()
+    images = images.detach().float() / 255 if images.dtype == torch.uint8 else images.detach().float()
     if not bool(images.isfinite().all()):
         raise UsageError(f"{path} has values that are not finite.")
     counts = torch.bincount(labels, minlength=classes)
     if counts.min() < counts.max():
         raise UsageError(f"{path} has between {int(counts.min())} and {int(counts.max())} images of a class: "
                          "a set needs as many of each.")  # fmt: skip
-    if formation < 1 or formation > info.size // 2:
+    if formation > info.size // 2:
         raise UsageError(f"The formation cannot be {formation}: use 1 to {info.size // 2}.")
     return images, labels.argsort(stable=True), int(counts[0])
 

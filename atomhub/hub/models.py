@@ -6,20 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from atomhub.core.whitening import Normalization, Whitening
-from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
 from atomhub.files import check_target, new_folder
-from atomhub.hub import remote
+from atomhub.hub import cards, remote
 from atomhub.training.classifier import Classifier, ModelConfig, untrained
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+CONFIG = "atomhub.json"
 CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 _WHITENING = "whitening."
@@ -68,13 +68,20 @@ def read(folder: Path) -> Classifier:
     except (ValidationError, OSError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise IntegrityError(f"{path} is not a valid config: {reason}.", "Get a fresh copy.") from error
-    model = untrained(config)
     try:
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
         whitening = {name: tensors.pop(_WHITENING + name) for name in ("center", "matrix")} if config.zca else {}
+        numbers = config.channels * config.size**2
+        if config.zca and [tuple(t.shape) for t in whitening.values()] != [(numbers,), (numbers, numbers)]:
+            raise ValueError("the whitening has another size")
+        if sum(t.numel() for t in tensors.values()) > 2 * config.parameters + 2**20:  # buffers besides
+            raise ValueError("there are more numbers than the network has")
+        model = untrained(config)
         model.load_state_dict(tensors)
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors.values()):
             raise ValueError("some weights are not finite")
+    except UsageError:
+        raise
     except (SafetensorError, RuntimeError, KeyError, ValueError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise IntegrityError(
@@ -83,7 +90,7 @@ def read(folder: Path) -> Classifier:
     normalization = (
         Whitening(config.mean, config.std, **whitening) if config.zca else Normalization(config.mean, config.std)
     )
-    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
+    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).exists() else ""
     return Classifier(model.eval(), config, normalization, card)
 
 
@@ -147,7 +154,12 @@ def push(
             f"{name} is not a network trained by atomhub: it holds {', '.join(sorted(paths)[:4])}.",
             "Name another repository.",
         )
-    operations = [CommitOperationAdd(path, content) for path, content in _content(classifier, name).items()]
+    content = _content(classifier, name)
+    if CONFIG in paths and CARD in {s.rfilename for s in info.siblings or []}:  # what its owner wrote is kept
+        theirs = ask(lambda: hf_hub_download(name, CARD, revision=info.sha, token=token))
+        there = Path(theirs).read_text(encoding="utf-8", errors="replace")
+        content[CARD] = cards.renewed(there, content[CARD].decode()).encode()
+    operations = [CommitOperationAdd(path, data) for path, data in content.items()]
     message = commit_message or f"Publish {classifier.config.network} trained on {classifier.config.trained_on}"
     ask(lambda: api.create_commit(name, operations, commit_message=message, parent_commit=info.sha))
     return f"{api.endpoint}/{name}"

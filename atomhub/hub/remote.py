@@ -11,7 +11,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,7 +128,7 @@ def push(
     """
     with tempfile.TemporaryDirectory() as temporary:
         if distilled.path is None:
-            distilled = distilled.save(Path(temporary) / distilled.name)
+            distilled = layout.write(replace(distilled, checkpoints=None), Path(temporary) / distilled.name)
         folder = Path(str(distilled.path))
         whole = layout.read(folder)  # nothing broken is published
         layout.check_parquet(whole, folder)
@@ -419,25 +420,31 @@ def snapshot(
         AtomhubError: the Hub cannot be reached, and they were not downloaded before.
     """
     repo, revision = _split(name, revision)
-    api = HfApi(token=token)
-    if not _offline():
-        found = told(lambda: api.get_paths_info(repo, list(paths), revision=revision), repo, token)
-        sizes = {f.path: getattr(f, "size", 0) for f in found}
-        for path in paths:
-            if path not in sizes:
-                raise NotFoundError(f"{repo} is not a network trained by atomhub: it has no {path}.")
-            if sizes[path] > limits[path]:
-                why = f"{repo}: {path} has {sizes[path]} bytes, more than it may."
-                raise IntegrityError(why, "It was not downloaded.")
-
-    def fetch() -> str:
-        return snapshot_download(
-            repo, revision=revision, token=token, allow_patterns=list(paths), local_files_only=_offline()
-        )
-
-    folder = Path(told(fetch, repo, token))
-    if not all((folder / path).exists() for path in paths):
-        raise NotFoundError(f"{repo} was not downloaded before.", f"With network: atomhub.load_model({repo!r})")
+    api, local = HfApi(token=token), _offline()
+    if not local:
+        try:
+            found = told(lambda: api.get_paths_info(repo, list(paths), revision=revision), repo, token)
+        except _Unreachable as error:
+            warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=3)
+            local = True
+        else:
+            sizes = {f.path: getattr(f, "size", 0) for f in found}
+            for path in paths:
+                if path not in sizes:
+                    raise NotFoundError(f"{repo} is not a network trained by atomhub: it has no {path}.")
+                if sizes[path] > limits[path]:
+                    why = f"{repo}: {path} has {sizes[path]} bytes, more than it may."
+                    raise IntegrityError(why, "It was not downloaded.")
+    try:
+        fetch = partial(snapshot_download, repo, revision=revision, token=token, allow_patterns=list(paths))
+        folder = Path(fetch(local_files_only=True) if local else told(fetch, repo, token))
+        if not all((folder / path).exists() for path in paths):
+            raise LocalEntryNotFoundError("not all files")
+    except LocalEntryNotFoundError:
+        raise NotFoundError(
+            f"{repo} was not downloaded before, and the Hub cannot be reached.",
+            f"With network: atomhub.load_model({repo!r})",
+        ) from None
     return folder
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 import atomhub
 from atomhub.core.whitening import Normalization
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.distilled import DistilledDataset, PictureTransform
-from atomhub.errors import check_whole
+from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import Measurement
 from atomhub.sources import RealData
 from atomhub.training.evaluation import Network, builder, images_of, summary, targets_of
@@ -80,13 +80,16 @@ def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: str | Pat
     Raises:
         NotFoundError: the source or its test split is not at hand.
         SourceError: the source has other classes than the set.
+        UsageError: the model does not give K logits for every image.
+        AtomhubError: it gives values that are not finite.
     """
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return measure(model, *distilled.test_split(source), distilled.normalization, where)
+    classes = len(distilled.class_names)
+    return measure(model, *distilled.test_split(source), distilled.normalization, where, classes)
 
 
 class ModelConfig(BaseModel):
-    """``config.json`` of a saved network: all that is needed to build it and to use it on pictures.
+    """``atomhub.json`` of a saved network: all that is needed to build it and to use it on pictures.
 
     Attributes:
         network: Its name, with options.
@@ -95,6 +98,7 @@ class ModelConfig(BaseModel):
         class_names: Of its K outputs.
         mean, std: Normalisation of its images.
         zca: Whether they are whitened; the matrix lies with the weights.
+        parameters: Numbers it learnt.
         trained_on: Name of the set, or its repository on the Hub.
         tensors: SHA-256 of the set's tensors, where it was on disk.
         seed: Of its weights, order and augmentation.
@@ -112,11 +116,20 @@ class ModelConfig(BaseModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     zca: bool = False
+    parameters: int = Field(ge=0, le=10**10)
     trained_on: str
     tensors: str | None = None
     seed: int
     result: Measurement | None = None
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        if not len(self.mean) == len(self.std) == self.channels or not all(s > 0 for s in self.std):
+            raise ValueError("mean and std need one number for each channel, std above 0")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class names must differ")
+        return self
 
 
 @dataclass(eq=False)
@@ -146,8 +159,13 @@ class Classifier:
         return PictureTransform(self.config.size, self.config.channels, self.normalization)
 
     @torch.no_grad()
-    def predict(self, image: Image.Image) -> dict[str, float]:
-        """Return the probability of every class for a PIL image, the likeliest first."""
+    def predict(self, image: Image.Image | str | Path) -> dict[str, float]:
+        """Return the probability of every class for a PIL image or the file of one, the likeliest first."""
+        from PIL import Image
+
+        if isinstance(image, str | Path):
+            with Image.open(image) as opened:
+                return self.predict(opened.copy())
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         found = logits(self.model.eval(), self.transform(image)[None].to(device))[0].float().softmax(0).cpu()
         return {self.class_names[k]: float(found[k]) for k in found.argsort(descending=True).tolist()}
@@ -179,17 +197,37 @@ def train_classifier(
     device: str = "auto",
     source: str | Path | RealData | None = None,
 ) -> Classifier:
-    """Train a network on a set and measure it on the real test images; arguments and errors as in :func:`train`."""
+    """Train a network on a set, to keep, and measure it on the real test images.
+
+    Args:
+        distilled: The set.
+        network: Name of a network.
+        protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
+        labels: ``soft``: train on the set's soft labels.
+        seed: Of weights, order and augmentation.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        source: Where a local source lies now.
+
+    Raises:
+        UsageError, AtomhubError: as :func:`train`.
+        NotFoundError: the source or its test split is not at hand.
+    """
     from atomhub.hub.cards import model_card
 
+    if not isinstance(network, str):
+        raise UsageError(
+            f"The network cannot be {type(network).__name__}: one that is kept is built again by its name.",
+            "Give a name, such as resnet18, or use atomhub.train for a network of your own.",
+        )
     found = find_network(network, images_of(distilled), distilled.manifest.recipe)
     test_images, test_labels = distilled.test_split(source)  # before the work, not after
     start = time.perf_counter()
     model = train(found.spec, distilled, protocol, labels=labels, seed=seed, device=device)
     seconds = time.perf_counter() - start
     where = find_device(device)
-    percent = measure(model, test_images, test_labels, distilled.normalization, where)
+    percent = measure(model, test_images, test_labels, distilled.normalization, where, len(distilled.class_names))
     m, images = distilled.manifest, found.images
+    parameters = sum(p.numel() for p in model.parameters())
     result = Measurement(
         protocol=protocol, network=found.spec, labels=labels, score=summary([percent], seconds), seed=seed,
         test_images=len(test_labels), device=describe_device(where),
@@ -202,13 +240,13 @@ def train_classifier(
         mean=m.mean,
         std=m.std,
         zca=distilled.whitening is not None,
+        parameters=parameters,
         trained_on=distilled.repo or distilled.name,
         tensors=m.files.get("distilled.safetensors"),
         seed=seed,
         result=result,
         versions={"atomhub": atomhub.__version__} | {p: version(p) for p in ("torch", "torchvision")},
     )
-    parameters = sum(p.numel() for p in model.parameters())
     return Classifier(model, config, distilled.normalization, model_card(m, result, parameters, distilled.repo))
 
 
@@ -217,6 +255,10 @@ def untrained(config: ModelConfig) -> nn.Module:
 
     Raises:
         UsageError: it is not one that atomhub can build.
+        ValueError: it has another number of parameters.
     """
     images = Images(config.channels, len(config.class_names), config.size)
-    return find_network(config.network, images).build()
+    found = find_network(config.network, images)
+    if found.parameters() != config.parameters:
+        raise ValueError(f"{config.network} has {found.parameters()} parameters, not {config.parameters}")
+    return found.build()

@@ -19,7 +19,7 @@ from atomhub.core import draws
 from atomhub.core.initial import herding
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, UsageError, check_whole
+from atomhub.errors import AtomhubWarning, NotFoundError, UsageError, check_whole
 from atomhub.manifest import Kind, Measurement, Score
 from atomhub.sources import RealData
 from atomhub.training.protocols import find_protocol
@@ -60,7 +60,8 @@ def evaluate(
         protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
         runs: Networks to train; the literature asks for 5 or more.
         baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
-            mean is closest to the class mean; ``whole``: the whole training set; None or empty: none.
+            mean is closest to the class mean; ``whole``: the whole training set; empty: none of them; None: not
+            even the set rounded to 8 bits.
         labels: ``soft``: train on the set's soft labels, and report that apart; baselines have none.
         seed: Seed of the first run.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -84,38 +85,35 @@ def evaluate(
     targets = targets_of(distilled, labels)
     build, label = builder(network, distilled)
     real = distilled.real(source)
-    test_images, test_labels = real.test_tensors()
+    test = real.test_tensors()
     operations = distilled.operations(rules.augmentation)
     classes = len(distilled.class_names)
-    pixels = min(rules.batch, len(targets)) * distilled.manifest.source.size**2
-    group = together or fastest_group(where, pixels)
     trained = 0
     keep_large_buffers()
+    last: nn.Module | None = None
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
-        nonlocal trained
+        nonlocal trained, last
         start, found = time.perf_counter(), []
-        for first in range(0, runs, group):
-            seeds = [seed + run for run in range(first, min(first + group, runs))]
-            with enough_memory("use a smaller network, or train fewer at once (together=1)"):
-                models = []
+        images, target = training_set(seed)
+        group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2)
+        with enough_memory("use a smaller network, or train fewer at once (together=1)"):
+            target = target.to(where)
+            for first in range(0, runs, group):
+                seeds = [seed + run for run in range(first, min(first + group, runs))]
+                models: list[nn.Module] = []
                 for s in seeds:
                     with seeded(s, where):
-                        models.append(build().to(where))
-                sets = [training_set(s) for s in seeds]
-                fit(
-                    models,
-                    [images.to(where) for images, _ in sets],
-                    sets[0][1].to(where),
-                    rules,
-                    operations,
-                    classes,
-                    seeds,
-                )
-                found += [accuracy(m, test_images, test_labels, distilled.normalization, where) for m in models]
-            trained += len(seeds)
-            if progress:
-                progress(kind, trained, runs * (1 + len(kinds)))
+                        models.append(_new(build(), [*models, last], where))
+                last = models[-1]
+                # one tensor for all networks, but where every run has images of its own
+                same = [images.to(where)] * len(seeds) if kind != "random" else []
+                own = same or [training_set(s)[0].to(where) for s in seeds]
+                fit(models, own, target, rules, operations, classes, seeds, (first, runs))
+                found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
+                trained += len(seeds)
+                if progress:
+                    progress(kind, trained, runs * (1 + len(kinds)))
         return summary(found, time.perf_counter() - start)
 
     sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
@@ -131,11 +129,23 @@ def evaluate(
         score=score("distilled", lambda _: (distilled.as_tensors()[0], targets)),
         baseline={kind: score(kind, sets[kind]) for kind in kinds},
         seed=seed,
-        test_images=len(test_labels),
+        test_images=len(test[1]),
         device=describe_device(where),
     )
     _keep(distilled, result)
     return result
+
+
+def _new(model: object, others: Sequence[nn.Module | None], device: torch.device) -> nn.Module:
+    """Return a model on the device; UsageError if it is none, or not a new one."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"The network function gives {type(model).__name__}, not a torch.nn.Module.")
+    if any(model is other for other in others):
+        raise UsageError(
+            f"The network function gives the same {type(model).__name__} every time.",
+            "Make a new one in it: every run needs fresh weights.",
+        )
+    return model.to(device)
 
 
 def fastest_group(device: torch.device, pixels: int) -> int:
@@ -150,11 +160,14 @@ def fastest_group(device: torch.device, pixels: int) -> int:
 
 def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[Kind]:
     """Return what to train beside the set itself; UsageError for an unknown baseline."""
-    for kind in baseline or ():
+    if baseline is None:
+        return []
+    baseline = (baseline,) if isinstance(baseline, str) else tuple(baseline)  # type: ignore[assignment]
+    for kind in baseline:
         if kind not in ("random", "herding", "whole"):
             raise UsageError(f"There is no baseline {kind!r}.", "Use random, herding or whole.")
     rounded: list[Kind] = ["rounded"] if distilled.images.is_floating_point() else []
-    return [*(baseline or ()), *rounded]
+    return [*baseline, *rounded]
 
 
 def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
@@ -175,7 +188,7 @@ def _keep(distilled: DistilledDataset, result: Measurement) -> None:
     if distilled.path is not None:
         try:
             layout.add_result(distilled.path, distilled.manifest, result)
-        except (AtomhubError, OSError) as error:
+        except Exception as error:
             warnings.warn(f"The result was not stored with the set: {error}", AtomhubWarning, stacklevel=3)
     distilled.manifest = distilled.manifest.with_result(result)
 
@@ -230,7 +243,7 @@ def builder(network: Network, distilled: DistilledDataset) -> tuple[Callable[[],
         if named == "<lambda>":
             with seeded(0, torch.device("cpu")):
                 named = type(network()).__name__
-        return network, named
+        return network, f"{named}()"  # never the name of one of ours
     found = find_network(network, images_of(distilled), distilled.manifest.recipe)
     return found.build, found.spec
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import product
@@ -13,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from atomhub.core import draws
@@ -39,7 +41,7 @@ class Space(BaseModel):
     """Networks to choose from: all combinations of the options' values.
 
     Attributes:
-        network: Name of the network, as in :func:`atomhub.evaluate`.
+        network: Name of the network, as in :func:`atomhub.evaluate`; what options do not say is as the set's recipe.
         options: Values of each option.
     """
 
@@ -47,6 +49,15 @@ class Space(BaseModel):
 
     network: str
     options: dict[str, Option] = {}
+
+    @model_validator(mode="after")
+    def _plain(self) -> Space:
+        if ":" in self.network:
+            raise ValueError("network is a name alone; its options go into the table")
+        for key, values in self.options.items():
+            if len({str(v) for v in values}) < len(values):
+                raise ValueError(f"{key} has a value twice")
+        return self
 
     def specs(self) -> list[str]:
         """Return the networks by name, in a fixed order."""
@@ -81,11 +92,13 @@ class Check:
         network: Its name, with options.
         accuracy: In percent, on the real test images.
         seconds: Of its training.
+        failed: Why it could not be trained; it counts nowhere.
     """
 
     network: str
     accuracy: float
     seconds: float
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,8 @@ class Search:
         candidates: The best first.
         checks: Those trained on the real set, in the same order.
         correlation: Spearman's rank correlation of the two accuracies over the checks; None below 3 of them.
-        regret: Points by which the best checked network beats the one that was chosen; None without checks.
+        regret: Points by which the best checked network beats the one that was chosen; None without checks, or if the
+            chosen one could not be trained.
         images: How many images candidates were trained on, and how many there are in the real training set.
     """
 
@@ -185,13 +199,17 @@ def search(
     rules, where = find_protocol(protocol), find_device(device)
     if budget is not None and budget < len(specs):
         specs = [specs[i] for i in draws.sample(seed, draws.SEARCH, 0, [0], [len(specs)], budget)[0]]
-    real = distilled.real(source)
+    shape = images_of(distilled)
+    for spec in specs:  # a space that is wrong is told before the work
+        find_network(spec, shape, distilled.manifest.recipe, tried=False)
+    real = distilled.real(source, tested=check > 0)
+    pixels = distilled.images.contiguous().numpy().tobytes()
     identity = {
-        "set": distilled.name, "tensors": distilled.manifest.files.get("distilled.safetensors"),
+        "set": distilled.name, "images": hashlib.sha256(pixels).hexdigest(),
         "source": real.info.fingerprint, "protocol": protocol, "seed": seed, "check_epochs": check_epochs,
     }  # fmt: skip
     kept = _Log(Path(log) if log is not None else None, identity)
-    trial = _Trial(distilled, images_of(distilled), where, seed)
+    trial = _Trial(distilled, shape, where, seed)
     keep_large_buffers()
     judges = _judges(real, seed)
     images, labels = distilled.as_tensors()
@@ -199,7 +217,8 @@ def search(
     for done, spec in enumerate(specs, 1):
         one = kept.find(Candidate, spec)
         if one is None:
-            one = kept.add(trial.run(spec, images, labels, rules, judges))
+            one = trial.run(spec, images, labels, rules, judges)
+            kept.add(one)
         found.append(one)
         if progress:
             progress("candidates", done, len(specs))
@@ -216,7 +235,8 @@ def search(
             checked = kept.find(Check, spec)
             if checked is None:
                 trained = trial.run(spec, *whole, rules, test)
-                checked = kept.add(Check(spec, trained.accuracy, trained.seconds))
+                checked = Check(spec, trained.accuracy, trained.seconds, trained.failed)
+                kept.add(checked)
             checks.append(checked)
             if progress:
                 progress("checks", done, len(spread))
@@ -234,10 +254,8 @@ class _Trial:
 
     def run(self, spec: str, images: Tensor, labels: Tensor, rules: Protocol, test: tuple[Tensor, Tensor]) -> Candidate:
         """Train a network and measure it; a failure is a result."""
-        import time
-
         try:
-            network = find_network(spec, self.images)
+            network = find_network(spec, self.images, self.distilled.manifest.recipe)
         except UsageError as error:
             if "cannot take" not in error.message:
                 raise
@@ -251,7 +269,7 @@ class _Trial:
             with enough_memory("use a space of smaller networks"):
                 fit([model], [images.to(self.device)], labels.to(self.device), rules, operations,
                     self.images.classes, [self.seed])  # fmt: skip
-                percent = accuracy(model, *test, self.distilled.normalization, self.device)
+                percent = accuracy(model, *test, self.distilled.normalization, self.device, self.images.classes)
         except AtomhubError as error:
             return Candidate(spec, 0.0, parameters, 0.0, error.message)
         return Candidate(spec, round(percent, 4), parameters, round(time.perf_counter() - start, 3))
@@ -268,7 +286,9 @@ def _judges(real: RealData, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class _Log:
-    """Results as they came: a line that says of what search, then a line each; a broken last line is left out.
+    """Results as they came: a line that says of what search, then a line each. Lines that are none are passed over.
+
+    Failures are not kept: they cost little, and another time there may be memory for them.
 
     Args:
         path: Where; None: nothing is kept.
@@ -277,51 +297,58 @@ class _Log:
 
     def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
         self.path = path
-        self.known: dict[tuple[str, str], dict[str, Any]] = {}
+        self.known: dict[tuple[type, str], Candidate | Check] = {}
         if path is None:
             return
-        lines = list(_lines(path)) if path.exists() else []
-        if not lines:
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read: {first_line(error)}.", "Name another --output.") from error
+        if not text.strip():
             replace_file(path, (json.dumps({"search": identity}) + "\n").encode())
-        elif lines[0].get("search") != identity:
-            theirs = lines[0].get("search")
-            other = [k for k in identity if not isinstance(theirs, dict) or theirs.get(k) != identity[k]]
+            return
+        lines = [self._record(line) for line in text.splitlines()]
+        theirs = lines[0].get("search")
+        if not isinstance(theirs, dict):
+            raise UsageError(f"{path} is not the log of a search.", "Name another --output.")
+        if other := [key for key in identity if theirs.get(key) != identity[key]]:
             raise UsageError(f"{path} is the log of another search: {other[0]} differs.", "Name another --output.")
-        else:  # without what an interruption left of a line
-            replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        if not text.endswith("\n"):  # an interruption left part of a line
+            self._append("\n")
+        kinds: tuple[type[Candidate] | type[Check], ...] = (Candidate, Check)
         for line in lines[1:]:
-            kind, record = next(iter(line.items()))
-            self.known[kind, record["network"]] = record
+            for kind in kinds:
+                try:
+                    found = TypeAdapter(kind).validate_python(line.get(kind.__name__.lower()))
+                except ValidationError:
+                    continue
+                self.known[kind, found.network] = found
+
+    @staticmethod
+    def _record(line: str) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def find(self, kind: type[T], spec: str) -> T | None:
         """Return the result of a network, if it is there."""
-        record = self.known.get((kind.__name__.lower(), spec))
-        return None if record is None else kind(**record)
+        found = self.known.get((kind, spec))
+        return found if isinstance(found, kind) else None
 
-    def add(self, result: T) -> T:
-        """Keep a result, and return it."""
+    def add(self, result: Candidate | Check) -> None:
+        """Keep a result."""
+        if not result.failed:
+            self._append(json.dumps({type(result).__name__.lower(): asdict(result)}) + "\n")
+
+    def _append(self, text: str) -> None:
         if self.path is not None:
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({type(result).__name__.lower(): asdict(result)}) + "\n")
+                    file.write(text)
             except OSError as error:
                 raise AtomhubError(f"Cannot write {self.path}: {error.strerror}.", "Name another --output.") from error
-        return result
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {first_line(error)}.", "Name another --output.") from error
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(record, dict) or not record:
-            return
-        yield record
 
 
 def _concluded(
@@ -330,11 +357,12 @@ def _concluded(
     from scipy.stats import spearmanr
 
     proxy = {c.network: c.accuracy for c in candidates}
+    good = [c for c in checks if not c.failed]
     correlation = None
-    if len(checks) > 2:
-        value = float(spearmanr([proxy[c.network] for c in checks], [c.accuracy for c in checks]).statistic)
+    if len(good) > 2:
+        value = float(spearmanr([proxy[c.network] for c in good], [c.accuracy for c in good]).statistic)
         correlation = None if np.isnan(value) else round(value, 4)
-    regret = round(max(c.accuracy for c in checks) - checks[0].accuracy, 4) if checks else None
+    regret = round(max(c.accuracy for c in good) - good[0].accuracy, 4) if good and good[0] is checks[0] else None
     return Search(distilled.name, candidates, checks, correlation, regret, images)
 
 
@@ -347,7 +375,9 @@ def plot(found: Search, path: str | Path) -> None:
     proxy = {c.network: c for c in found.candidates}
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    points = [(proxy[c.network].accuracy, c.accuracy) for c in found.checks]
+    points = [(proxy[c.network].accuracy, c.accuracy) for c in found.checks if not c.failed]
+    if not points:
+        raise UsageError("There is nothing to draw: no network was checked.")
     # one network that learnt nothing would leave no room to tell the others apart
     near = [(x, y) for x, y in points if x >= points[0][0] / 2 and y >= points[0][1] / 2]
     if others := near[1:]:

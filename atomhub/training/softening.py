@@ -53,26 +53,32 @@ def soften(
     check_whole("seed", seed, 0)
     if not 0 < temperature < float("inf"):
         raise UsageError(f"The temperature cannot be {temperature}: use a number above 0.")
+    if not isinstance(teacher, str):
+        raise UsageError(f"The teacher cannot be {type(teacher).__name__}.", "Give the name of a network.")
     chosen = check_name(name or f"{distilled.name}-soft")
     where = find_device(device)
     network = find_network(teacher, images_of(distilled), distilled.manifest.recipe)
-    real = distilled.real(source)
+    real = distilled.real(source, tested=False)
     rules = Protocol(epochs, 256, "dm's optimiser on the whole training set")
     images, labels = whole_real(distilled, real)
     keep_large_buffers()
+    classes, own = len(distilled.class_names), None
     with enough_memory("use a smaller teacher"):
         with seeded(seed, where):
             model = network.build().to(where)
         operations = distilled.operations(rules.augmentation)
-        fit([model], [images.to(where)], labels.to(where), rules, operations, len(distilled.class_names), [seed])
+        fit([model], [images.to(where)], labels.to(where), rules, operations, classes, [seed])
         with torch.no_grad():
             found = torch.cat([logits(model, part.to(where)).cpu() for part in distilled.as_tensors()[0].split(512)])
-        own = accuracy(model, *real.test_tensors(), distilled.normalization, where)
-    soft = (found.float() / temperature).softmax(1).to(torch.float16)
-    record = Teacher(network=network.spec, epochs=epochs, temperature=temperature, seed=seed, accuracy=round(own, 4))
+        if real.test is not None:
+            own = round(accuracy(model, *real.test_tensors(), distilled.normalization, where, classes), 4)
+    soft = (found.double() / temperature).softmax(1).to(torch.float16)
+    if not bool(soft.isfinite().all()):
+        raise UsageError(f"The temperature cannot be {temperature}: the labels are not finite.", "Use about 1 to 20.")
+    record = Teacher(network=network.spec, epochs=epochs, temperature=temperature, seed=seed, accuracy=own)
     call = f"atomhub soften {distilled.name} --teacher {network.spec} --epochs {epochs} --temperature {temperature}"
     command = f"{distilled.manifest.command} && {call} --seed {seed} --name {chosen}"
     manifest = distilled.manifest.model_copy(
         update={"name": chosen, "teacher": record, "files": {}, "command": command}
     )
-    return replace(distilled, manifest=manifest, soft_labels=soft, path=None)
+    return replace(distilled, manifest=manifest, soft_labels=soft, path=None, repo=None, checkpoints=None)

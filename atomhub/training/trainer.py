@@ -39,6 +39,7 @@ def fit(
     operations: Sequence[str],
     classes: int,
     seeds: Sequence[int],
+    place: tuple[int, int] | None = None,
 ) -> None:
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``).
 
@@ -54,15 +55,17 @@ def fit(
         operations: DSA operations, one drawn per image (the protocol's, less those that change a class).
         classes: K.
         seeds: R seeds.
+        place: Which of how many networks the first one is, for errors.
 
     Raises:
         UsageError: a network that cannot take the images, or gives something else than (B, K).
         AtomhubError: a loss is not finite (names the network and the epoch).
     """
     arguments = (images, labels, protocol, operations, classes, seeds)
+    first, total = place or (0, len(models))
     if len(models) > 1 and not any(_random(model) for model in models):
         try:
-            _fit(_Together(models), *arguments)
+            _fit(_Together(models), *arguments, (first, total))
             return
         except _NotVectorised:
             pass
@@ -70,7 +73,7 @@ def fit(
     for r, model in enumerate(models):
         with seeded(seeds[r], images[r].device):  # for dropout
             network = _Alone(model, images[r].device, compiled=images[r].device.type == "cpu" and pixels >= _LONG)
-            _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (r, len(models)))
+            _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (first + r, total))
 
 
 def _random(model: nn.Module) -> bool:
@@ -85,7 +88,9 @@ class _Alone:
     """One network, called with (1, B, C, H, W)."""
 
     def __init__(self, model: nn.Module, device: torch.device, compiled: bool) -> None:
-        if device.type == "cpu" and (compiled or any(isinstance(m, nn.BatchNorm2d) for m in model.modules())):
+        batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        lazy = any(isinstance(p, nn.UninitializedParameter) for p in model.parameters())
+        if device.type == "cpu" and (compiled or batch_norm) and not lazy:
             # what benchmarks/evaluate.py found faster; group norm uncompiled is not
             model.to(memory_format=torch.channels_last)
         self.model, self.name = model.train(), type(model).__name__
@@ -148,8 +153,10 @@ def _fit(
     operations: Sequence[str],
     classes: int,
     seeds: Sequence[int],
-    place: tuple[int, int] | None = None,
+    place: tuple[int, int],
 ) -> None:
+    if not any(p.requires_grad for p in networks.parameters):
+        raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
     optimizer = torch.optim.SGD(
         networks.parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.decay
     )
@@ -161,28 +168,31 @@ def _fit(
     losses: list[Tensor] = []
     for epoch in range(protocol.epochs):
         order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(device)  # (R, N)
-        for rows in order.split(protocol.batch, dim=1):
+        for rows in _batches(order, protocol.batch):
             batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
             u = torch.stack([torch.rand(rows.shape[1], siamese.DRAWS, generator=g) for g in generators])
             batch = siamese.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), operations)[:, 0].view_as(batch)
             batch, wanted = _cutmix(batch, targets[rows], protocol.cutmix, generators)
             optimizer.zero_grad()
             output = networks(batch)
-            if output.shape != wanted.shape:
-                raise UsageError(
-                    f"The network {networks.name} gives {tuple(output.shape[1:])} for {rows.shape[1]} images of "
-                    f"{classes} classes, not {tuple(wanted.shape[1:])}.",
-                    f"Make its last layer give {classes} logits.",
-                )
+            _check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
             loss = -(wanted * output.float().log_softmax(-1)).sum(-1).mean(1)  # (R,)
             loss.sum().backward()
             optimizer.step()
         losses.append(loss.detach())
         if len(losses) == _CHECK_EVERY or epoch == protocol.epochs - 1:
-            _check(torch.stack(losses), epoch + 1 - len(losses), protocol.epochs, place or (0, len(seeds)))
+            _check(torch.stack(losses), epoch + 1 - len(losses), protocol.epochs, place)
             losses = []
         schedule.step()
     networks.finish()
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """Return an order of images (R, N) in batches; one image alone, too few for batch norm, joins those before."""
+    parts = list(order.split(size, dim=1))
+    if len(parts) > 1 and parts[-1].shape[1] == 1:
+        parts[-2:] = [torch.cat(parts[-2:], 1)]
+    return parts
 
 
 def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> None:
@@ -247,9 +257,14 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(
-    model: nn.Module, images: Tensor, labels: Tensor, normalization: Normalization, device: torch.device
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalization: Normalization,
+    device: torch.device,
+    classes: int,
 ) -> float:
-    """Return the top-1 accuracy in percent of a model on real images.
+    """Return the top-1 accuracy in percent of a model on real images; it is left in the mode it was in.
 
     Args:
         model: Maps normalised (B, C, H, W) to logits.
@@ -257,9 +272,30 @@ def accuracy(
         labels: (M,) int64.
         normalization: The one the model was trained under.
         device: Where the model is.
+        classes: K.
+
+    Raises:
+        UsageError: the model does not give (B, K).
+        AtomhubError: it gives values that are not finite.
     """
+    mode = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     for pixels, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
-        right += (logits(model, normalization.apply(pixels.to(device))).argmax(1) == targets.to(device)).sum()
+        found = logits(model, normalization.apply(pixels.to(device)))
+        _check_shape(type(model).__name__, found.shape, (len(pixels), classes))
+        right += (found.argmax(1) == targets.to(device)).sum()
+        finite &= found.isfinite().all()
+    model.train(mode)
+    if not bool(finite):
+        raise AtomhubError(f"The network {type(model).__name__} gives values that are not finite.")
     return 100 * int(right) / len(labels)
+
+
+def _check_shape(name: str, found: Sequence[int], wanted: tuple[int, int]) -> None:
+    if tuple(found) != wanted:
+        raise UsageError(
+            f"The network {name} gives {tuple(found)} for {wanted[0]} images of {wanted[1]} classes, not {wanted}.",
+            f"Make its last layer give {wanted[1]} logits.",
+        )

@@ -214,8 +214,7 @@ class Network:
 
     def parameters(self) -> int:
         """Return how many numbers it learns."""
-        with torch.random.fork_rng([]):
-            return sum(p.numel() for p in self.build().parameters())
+        return sum(p.numel() for p in _sketch(self.build).parameters())
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
@@ -233,13 +232,14 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     return name.strip(), options
 
 
-def find_network(spec: str, images: Images, recipe: Recipe | None = None) -> Network:
+def find_network(spec: str, images: Images, recipe: Recipe | None = None, tried: bool = True) -> Network:
     """Return a network by name.
 
     Args:
         spec: One of :data:`NETWORKS` or a classifier of torchvision, with options: ``convnet:width=64,norm=batch``.
         images: What it is to classify.
         recipe: What a set was distilled with: width, depth and norm where the spec does not say.
+        tried: Whether to see that it takes the images.
 
     Raises:
         UsageError: an unknown name or option (with the closest match), a value that is not possible, or a network that
@@ -248,7 +248,8 @@ def find_network(spec: str, images: Images, recipe: Recipe | None = None) -> Net
     name, given = split_spec(spec)
     make = NETWORKS.get(name)
     if make is None:
-        return _torchvision(name, given, images)
+        network = _torchvision(name, given, images)
+        return _tried(network) if tried else network
     hints = get_type_hints(make, include_extras=True)
     signature = inspect.signature(make).parameters
     defaults = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
@@ -260,7 +261,8 @@ def find_network(spec: str, images: Images, recipe: Recipe | None = None) -> Net
     # a spec names what may differ between two results: all that recipe or user chose
     named = [f"{k}={v}" for k, v in known.items() if v != signature[k].default or k in ("width", "depth", "norm")]
     full = name + (":" + ",".join(named) if named else "")
-    return _tried(Network(full, lambda: make(images, **known), images))
+    network = Network(full, lambda: make(images, **known), images)
+    return _tried(network) if tried else network
 
 
 def _read(name: str, key: str, value: str, defaults: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
@@ -306,7 +308,17 @@ def _torchvision(name: str, options: Mapping[str, str], images: Images) -> Netwo
         model: nn.Module = models.get_model(plain, weights=None, num_classes=images.classes, **extra)
         return model if images.channels == 3 else _AsColour(model)
 
-    return _tried(Network(TORCHVISION + plain if plain in NETWORKS else plain, build, images))
+    return Network(TORCHVISION + plain if plain in NETWORKS else plain, build, images)
+
+
+def _sketch(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network without memory for its weights, where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # some draw their sizes as tensors
+        with torch.random.fork_rng([]):
+            return build()
 
 
 def _tried(network: Network) -> Network:
@@ -314,12 +326,10 @@ def _tried(network: Network) -> Network:
     images = network.images
     shape = (2, images.channels, images.size, images.size)
     try:
-        try:
-            with torch.device("meta"):
-                found = network.build().eval()(torch.empty(shape)).shape
-        except NotImplementedError:  # some draw their sizes as tensors
-            with torch.random.fork_rng([]), torch.no_grad():
-                found = network.build().eval()(torch.empty(shape)).shape
+        model = _sketch(network.build).eval()
+        with torch.no_grad():
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            found = model(torch.empty(shape, device=device)).shape
     except (RuntimeError, ValueError, AssertionError, ZeroDivisionError, TypeError) as error:
         reason = re.sub(r"\s+", " ", first_line(error))[:200]
         raise UsageError(
