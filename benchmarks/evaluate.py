@@ -78,7 +78,7 @@ def main():
         together = options.networks if device.type == "cuda" or shape.size < 32 else 5
 
         def fit(number, long, network=network, images=images, labels=labels, rules=rules):
-            trainer._LONG = long
+            trainer._LONG, trainer._FEW = long, 10**18
             models = [network.build().to(device) for _ in range(number)]
             trainer.fit(models, [images] * number, labels, rules, OPERATIONS, 10, list(range(number)))
 

@@ -19,6 +19,8 @@ from atomhub.training.protocols import Protocol
 _TEST_BATCH = 512
 _CHECK_EVERY = 20
 """Epochs between looks at the loss: each waits for the device."""
+_FEW = 200_000
+"""Parameters up to which networks are faster together than one by one on a CPU (``benchmarks/evaluate.py``)."""
 _LONG = 10**8
 """Pixels a network must see on a CPU for compiling it to pay."""
 
@@ -41,10 +43,10 @@ def fit(
     seeds: Sequence[int],
     place: tuple[int, int] | None = None,
 ) -> None:
-    """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``).
+    """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
     Each is trained as it would be alone, up to rounding: its order of images, augmentation and CutMix follow from its
-    own seed. What cannot be vectorised, such as dropout, is trained one by one.
+    own seed. What cannot be vectorised, such as dropout, is trained one by one, as large networks on a CPU are.
 
     Args:
         models: R modules from normalised (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``;
@@ -63,7 +65,9 @@ def fit(
     """
     arguments = (images, labels, protocol, operations, classes, seeds)
     first, total = place or (0, len(models))
-    if len(models) > 1 and not any(_random(model) for model in models):
+    known = [p.numel() for p in models[0].parameters() if not isinstance(p, nn.UninitializedParameter)]
+    large = images[0].device.type == "cpu" and sum(known) > _FEW
+    if len(models) > 1 and not large and not any(_random(model) for model in models):
         try:
             _fit(_Together(models), *arguments, (first, total))
             return
