@@ -49,7 +49,7 @@ def test_distilled_digits_beat_as_many_random_real_ones(home):
     assert result.score.runs == len(result.score.accuracies) == 3
 
 
-def test_the_same_seed_gives_the_same_accuracies_whatever_ran_before(home, digits1):
+def test_the_same_seed_gives_the_same_accuracies_whatever_ran_before(home, digits1, short):
     first = atomhub.evaluate(digits1, protocol="quick", runs=2)
     torch.rand(7)
     state = torch.get_rng_state()
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_accuracies_whatever_ran_before(home, digit
     assert later.score.accuracies[0] == first.score.accuracies[1]
 
 
-def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_again(home, digits1):
+def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_again(home, digits1, short):
     saved = digits1.save()
     for runs in (1, 2):
         result = atomhub.evaluate(saved, tiny, "quick", runs=runs)
@@ -78,7 +78,7 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
     assert json.loads((saved.path / "manifest.json").read_text())["results"][0]["score"]["runs"] == 2
 
 
-def test_fewer_runs_never_take_the_place_of_more(home, digits1):
+def test_fewer_runs_never_take_the_place_of_more(home, digits1, short):
     saved = digits1.save()
     for runs in (2, 1):
         atomhub.evaluate(saved, tiny, "quick", runs=runs, baseline=None)
@@ -206,7 +206,7 @@ class Recorder(torch.nn.Module):
         return self.bias.expand(len(images), 10) * self.weight
 
 
-def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits1):
+def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits1, short):
     made = []
 
     def network():
@@ -260,6 +260,12 @@ def test_momentum_and_weight_decay_are_those_of_the_protocol():
     assert torch.allclose(trained(), bias, atol=1e-6)
     assert not torch.allclose(trained(momentum=0.0), bias, atol=1e-6)
     assert not torch.allclose(trained(decay=0.1), bias, atol=1e-6)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """``quick`` with a tenth of its epochs, where the accuracy itself does not matter."""
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(20, 256, "test"))
 
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
