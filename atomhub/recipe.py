@@ -37,6 +37,22 @@ class Recipe(BaseModel):
     spatial: float = _knob(0.0, "weight of the spatial attention term", "-", "DataDAM eq. 2", ge=0, le=1e6)
     channel: float = _knob(0.0, "weight of the channel attention term", "-", "ATOM section 3", ge=0, le=1e6)
     feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
+    characteristic: float = _knob(
+        0.0,
+        "weight of the distance between the characteristic functions of the features, at random frequencies",
+        "-",
+        "NCFM (CVPR 2025)",
+        ge=0,
+        le=1e6,
+    )
+    calibration: float = _knob(
+        0.0,
+        "weight of the synthetic images' cross-entropy under trained networks; needs a pool",
+        "-",
+        "DANCE",
+        ge=0,
+        le=1e6,
+    )
     loss_scale: float = _knob(100.0, "factor on the whole loss", "-", "DataDAM's code", gt=0, le=1e9)
     # the papers say p 4 and instance norm, DataDAM's code does p 1 and batch norm: benchmarks/ablation.py decided
     power: float = _knob(1.0, "p of the attention maps, sum of |f|^p", "-", "DataDAM's code; ablation", ge=1, le=8)
@@ -53,10 +69,32 @@ class Recipe(BaseModel):
     depths: tuple[Depth, ...] = _knob(
         (), "if set: depths to draw a network from at every iteration", "blocks", "atomhub"
     )
+    pool: int = _knob(
+        0,
+        "networks trained briefly on the real images; an iteration uses one, somewhere on the line from its initial to "
+        "its trained weights; 0: fresh networks",
+        "networks",
+        "DANCE, NCFM",
+        ge=0,
+        le=1000,
+    )
+    pool_epochs: int = _knob(2, "epochs of the pool's training", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
     iterations: int = _knob(8000, "distillation iterations, a fresh network each", "iterations", "DataDAM", ge=1)
     real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
+    real_choice: Literal["random", "kmeans"] = _knob(
+        "random",
+        "real images of an iteration: any, or one of each of real_batch equal parts of a clustering",
+        "-",
+        "DREAM (ICCV 2023)",
+    )
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
+    )
+    image_schedule: Literal["constant", "cosine"] = _knob(
+        "constant", "learning rate of the images over the run: constant, or along half a cosine to 0", "-", "atomhub"
+    )
+    image_average: float = _knob(
+        0.0, "share of the run, at its end, whose images are averaged; 0: the last ones", "-", "atomhub", ge=0, le=1
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
     init: Literal["real", "noise", "herding", "kmeans"] = _knob(
@@ -94,6 +132,10 @@ class Recipe(BaseModel):
             raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
         if self.feature == 0 and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
+        if self.calibration and not self.pool:
+            raise ValueError("calibration needs trained networks: set pool above 0")
+        if self.pool and (self.widths or self.depths):
+            raise ValueError("a pool has networks of one width and depth: unset widths and depths")
         if self.zca and self.formation > 1:
             raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
         return self

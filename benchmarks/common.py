@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's rates, held-out data, and results written beside their command."""
 
+import hashlib
 import json
 import platform
 import sys
@@ -61,7 +62,8 @@ def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) ->
     labels = real.train.labels
     kept, out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
     splits = [Split(real.train.images[rows], labels[rows]) for rows in (np.sort(kept), np.sort(out[:test]))]
-    info = real.info.model_copy(update={"fingerprint": "0" * 64, "id": f"{real.info.id}-held-out"})
+    mark = hashlib.sha256(f"{real.info.fingerprint} held out {fraction} {test}".encode()).hexdigest()
+    info = real.info.model_copy(update={"fingerprint": mark, "id": f"{real.info.id}-held-out"})
     return replace(real, info=info, train=splits[0], test=splits[1])
 
 

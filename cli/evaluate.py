@@ -91,7 +91,7 @@ def evaluate(
     columns = ["network", "distilled", "95 % interval of the mean", *(BASELINES[k] for k in kinds), "time (distilled)"]
     print_table(columns, rows, title)
     if distilled.path is None:
-        say("The set lies in the Hub's cache, so the result was not stored with it.")
+        say("The set is not in the store, so the result was not kept with it.")
 
 
 BASELINES = {

@@ -20,7 +20,7 @@ from .output import accuracy, is_terminal, json_option, print_json, print_table,
               help="Of sets on the Hub.")  # fmt: skip
 @json_option
 def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
-    """List the sets in the store and those that were pulled, or search the Hub.
+    """List the sets in the store, those that come with atomhub and those that were pulled, or search the Hub.
 
     \b
     Examples:
@@ -33,21 +33,22 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
     if author or source or ipc:
         raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
     from atomhub.hub import remote as hub
-    from atomhub.hub import store
+    from atomhub.hub import layout, store
 
     good, bad = store.manifests()
+    starter = {name: layout.read_manifest(store.STARTER / name) for name in store.starters()}
     pulled = hub.pulled()
     if as_json:
         print_json({"sets": [{"name": folder.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
                               "results": [r.model_dump(mode="json") for r in m.results],
                               "path": str(folder)} for folder, m in good.items()],
+                    "starter": [{"name": name, "source": m.source.id, "ipc": m.ipc} for name, m in starter.items()],
                     "pulled": [{"name": p.repo, "commit": p.commit, "source": p.manifest.source.id,
                                 "ipc": p.manifest.ipc} for p in pulled]})  # fmt: skip
-    elif not good and not pulled:
-        say(f"No sets in {store.sets()}. Make one: atomhub distill digits --ipc 1")
     else:
         rows = []
         entries = [(folder.name, m) for folder, m in good.items()]
+        entries += [(name, m) for name, m in starter.items() if name not in store.names()]  # those in the store go first
         entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
         for name, m in entries:
             last = next((r for r in reversed(m.results) if r.labels == "hard"), None)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 
-def objective(network, real, synthetic, u, recipe):
+def objective(network, real, synthetic, u, recipe, trained=None):
     """Return the loss.
 
     Args:
@@ -18,6 +18,7 @@ def objective(network, real, synthetic, u, recipe):
         synthetic: The same.
         u: (K, 12) uniform numbers behind the augmentation.
         recipe: Weights, power, scale, norm, augmentation.
+        trained: State dict of the ConvNet that calibrates.
     """
     synthetic = [views(images, recipe.formation) for images in synthetic]
     means = []  # of each side, of each class: what is matched
@@ -37,6 +38,14 @@ def objective(network, real, synthetic, u, recipe):
     for k in range(len(real)):
         for weight, a, b in zip(weights, means[0][k], means[1][k], strict=True):
             total = total + weight * ((a - b) ** 2).sum()
+    if recipe.calibration:
+        augmented = [[augment(image, u[k], recipe.augmentation) for image in side] for k, side in enumerate(synthetic)]
+        flat = embed(trained, [image for images in augmented for image in images], recipe)
+        for k, images in enumerate(augmented):
+            own, flat = flat[: len(images)], flat[len(images) :]
+            for *_, features in own:
+                logits = trained["head.weight"] @ features + trained["head.bias"]
+                total = total - recipe.calibration * torch.log_softmax(logits, 0)[k] / len(images)
     return recipe.loss_scale * total
 
 

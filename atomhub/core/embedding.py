@@ -17,10 +17,15 @@ from torch.nn import functional as F
 
 from atomhub.core import draws, mixer
 from atomhub.core.networks import ConvNet
+from atomhub.core.pool import Pool
 from atomhub.recipe import Recipe
 
 EPS = 1e-5
 """Added to variances by PyTorch's norm layers."""
+FREQUENCIES = 1024
+"""At which characteristic functions are compared in an iteration."""
+BANDWIDTH = 4.0
+"""Standard deviation of the frequencies, for features of length 1."""
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel over a whole batch, (C,) each."""
 Reduce = Callable[[Tensor], Tensor]
@@ -40,6 +45,7 @@ class Embedding:
         compute: Of the convolutions.
         compiled: Whether to use ``torch.compile``; where it cannot, all runs as it is.
         reduce: Adds batch-norm statistics up over processes; None: there is one process.
+        pool: Networks to draw from; None: fresh ones.
     """
 
     def __init__(
@@ -53,7 +59,9 @@ class Embedding:
         compute: torch.dtype,
         compiled: bool,
         reduce: Reduce | None = None,
+        pool: Pool | None = None,
     ) -> None:
+        self.pool = pool.to(device, dtype) if pool is not None else None
         self.recipe, self.compute, self.reduce = recipe, compute, reduce
         kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
         self.networks = [ConvNet(channels, classes, size, width, depth, recipe.norm) for width, depth in kinds]
@@ -69,13 +77,34 @@ class Embedding:
         }
         self.weights: dict[torch.memory_format, list[Tensor]] = {}
         self.biases: list[Tensor] | None = None
+        self.frequencies: Tensor | None = None
+        self.member = 0
 
     def draw(self, seed: int, iteration: int) -> None:
         """Choose the network of an iteration and draw its weights in place; a function of (seed, iteration)."""
         key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
         self.network = self.networks[key % len(self.networks)]
         self.generator.manual_seed(key)
-        self.network.reinitialise(self.generator)
+        if self.pool is None:
+            self.network.reinitialise(self.generator)
+        else:
+            self.member = key % len(self.pool)
+            self.pool.put(self.network, self.member, float(draws.uniform(seed, draws.POOL, iteration)[0]))
+        if self.recipe.characteristic:
+            shape = (self.network.head.in_features, FREQUENCIES)
+            self.frequencies = BANDWIDTH * torch.randn(
+                shape, generator=self.generator, device=self.generator.device, dtype=self.network.head.weight.dtype
+            )
+        self._take_weights()
+
+    def train(self) -> None:
+        """Go to the trained end of the line that the network of the iteration is on."""
+        if self.pool is None:
+            raise AssertionError("only the networks of a pool are trained")
+        self.pool.put(self.network, self.member, 1.0)
+        self._take_weights()
+
+    def _take_weights(self) -> None:
         weights, biases = ([getattr(c, name) for c in self.network.convolutions] for name in ("weight", "bias"))
         formats = {torch.channels_last, self.gradient_format}
         self.weights = {f: [w.to(self.compute, memory_format=f) for w in weights] for f in formats}
@@ -98,8 +127,17 @@ class Embedding:
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
         return self.compiled[self.network](
-            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, moments, self.reduce
-        )
+            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, self.frequencies,
+            moments, self.reduce,
+        )  # fmt: skip
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of normalised images (N, C, H, W) under the weights in use."""
+        features = self.compiled[self.network](
+            self.prepare(images), self.weights[self.format], self.biases, self.recipe.norm, 1.0, (False, False, True),
+            None, None, self.reduce,
+        )[0]  # fmt: skip
+        return F.linear(features, self.network.head.weight, self.network.head.bias)
 
     def moments(self, batches: Callable[[], Any]) -> list[Moments]:
         """Return the batch-norm statistics of a batch that comes in pieces, layer by layer.
@@ -131,6 +169,7 @@ def vectors(
     norm: str,
     power: float,
     wanted: tuple[bool, bool, bool],
+    frequencies: Tensor | None,
     moments: Sequence[Moments] | None,
     reduce: Reduce | None,
 ) -> list[Tensor]:
@@ -143,12 +182,14 @@ def vectors(
         norm: ``instance``, ``batch`` or ``none``.
         power: p of the attention maps.
         wanted: Whether spatial attention, channel attention and features are matched.
+        frequencies: (D, M), where the characteristic function of the features is matched as well.
         moments: Batch-norm statistics, where they are not those of ``x``.
         reduce: Adds sums up over all processes.
 
     Returns:
         For each block but the last: (N, H*W) spatial, then (N, width) channel attention; last, (N, D) features, the
-        flattened output of the last block after pooling. Those wanted, in float32 at least.
+        flattened output of the last block after pooling. Those wanted, in float32 at least. Then (N, 2M): real and
+        imaginary parts of ``exp(i t z)`` for every frequency t, z the features divided by their length, over sqrt(M).
     """
     spatial, channel, feature = wanted
     out: list[Tensor] = []
@@ -158,7 +199,13 @@ def vectors(
         if layer < len(weights) - 1 and (spatial or channel):
             out += mixer.attention(x, power, spatial, channel)
         x = F.avg_pool2d(x, 2)
-    return [*out, mixer.full(x).flatten(1)] if feature else out
+    features = mixer.full(x).flatten(1)
+    if feature:
+        out.append(features)
+    if frequencies is not None:
+        phases = F.normalize(features) @ frequencies
+        out.append(torch.cat([phases.cos(), phases.sin()], 1) / frequencies.shape[1] ** 0.5)
+    return out
 
 
 def activations(

@@ -8,6 +8,7 @@ in any pieces, synthetic ones class by class. Batch norm couples the classes and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from atomhub.core import draws, initial, mixer, siamese
 from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
+from atomhub.core.pool import Pool
 from atomhub.core.synthetic import Synthetic, decode, encode
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
@@ -75,6 +78,7 @@ class Engine:
         memory: Bytes that the work of an iteration may take; None: as fast as possible.
         compiled: Use ``torch.compile``; None: if the run is long enough to pay for it.
         team: The processes that share the work.
+        pool: The trained networks, where the recipe has a pool.
 
     Raises:
         AtomhubError: the memory is too small for one class of synthetic images.
@@ -94,6 +98,7 @@ class Engine:
         memory: int | None = None,
         compiled: bool | None = None,
         team: Team | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.recipe, self.ipc, self.seed, self.memory = recipe, ipc, seed, memory
@@ -111,12 +116,12 @@ class Engine:
         bf16 = recipe.precision == "bfloat16" and dtype == torch.float32
         self.embedding = Embedding(
             recipe, channels, self.classes, size, self.device, dtype, torch.bfloat16 if bf16 else dtype,
-            compiled and dtype == torch.float32, self.team.add if self.team.size > 1 else None,
+            compiled and dtype == torch.float32, self.team.add if self.team.size > 1 else None, pool,
         )  # fmt: skip
         width = max(recipe.widths or (recipe.width,))
         self._map = width * (size + self.embedding.network.padding) ** 2 * (2 if bf16 else 4)
         self.real = images
-        self.resident = torch.from_numpy(np.array(images)).to(self.device) if _fits(images, self.device) else None
+        self.resident = torch.from_numpy(np.array(images)).to(self.device) if fits(images, self.device) else None
         start = self._initial().to(self.device, dtype)
         self.synthetic = Synthetic(start, recipe.pixels, self.normalization)
         self.synthetic.images.grad = torch.zeros_like(self.synthetic.images)
@@ -124,7 +129,9 @@ class Engine:
             self.synthetic.parameters(), lr=recipe.image_lr or 1.0, momentum=recipe.image_momentum
         )
         self._clipped = torch.zeros(())
+        self.average = torch.zeros_like(self.synthetic.images)
         self.groups = self._groups()
+        self.order = self._clustered() if recipe.real_choice == "kmeans" else None
 
     def _initial(self) -> Tensor:
         """Return (k, ipc, C, H, W) float pixels in 0..1 to start from."""
@@ -133,13 +140,18 @@ class Engine:
             flat = draws.uniform(self.seed, draws.NOISE, 0, self.owned[:, None], np.arange(np.prod(shape))[None])
             return torch.from_numpy(flat).view(len(self.owned), *shape)
 
-        def flattened(k: int) -> NDArray[np.float32]:
-            start = int(np.searchsorted(self.owned, k))
-            pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
-            return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
-
-        rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
+        rows = initial.rows(self.recipe.init, self._flattened, self.owned, self.counts, self.views, self.seed)
         return encode(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
+
+    def _flattened(self, k: int) -> NDArray[np.float32]:
+        """Return the real images of a class, normalised, (n, D)."""
+        start = int(np.searchsorted(self.owned, k))
+        pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
+        return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
+
+    def _clustered(self) -> list[NDArray[np.int64]]:
+        """Return the rows of each class sorted by cluster."""
+        return [initial.clustered(self._flattened(int(k)), self.recipe.real_batch, self.seed) for k in self.owned]
 
     def _groups(self) -> list[slice]:
         """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
@@ -185,7 +197,12 @@ class Engine:
         self.embedding.draw(self.seed, iteration)
         u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, self.owned[:, None], np.arange(siamese.DRAWS)[None])
         batch = self.recipe.real_batch
-        members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
+        if self.order is None:
+            members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
+        else:  # one of each of ``batch`` equal parts of the sorted rows
+            place = draws.uniform(self.seed, draws.REAL, iteration, self.owned[:, None], np.arange(batch)[None])
+            places = ((np.arange(batch) + place) / batch * self.counts[:, None]).astype(np.int64)
+            members = np.stack([order[row] for order, row in zip(self.order, places, strict=True)])
         return Draw(members + self.starts[:, None], torch.from_numpy(u))
 
     def gradient(self, iteration: int) -> Tensor:
@@ -203,6 +220,23 @@ class Engine:
             synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in self.embedding(augmented)]
             loss = mixer.loss([r[group] for r in real], synthetic, self.recipe, self.embedding.network.depth)
             gradient[group] = torch.autograd.grad(loss, images)[0]
+            total += loss.detach()
+        if self.recipe.calibration:
+            total += self._calibrate(draw, gradient)
+        return total
+
+    def _calibrate(self, draw: Draw, gradient: Tensor) -> Tensor:
+        """Add the gradient of the weighted cross-entropy under the trained network; return its value, a scalar."""
+        self.embedding.train()
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        for group in self.groups:
+            images = self.synthetic.seen(group).requires_grad_()
+            views = decode(images, self.recipe.formation)
+            augmented = siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
+            labels = torch.from_numpy(self.owned[group]).to(self.device).repeat_interleave(self.views)
+            loss = F.cross_entropy(self.embedding.logits(augmented), labels, reduction="sum") / self.views
+            loss = self.recipe.loss_scale * self.recipe.calibration * loss
+            gradient[group] += torch.autograd.grad(loss, images)[0]
             total += loss.detach()
         return total
 
@@ -240,8 +274,17 @@ class Engine:
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images; return the loss before it, a scalar."""
         loss = self.gradient(iteration)
+        recipe, total = self.recipe, self.recipe.iterations
+        if recipe.image_schedule == "cosine":
+            self.optimizer.param_groups[0]["lr"] = (
+                (recipe.image_lr or 1.0) * (1 + math.cos(math.pi * iteration / total)) / 2
+            )
         self.optimizer.step()
         self._clipped = self.synthetic.project()
+        begin = total - math.ceil(recipe.image_average * total)
+        if iteration >= begin:
+            with torch.no_grad():
+                self.average.lerp_(self.synthetic.images, 1 / (iteration - begin + 1))
         return loss
 
     def run(self, start: int = 0, report_every: int = 10, stop: Callable[[], bool] = lambda: False) -> Iterator[Report]:
@@ -267,15 +310,17 @@ class Engine:
         momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
         images = self.synthetic.images.detach()
         momentum = torch.zeros_like(images) if momentum is None else momentum
-        return {
-            "images": self.team.gather(images, self.classes),
-            "momentum": self.team.gather(momentum, self.classes),
-        }
+        state = {"images": images, "momentum": momentum}
+        if self.recipe.image_average:
+            state["average"] = self.average
+        return {name: self.team.gather(tensor, self.classes) for name, tensor in state.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a :meth:`state`, bit for bit."""
         self.synthetic.images.copy_(state["images"][self.owned])
+        if self.recipe.image_average:
+            self.average.copy_(state["average"][self.owned])
         self.optimizer.state[self.synthetic.images]["momentum_buffer"] = (
             state["momentum"][self.owned].to(self.device, self.dtype).clone()
         )
@@ -284,7 +329,9 @@ class Engine:
 def worth_compiling(recipe: Recipe, classes: int, ipc: int, channels: int, size: int) -> bool:
     """Return whether a run is long enough for ``torch.compile`` to pay."""
     width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
-    images = classes * (recipe.real_batch + 3 * ipc * recipe.formation**2)  # forward, and forward and backward
+    images = classes * (
+        recipe.real_batch + (6 if recipe.calibration else 3) * ipc * recipe.formation**2
+    )  # forward, and forward and backward
     return recipe.iterations * images * operations(width, depth, channels, size) >= _WORTH_COMPILING
 
 
@@ -305,6 +352,6 @@ def _slices(total: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
-def _fits(images: NDArray[np.uint8], device: torch.device) -> bool:
+def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
     """Whether the real images may live on the device: at most half of its free memory."""
     return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

@@ -14,6 +14,10 @@ from atomhub.hub import layout
 from atomhub.manifest import Manifest, check_name
 
 
+STARTER = Path(__file__).resolve().parents[1] / "starter"
+"""The sets that come with atomhub: only read, never written."""
+
+
 def sets() -> Path:
     """Return the folder of the local store."""
     return home() / "sets"
@@ -30,9 +34,9 @@ def load(
     """Load a distilled set and verify it.
 
     Args:
-        name_or_path: A folder in format v1; the name of a set in the local store; or a set on the Hub, ``user/name``
-            or ``user/name@revision``, which is downloaded once. A bare name that is not in the store means
-            ``$ATOMHUB_NAMESPACE/name``, where that is set.
+        name_or_path: A folder in format v1; the name of a set in the local store, or of one that comes with atomhub
+            (:func:`starters`); or a set on the Hub, ``user/name`` or ``user/name@revision``, which is downloaded once.
+            Any other bare name means ``$ATOMHUB_NAMESPACE/name``, where that is set. The first that is there counts.
         revision: Branch, tag or commit on the Hub.
         token: For private sets on the Hub; None: the one you are logged in with.
         local_files_only: Use what was downloaded before; the Hub is not asked.
@@ -45,6 +49,10 @@ def load(
     if revision is None and (folder := _here(name_or_path)):
         return layout.read(folder)
     name = str(name_or_path)
+    if revision is None and name in starters():
+        found = layout.read(STARTER / name)
+        found.path = None  # results are not written into an installed package
+        return found
     bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name)
     if isinstance(name_or_path, Path) or not (
         re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or (bare and os.environ.get("ATOMHUB_NAMESPACE"))
@@ -59,9 +67,8 @@ def find(name_or_path: str | Path) -> Path:
     """Return the folder of a set: a path that exists, else a name in the store; NotFoundError otherwise."""
     if folder := _here(name_or_path):
         return folder
-    known = names()
     name = str(name_or_path)
-    hint = closest(name, known) if known else "The store is empty: make a set with atomhub distill digits --ipc 1"
+    hint = closest(name, [*names(), *starters()])
     raise NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
 
 
@@ -81,6 +88,11 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in sets().glob(f"*/{layout.MANIFEST}") if not p.parent.name.startswith("."))
 
 
+def starters() -> list[str]:
+    """Return the names of the sets that come with atomhub, sorted."""
+    return sorted(path.parent.name for path in STARTER.glob(f"*/{layout.MANIFEST}"))
+
+
 def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:
     """Return the manifests of the sets in the store by folder, tensors unopened, and what is wrong with others."""
     good: dict[Path, Manifest] = {}
@@ -96,6 +108,8 @@ def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:
 def check_stored(name: str) -> Path:
     """Return the folder of a set in the store; NotFoundError if it is not there."""
     folder = place(name)
+    if not folder.is_dir() and name in starters():
+        raise NotFoundError(f"The set {name!r} comes with atomhub: it is not in the store, and stays.")
     if not folder.is_dir():
         raise NotFoundError(f"There is no distilled set {name!r} in the store.", closest(name, names() or ["none"]))
     return folder

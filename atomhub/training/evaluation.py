@@ -23,7 +23,7 @@ from atomhub.errors import AtomhubWarning, NotFoundError, UsageError, check_whol
 from atomhub.manifest import Kind, Measurement, Score
 from atomhub.sources import RealData
 from atomhub.training.protocols import find_protocol
-from atomhub.training.trainer import accuracy, fit, seeded
+from atomhub.training.trainer import accuracy, fastest_group, fit, seeded
 from atomhub.training.zoo import Images, find_network
 
 Baseline = Literal["random", "herding", "whole"]
@@ -146,16 +146,6 @@ def _new(model: object, others: Sequence[nn.Module | None], device: torch.device
             "Make a new one in it: every run needs fresh weights.",
         )
     return model.to(device)
-
-
-def fastest_group(device: torch.device, pixels: int) -> int:
-    """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured.
-
-    Args:
-        device: Where.
-        pixels: Height times width times images of a batch: many keep a CPU busy with one network.
-    """
-    return 20 if device.type == "cuda" or pixels <= 4096 else 1
 
 
 def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[Kind]:

@@ -73,11 +73,21 @@ def fit(
             return
         except _NotVectorised:
             pass
-    pixels = protocol.epochs * len(labels) * images[0][0, 0].numel()
+    pixels = protocol.epochs * len(labels) * images[0][:1][0, 0].numel()
     for r, model in enumerate(models):
         with seeded(seeds[r], images[r].device):  # for dropout
             network = _Alone(model, images[r].device, compiled=images[r].device.type == "cpu" and pixels >= _LONG)
             _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (first + r, total))
+
+
+def fastest_group(device: torch.device, pixels: int) -> int:
+    """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured.
+
+    Args:
+        device: Where.
+        pixels: Height times width times images of a batch: many keep a CPU busy with one network.
+    """
+    return 20 if device.type == "cuda" or pixels <= 4096 else 1
 
 
 def _random(model: nn.Module) -> bool:
@@ -168,7 +178,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, protocol.factor)
     generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
     count, device = len(labels), images[0].device
-    targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(images[0].dtype)
+    targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(networks.parameters[0].dtype)
     losses: list[Tensor] = []
     for epoch in range(protocol.epochs):
         order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(device)  # (R, N)

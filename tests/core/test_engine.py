@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from atomhub.core import initial
 from atomhub.core.engine import Engine
+from atomhub.core.networks import ConvNet
+from atomhub.core.pool import Pool
 from atomhub.core.synthetic import decode, encode
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError
@@ -31,7 +33,21 @@ def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, o
     normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
     if recipe.zca:
         normalization = fit_zca(images, normalization)
-    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, **(options or {}))
+    pool = make_pool(recipe, channels) if recipe.pool else None
+    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, pool=pool, **(options or {}))
+
+
+def make_pool(recipe, channels=3):
+    """Networks before and after a training that is pretended: both ends are drawn."""
+    ends = []
+    for end in range(2):
+        states = []
+        for member in range(recipe.pool):
+            network = ConvNet(channels, len(SIZES), SIZE, recipe.width, recipe.depth, recipe.norm)
+            network.reinitialise(torch.Generator().manual_seed(10 * member + end))
+            states.append({n: p.detach() for n, p in network.named_parameters() if not n.startswith("norms")})
+        ends.append({name: torch.stack([state[name] for state in states]) for name in states[0]})
+    return Pool(*ends)
 
 
 def reference_loss_and_gradient(engine, iteration):
@@ -47,7 +63,10 @@ def reference_loss_and_gradient(engine, iteration):
         seen = (((seen * std + mean) * 255).round() / 255 - mean) / std
     seen.requires_grad_()
     weights = {k: v.double() for k, v in engine.embedding.network.state_dict().items()}
-    loss = reference.objective(weights, real, list(seen), draw.augmentation, engine.recipe)
+    trained = None
+    if engine.recipe.calibration:
+        trained = {k: v[engine.embedding.member].double() for k, v in make_pool(engine.recipe).trained.items()}
+    loss = reference.objective(weights, real, list(seen), draw.augmentation, engine.recipe, trained)
     loss.backward()
     return loss.detach(), seen.grad
 
@@ -84,6 +103,9 @@ def test_every_augmentation_agrees_with_the_reference(operation):
         {"widths": (3, 5), "depths": (1, 2, 3)},
         {"formation": 2},
         {"formation": 4, "norm": "batch", "pixels": "float32"},
+        {"pool": 2},
+        {"pool": 2, "norm": "batch", "calibration": 0.3},
+        {"pool": 3, "calibration": 2.0, "formation": 2, "power": 2},
     ],
     ids=str,
 )
@@ -192,6 +214,38 @@ def test_images_move_by_sgd_with_the_learning_rate_and_momentum_of_the_recipe():
         expected = engine.normalization.apply(pixels)
         engine.step(iteration)
         assert torch.allclose(engine.synthetic.images, expected, atol=1e-9)
+
+
+def test_the_learning_rate_follows_half_a_cosine():
+    steps = []
+    for schedule in ("constant", "cosine"):
+        engine = make_engine(pixels="float32", image_lr=0.01, image_momentum=0, image_schedule=schedule)
+        for iteration in range(5):
+            before = engine.synthetic.images.detach().clone()
+            engine.gradient(iteration)
+            gradient = engine.synthetic.images.grad.clone()
+            engine.step(iteration)
+            inside = (engine.synthetic.images - before).abs() > 1e-12  # not clamped
+            steps.append(((engine.synthetic.images - before)[inside] / gradient[inside]).median().item())
+    cosine = [0.005 * (1 + np.cos(np.pi * i / 5)) for i in range(5)]
+    assert steps == pytest.approx([-0.01] * 5 + [-lr for lr in cosine], rel=1e-6)
+
+
+def test_networks_of_a_pool_lie_between_their_ends():
+    engine = make_engine(pool=2, width=3)
+    pool, shares = make_pool(engine.recipe), []
+    for iteration in range(40):
+        engine.draw(iteration)
+        now = engine.embedding.network.convolutions[1].weight
+        a, b = (
+            side["convolutions.1.weight"][engine.embedding.member].double() for side in (pool.initial, pool.trained)
+        )
+        share = ((now - a) / (b - a)).mean()
+        assert torch.allclose(now, a + share * (b - a))
+        shares.append((engine.embedding.member, round(share.item(), 6)))
+    assert {member for member, _ in shares} == {0, 1}
+    assert len({share for _, share in shares}) == 40  # drawn afresh
+    assert min(shares)[1] < 0.2 and max(share for _, share in shares) > 0.8
 
 
 def test_real_batches_hold_images_of_their_class_without_repeats():

@@ -1,0 +1,109 @@
+"""The pool of briefly trained networks, trained once per source and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from atomhub.core import draws
+from atomhub.core.engine import fits
+from atomhub.core.networks import ConvNet
+from atomhub.core.pool import Pool
+from atomhub.core.whitening import Normalization
+from atomhub.files import home, replace_file
+from atomhub.recipe import Recipe
+from atomhub.sources import RealData
+from atomhub.training.protocols import Protocol
+from atomhub.training.trainer import fastest_group, fit
+
+_SEED = 0
+"""One pool serves all seeds of a source."""
+_PART = ("pool", "pool_epochs", "width", "depth", "norm", "zca", "augmentation", "precision")
+"""Fields of a recipe that a pool depends on."""
+
+
+class _Real:
+    """Real images as :func:`fit` takes them: gathered and normalised when they are asked for."""
+
+    def __init__(self, images: NDArray[np.uint8], normalization: Normalization, device: torch.device) -> None:
+        self.device, self.images = device, images
+        self.normalization = normalization.to(device, torch.float32)
+        self.resident = torch.from_numpy(np.array(images)).to(device) if fits(images, device) else None
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        if self.resident is not None:
+            return self.normalization.apply(self.resident[rows])
+        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        return self.normalization.apply(torch.tensor(self.images[rows]).to(self.device))
+
+
+def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device) -> Pool:
+    """Return the pool of a resolved recipe for a source, from the cache or trained now.
+
+    Networks are trained with SGD (learning rate 0.01, momentum 0.9, decay 5e-4, batch 64) under the recipe's
+    augmentation, one operation an image; their norm layers stay the identity.
+
+    Raises:
+        AtomhubError: a loss is not finite.
+    """
+    part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in _PART}
+    key = json.dumps({"source": real.info.fingerprint, **part}, sort_keys=True)
+    path = home() / "pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    if (kept := _read(path, key)) is not None:
+        return kept
+    start = time.perf_counter()
+    classes, size = len(real.class_names), real.info.size
+    seeds = [draws.generator_seed(_SEED, draws.POOL, 0, member) for member in range(recipe.pool)]
+    networks = []
+    for seed in seeds:
+        network = ConvNet(real.info.channels, classes, size, recipe.width, recipe.depth, recipe.norm)
+        network.reinitialise(torch.Generator().manual_seed(seed))
+        network.norms.requires_grad_(False)
+        networks.append(network.to(device))
+    initial = _stacked(networks)
+    # batches of 64: on a CPU their maps stay nearer to the caches, and a brief training takes more steps
+    protocol = Protocol(recipe.pool_epochs, 64, "DANCE", drops=())
+    images, labels = _Real(real.train.images, normalization, device), torch.from_numpy(real.train.labels).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        group = fastest_group(device, protocol.batch * size**2)
+        for i in range(0, len(networks), group):
+            some = networks[i : i + group]
+            fit(some, [images] * len(some), labels, protocol, recipe.augmentation, classes, seeds[i : i + group])
+    pool = Pool(initial, _stacked(networks))
+    pool = replace(pool, seconds=round(time.perf_counter() - start, 2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{side}.{name}": t for side in ("initial", "trained") for name, t in getattr(pool, side).items()}
+    replace_file(path, save(tensors, {"key": key, "seconds": str(pool.seconds)}))
+    return pool
+
+
+def _stacked(networks: list[ConvNet]) -> dict[str, Tensor]:
+    """Return the weights of all networks but those of norm layers, name to (P, ...), on the CPU."""
+    states = [{n: p.detach().cpu() for n, p in network.named_parameters() if p.requires_grad} for network in networks]
+    return {name: torch.stack([state[name] for state in states]).contiguous() for name in states[0]}
+
+
+def _read(path: Any, key: str) -> Pool | None:
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except (OSError, SafetensorError):
+        return None
+    sides = [
+        {n.removeprefix(f"{s}."): t for n, t in tensors.items() if n.startswith(f"{s}.")}
+        for s in ("initial", "trained")
+    ]
+    return Pool(*sides, seconds=float(about["seconds"]))
