@@ -147,21 +147,12 @@ def distill(
 
                 with first_of_machine(team):
                     pool = find_pool(real, resolved, normalization, where)
+                manifest = manifest.model_copy(update={"seconds": pool.seconds})  # it counts, cached or not
             engine = Engine(
                 real.train.images, real.train.offsets(len(real.class_names)), resolved, ipc,
                 normalization, seed, where, memory=limit, team=team, pool=pool,
             )  # fmt: skip
-            run = _Run(
-                engine,
-                manifest,
-                real,
-                device,
-                measure_every,
-                kept,
-                checkpoint_every,
-                progress,
-                pool.seconds if pool else 0.0,
-            )
+            run = _Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
             return run.finish(begin)
 
 
@@ -210,12 +201,11 @@ class _Run:
     kept: Checkpoints | None
     checkpoint_every: int
     progress: Progress | None
-    pool_seconds: float
 
     def finish(self, begin: Checkpoint | None) -> DistilledDataset:
         """Run to the end, from a checkpoint or from the start."""
         engine, team = self.engine, self.engine.team
-        iterations, first, seconds = engine.recipe.iterations, 0, self.pool_seconds
+        iterations, first, seconds = engine.recipe.iterations, 0, self.manifest.seconds
         self.losses: list[tuple[int, float]] = []
         self.clipped: list[tuple[int, float]] = []
         self.accuracies: list[tuple[int, float]] = []
@@ -255,9 +245,7 @@ class _Run:
         self._add_up()
         state = engine.state()
         images = stored(
-            state.get("average", state["images"]),
-            engine.synthetic.rounds,
-            engine.normalization.to(torch.device("cpu"), engine.dtype),
+            state["images"], engine.synthetic.rounds, engine.normalization.to(torch.device("cpu"), engine.dtype)
         )
         if self.kept is not None and (begin is None or begin.iteration < iterations):
             self._save(iterations)  # until the set is saved as well
@@ -304,10 +292,7 @@ class _Run:
         if self.engine.team.rank == 0:
             before = time.perf_counter()
             normalization = self.engine.normalization.to(torch.device("cpu"), self.engine.dtype)
-            snapshot = self._set(
-                stored(state.get("average", state["images"]), self.engine.synthetic.rounds, normalization),
-                self.manifest,
-            )
+            snapshot = self._set(stored(state["images"], self.engine.synthetic.rounds, normalization), self.manifest)
             found = evaluate(snapshot, protocol="quick", runs=1, baseline=(), device=self.device, source=self.real)
             self.accuracies.append((done, found.score.mean))
             self.start += time.perf_counter() - before

@@ -25,8 +25,9 @@ def _knob(default: Any, description: str, unit: str, source: str, **bounds: Any)
 class Recipe(BaseModel):
     """How a set is distilled. Immutable; the effective recipe is saved with every set.
 
-    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature)``, each term a sum over
-    classes of squared distances between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term).
+    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + calibration * L_ce)``.
+    The first three are sums over classes of squared distances between class means (ATOM, arXiv 2405.01373, section 3;
+    DM for the feature term), the last the sum over classes of the mean cross-entropy of the synthetic images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,14 +38,6 @@ class Recipe(BaseModel):
     spatial: float = _knob(0.0, "weight of the spatial attention term", "-", "DataDAM eq. 2", ge=0, le=1e6)
     channel: float = _knob(0.0, "weight of the channel attention term", "-", "ATOM section 3", ge=0, le=1e6)
     feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
-    characteristic: float = _knob(
-        0.0,
-        "weight of the distance between the characteristic functions of the features, at random frequencies",
-        "-",
-        "NCFM (CVPR 2025)",
-        ge=0,
-        le=1e6,
-    )
     calibration: float = _knob(
         0.0,
         "weight of the synthetic images' cross-entropy under trained networks; needs a pool",
@@ -81,20 +74,11 @@ class Recipe(BaseModel):
     pool_epochs: int = _knob(2, "epochs of the pool's training", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
     iterations: int = _knob(8000, "distillation iterations, a fresh network each", "iterations", "DataDAM", ge=1)
     real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
-    real_choice: Literal["random", "kmeans"] = _knob(
-        "random",
-        "real images of an iteration: any, or one of each of real_batch equal parts of a clustering",
-        "-",
-        "DREAM (ICCV 2023)",
-    )
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0", "-", "atomhub"
-    )
-    image_average: float = _knob(
-        0.0, "share of the run, at its end, whose images are averaged; 0: the last ones", "-", "atomhub", ge=0, le=1
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
     init: Literal["real", "noise", "herding", "kmeans"] = _knob(
@@ -297,7 +281,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "datadam": {"spatial": 1.0},
     "channel": {"channel": 1.0},
     "atom": {"spatial": 1.0, "channel": 1.0},
-}
+    # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
+    "atom-plus": {
+        "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "pool": 5, "pool_epochs": 3,
+        "calibration": 0.1,
+    },
+}  # fmt: skip
 """The shipped recipes: what differs from the defaults above."""
 
 TUNED: dict[str, dict[str, Any]] = {

@@ -32,8 +32,8 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
         return
     if author or source or ipc:
         raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
-    from atomhub.hub import remote as hub
     from atomhub.hub import layout, store
+    from atomhub.hub import remote as hub
 
     good, bad = store.manifests()
     starter = {name: layout.read_manifest(store.STARTER / name) for name in store.starters()}
@@ -48,7 +48,9 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
     else:
         rows = []
         entries = [(folder.name, m) for folder, m in good.items()]
-        entries += [(name, m) for name, m in starter.items() if name not in store.names()]  # those in the store go first
+        entries += [
+            (name, m) for name, m in starter.items() if name not in store.names()
+        ]  # those in the store go first
         entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
         for name, m in entries:
             last = next((r for r in reversed(m.results) if r.labels == "hard"), None)

@@ -14,7 +14,21 @@ def test_presets_are_the_mixes_of_the_literature():
         "datadam": (True, False, True),
         "channel": (False, True, True),
         "atom": (True, True, True),
+        "atom-plus": (True, True, True),
     }
+
+
+def test_atom_plus_is_atom_with_more():
+    atom, plus = (Recipe.named(name) for name in ("atom", "atom-plus"))
+    changed = {key for key, value in plus if value != getattr(atom, key)}
+    assert changed == {"name", "formation", "image_schedule", "pool", "pool_epochs", "calibration"}
+
+
+def test_calibration_and_pools_name_what_they_need():
+    with pytest.raises(UsageError, match="calibration needs trained networks: set pool above 0"):
+        Recipe.named("atom", {"calibration": 0.1})
+    with pytest.raises(UsageError, match="one width and depth"):
+        Recipe.named("atom-plus", {"widths": "32,64"})
 
 
 def test_every_field_says_its_unit_and_source():

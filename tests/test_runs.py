@@ -190,11 +190,11 @@ class TestParallel:
     """Processes own disjoint classes; what comes out is what one process makes."""
 
     def test_one_two_and_three_processes_agree(self, home, tmp_path):
-        one = {norm: atomhub.distill("digits", 1, overrides=SHARED | {"norm": norm}) for norm in ("instance", "batch")}
+        one = {name: atomhub.distill("digits", 1, overrides=SHARED | fields) for name, fields in SEVERAL.items()}
         for size in (2, 3):
             torch.multiprocessing.start_processes(share, (size, tmp_path / str(size)), nprocs=size)
-            for norm, alone in one.items():
-                several = atomhub.load(tmp_path / str(size) / norm)
+            for name, alone in one.items():
+                several = atomhub.load(tmp_path / str(size) / name)
                 assert torch.allclose(alone.images, several.images, atol=1e-5)
                 losses = [np.array([loss for _, loss in s.manifest.history]) for s in (alone, several)]
                 assert np.allclose(*losses, rtol=1e-5)
@@ -233,14 +233,19 @@ class TestParallel:
 
 
 SHARED = {"iterations": 5, "width": 8, "real_batch": 8, "pixels": "float32"}
+SEVERAL = {
+    "instance": {"norm": "instance"},
+    "batch": {"norm": "batch"},
+    "plus": {"norm": "batch", "formation": 2, "pool": 2, "pool_epochs": 1, "calibration": 0.1},
+}
 
 
 def share(rank, size, folder):
     """One of several processes, as torchrun would start it."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}-rendezvous", rank=rank, world_size=size)
-    for norm in ("instance", "batch"):
-        distilled = atomhub.distill("digits", 1, overrides=SHARED | {"norm": norm})
+    for name, fields in SEVERAL.items():
+        distilled = atomhub.distill("digits", 1, overrides=SHARED | fields)
         if rank == 0:
-            distilled.save(folder / norm)
+            distilled.save(folder / name)
     torch.distributed.destroy_process_group()

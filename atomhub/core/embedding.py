@@ -22,10 +22,6 @@ from atomhub.recipe import Recipe
 
 EPS = 1e-5
 """Added to variances by PyTorch's norm layers."""
-FREQUENCIES = 1024
-"""At which characteristic functions are compared in an iteration."""
-BANDWIDTH = 4.0
-"""Standard deviation of the frequencies, for features of length 1."""
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel over a whole batch, (C,) each."""
 Reduce = Callable[[Tensor], Tensor]
@@ -77,7 +73,6 @@ class Embedding:
         }
         self.weights: dict[torch.memory_format, list[Tensor]] = {}
         self.biases: list[Tensor] | None = None
-        self.frequencies: Tensor | None = None
         self.member = 0
 
     def draw(self, seed: int, iteration: int) -> None:
@@ -90,15 +85,10 @@ class Embedding:
         else:
             self.member = key % len(self.pool)
             self.pool.put(self.network, self.member, float(draws.uniform(seed, draws.POOL, iteration)[0]))
-        if self.recipe.characteristic:
-            shape = (self.network.head.in_features, FREQUENCIES)
-            self.frequencies = BANDWIDTH * torch.randn(
-                shape, generator=self.generator, device=self.generator.device, dtype=self.network.head.weight.dtype
-            )
         self._take_weights()
 
     def train(self) -> None:
-        """Go to the trained end of the line that the network of the iteration is on."""
+        """Move the network of the iteration, one of a pool, to the trained end of its line."""
         if self.pool is None:
             raise AssertionError("only the networks of a pool are trained")
         self.pool.put(self.network, self.member, 1.0)
@@ -127,15 +117,14 @@ class Embedding:
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
         return self.compiled[self.network](
-            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, self.frequencies,
-            moments, self.reduce,
-        )  # fmt: skip
+            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, moments, self.reduce
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of normalised images (N, C, H, W) under the weights in use."""
         features = self.compiled[self.network](
             self.prepare(images), self.weights[self.format], self.biases, self.recipe.norm, 1.0, (False, False, True),
-            None, None, self.reduce,
+            None, self.reduce,
         )[0]  # fmt: skip
         return F.linear(features, self.network.head.weight, self.network.head.bias)
 
@@ -169,7 +158,6 @@ def vectors(
     norm: str,
     power: float,
     wanted: tuple[bool, bool, bool],
-    frequencies: Tensor | None,
     moments: Sequence[Moments] | None,
     reduce: Reduce | None,
 ) -> list[Tensor]:
@@ -182,14 +170,12 @@ def vectors(
         norm: ``instance``, ``batch`` or ``none``.
         power: p of the attention maps.
         wanted: Whether spatial attention, channel attention and features are matched.
-        frequencies: (D, M), where the characteristic function of the features is matched as well.
         moments: Batch-norm statistics, where they are not those of ``x``.
         reduce: Adds sums up over all processes.
 
     Returns:
         For each block but the last: (N, H*W) spatial, then (N, width) channel attention; last, (N, D) features, the
-        flattened output of the last block after pooling. Those wanted, in float32 at least. Then (N, 2M): real and
-        imaginary parts of ``exp(i t z)`` for every frequency t, z the features divided by their length, over sqrt(M).
+        flattened output of the last block after pooling. Those wanted, in float32 at least.
     """
     spatial, channel, feature = wanted
     out: list[Tensor] = []
@@ -199,13 +185,7 @@ def vectors(
         if layer < len(weights) - 1 and (spatial or channel):
             out += mixer.attention(x, power, spatial, channel)
         x = F.avg_pool2d(x, 2)
-    features = mixer.full(x).flatten(1)
-    if feature:
-        out.append(features)
-    if frequencies is not None:
-        phases = F.normalize(features) @ frequencies
-        out.append(torch.cat([phases.cos(), phases.sin()], 1) / frequencies.shape[1] ** 0.5)
-    return out
+    return [*out, mixer.full(x).flatten(1)] if feature else out
 
 
 def activations(

@@ -129,9 +129,7 @@ class Engine:
             self.synthetic.parameters(), lr=recipe.image_lr or 1.0, momentum=recipe.image_momentum
         )
         self._clipped = torch.zeros(())
-        self.average = torch.zeros_like(self.synthetic.images)
         self.groups = self._groups()
-        self.order = self._clustered() if recipe.real_choice == "kmeans" else None
 
     def _initial(self) -> Tensor:
         """Return (k, ipc, C, H, W) float pixels in 0..1 to start from."""
@@ -140,18 +138,13 @@ class Engine:
             flat = draws.uniform(self.seed, draws.NOISE, 0, self.owned[:, None], np.arange(np.prod(shape))[None])
             return torch.from_numpy(flat).view(len(self.owned), *shape)
 
-        rows = initial.rows(self.recipe.init, self._flattened, self.owned, self.counts, self.views, self.seed)
+        def flattened(k: int) -> NDArray[np.float32]:
+            start = int(np.searchsorted(self.owned, k))
+            pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
+            return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
+
+        rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
         return encode(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
-
-    def _flattened(self, k: int) -> NDArray[np.float32]:
-        """Return the real images of a class, normalised, (n, D)."""
-        start = int(np.searchsorted(self.owned, k))
-        pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
-        return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
-
-    def _clustered(self) -> list[NDArray[np.int64]]:
-        """Return the rows of each class sorted by cluster."""
-        return [initial.clustered(self._flattened(int(k)), self.recipe.real_batch, self.seed) for k in self.owned]
 
     def _groups(self) -> list[slice]:
         """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
@@ -197,12 +190,7 @@ class Engine:
         self.embedding.draw(self.seed, iteration)
         u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, self.owned[:, None], np.arange(siamese.DRAWS)[None])
         batch = self.recipe.real_batch
-        if self.order is None:
-            members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
-        else:  # one of each of ``batch`` equal parts of the sorted rows
-            place = draws.uniform(self.seed, draws.REAL, iteration, self.owned[:, None], np.arange(batch)[None])
-            places = ((np.arange(batch) + place) / batch * self.counts[:, None]).astype(np.int64)
-            members = np.stack([order[row] for order, row in zip(self.order, places, strict=True)])
+        members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
         return Draw(members + self.starts[:, None], torch.from_numpy(u))
 
     def gradient(self, iteration: int) -> Tensor:
@@ -214,31 +202,28 @@ class Engine:
         if gradient is None:
             raise AssertionError("the gradient is kept")
         for group in self.groups:
-            images = self.synthetic.seen(group).requires_grad_()
-            views = decode(images, self.recipe.formation)
-            augmented = siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
+            images, augmented = self._augmented(group, draw)
             synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in self.embedding(augmented)]
             loss = mixer.loss([r[group] for r in real], synthetic, self.recipe, self.embedding.network.depth)
             gradient[group] = torch.autograd.grad(loss, images)[0]
             total += loss.detach()
         if self.recipe.calibration:
-            total += self._calibrate(draw, gradient)
+            self.embedding.train()
+            labels = torch.arange(self.classes, device=self.device)
+            for group in self.groups:
+                images, augmented = self._augmented(group, draw)
+                wanted = labels[torch.from_numpy(self.owned[group])].repeat_interleave(self.views)
+                loss = F.cross_entropy(self.embedding.logits(augmented), wanted, reduction="sum") / self.views
+                loss = self.recipe.loss_scale * self.recipe.calibration * loss
+                gradient[group] += torch.autograd.grad(loss, images)[0]
+                total += loss.detach()
         return total
 
-    def _calibrate(self, draw: Draw, gradient: Tensor) -> Tensor:
-        """Add the gradient of the weighted cross-entropy under the trained network; return its value, a scalar."""
-        self.embedding.train()
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        for group in self.groups:
-            images = self.synthetic.seen(group).requires_grad_()
-            views = decode(images, self.recipe.formation)
-            augmented = siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
-            labels = torch.from_numpy(self.owned[group]).to(self.device).repeat_interleave(self.views)
-            loss = F.cross_entropy(self.embedding.logits(augmented), labels, reduction="sum") / self.views
-            loss = self.recipe.loss_scale * self.recipe.calibration * loss
-            gradient[group] += torch.autograd.grad(loss, images)[0]
-            total += loss.detach()
-        return total
+    def _augmented(self, group: slice, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return synthetic images of some classes (k, ipc, C, H, W), and their augmented views (k*views, C, H, W)."""
+        images = self.synthetic.seen(group).requires_grad_()
+        views = decode(images, self.recipe.formation)
+        return images, siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
 
     @torch.no_grad()
     def _real_means(self, draw: Draw) -> list[Tensor]:
@@ -274,17 +259,11 @@ class Engine:
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images; return the loss before it, a scalar."""
         loss = self.gradient(iteration)
-        recipe, total = self.recipe, self.recipe.iterations
-        if recipe.image_schedule == "cosine":
-            self.optimizer.param_groups[0]["lr"] = (
-                (recipe.image_lr or 1.0) * (1 + math.cos(math.pi * iteration / total)) / 2
-            )
+        if self.recipe.image_schedule == "cosine":
+            share = (1 + math.cos(math.pi * iteration / self.recipe.iterations)) / 2
+            self.optimizer.param_groups[0]["lr"] = share * (self.recipe.image_lr or 1.0)
         self.optimizer.step()
         self._clipped = self.synthetic.project()
-        begin = total - math.ceil(recipe.image_average * total)
-        if iteration >= begin:
-            with torch.no_grad():
-                self.average.lerp_(self.synthetic.images, 1 / (iteration - begin + 1))
         return loss
 
     def run(self, start: int = 0, report_every: int = 10, stop: Callable[[], bool] = lambda: False) -> Iterator[Report]:
@@ -310,17 +289,15 @@ class Engine:
         momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
         images = self.synthetic.images.detach()
         momentum = torch.zeros_like(images) if momentum is None else momentum
-        state = {"images": images, "momentum": momentum}
-        if self.recipe.image_average:
-            state["average"] = self.average
-        return {name: self.team.gather(tensor, self.classes) for name, tensor in state.items()}
+        return {
+            "images": self.team.gather(images, self.classes),
+            "momentum": self.team.gather(momentum, self.classes),
+        }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a :meth:`state`, bit for bit."""
         self.synthetic.images.copy_(state["images"][self.owned])
-        if self.recipe.image_average:
-            self.average.copy_(state["average"][self.owned])
         self.optimizer.state[self.synthetic.images]["momentum_buffer"] = (
             state["momentum"][self.owned].to(self.device, self.dtype).clone()
         )
@@ -329,9 +306,8 @@ class Engine:
 def worth_compiling(recipe: Recipe, classes: int, ipc: int, channels: int, size: int) -> bool:
     """Return whether a run is long enough for ``torch.compile`` to pay."""
     width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
-    images = classes * (
-        recipe.real_batch + (6 if recipe.calibration else 3) * ipc * recipe.formation**2
-    )  # forward, and forward and backward
+    passes = 6 if recipe.calibration else 3  # forward and backward, once or twice
+    images = classes * (recipe.real_batch + passes * ipc * recipe.formation**2)
     return recipe.iterations * images * operations(width, depth, channels, size) >= _WORTH_COMPILING
 
 

@@ -49,14 +49,6 @@ def kmeans(images: NDArray[np.float32], ipc: int, seed: int) -> NDArray[np.int64
     return np.array(chosen)
 
 
-def clustered(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
-    """Return all rows, those of one k-means cluster beside each other (n,)."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    labels = MiniBatchKMeans(min(count, len(images)), random_state=seed % 2**32, n_init=1).fit(images).labels_
-    return labels.argsort(kind="stable")
-
-
 CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]] = {
     "herding": herding,
     "kmeans": kmeans,

@@ -54,7 +54,7 @@ def full(x: Tensor) -> Tensor:
 def weights(recipe: Recipe, depth: int) -> list[float]:
     """Return the weight of every vector that is matched, in the order in which the embedding gives them."""
     layer = [w for w in (recipe.spatial, recipe.channel) if w]
-    return layer * (depth - 1) + [w for w in (recipe.feature, recipe.characteristic) if w]
+    return layer * (depth - 1) + [recipe.feature] * bool(recipe.feature)
 
 
 def loss(real: Sequence[Tensor], synthetic: Sequence[Tensor], recipe: Recipe, depth: int) -> Tensor:

@@ -13,7 +13,6 @@ from atomhub.files import cannot_write, home
 from atomhub.hub import layout
 from atomhub.manifest import Manifest, check_name
 
-
 STARTER = Path(__file__).resolve().parents[1] / "starter"
 """The sets that come with atomhub: only read, never written."""
 
