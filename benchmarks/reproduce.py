@@ -28,6 +28,12 @@ MISSING = ("datasets", "pydantic")
 """What a staged machine may not have."""
 
 
+def of(config, key, ipc):
+    """Return a value of the config that may differ between ipcs: itself, or what it says under this one."""
+    value = config[key]
+    return value[str(ipc)] if isinstance(value, dict) else value
+
+
 def read(path, quick):
     """Return the config: the file's, with its table ``quick`` on top where that is asked for."""
     config = tomllib.loads(Path(path).read_text())
@@ -59,9 +65,8 @@ def distilled(config, ipc, recipe, device):
 def cells(config, ipc, recipe, plain, device):
     """Distil and measure a recipe, and plain selections of real images beside it; return their rows."""
     one = distilled(config, ipc, recipe, device)
-    result = atomhub.evaluate(
-        one, protocol=config["protocol"], runs=config["networks"], baseline=plain, device=device, seed=config["seed"],
-    )  # fmt: skip
+    protocol, runs = of(config, "protocol", ipc), config["networks"]
+    result = atomhub.evaluate(one, "convnet", protocol, runs, baseline=plain, device=device, seed=config["seed"])
     m = one.manifest
     rows = [{"recipe": recipe, **row(result.score), "set": m.name, "command": m.command, "seconds": m.seconds,
              "memory": m.peak_memory, "device": m.device, "settings": m.recipe.model_dump(mode="json")}]  # fmt: skip
@@ -74,24 +79,28 @@ def row(score):
     return {"mean": score.mean, "std": score.std, "networks": score.runs, "evaluate_seconds": score.seconds}
 
 
-def markdown(config, rows, published):
-    """Return the table: a line a recipe, a column an ipc, the published figure in brackets."""
-    ipcs = config["ipcs"]
-    lines = ["| recipe | " + " | ".join(f"ipc {i}" for i in ipcs) + " | seconds to distil | memory |",
-             "|---|" + "---|" * (len(ipcs) + 2)]  # fmt: skip
-    for recipe in config["order"]:
-        mine = {r["ipc"]: r for r in rows if r["recipe"] == recipe}
-        if not mine:
-            continue
-        cells = []
-        for ipc in ipcs:
-            known = published.get(recipe, {}).get(str(ipc))
-            said = f"{mine[ipc]['mean']:.1f} ± {mine[ipc]['std']:.1f}" if ipc in mine else "-"
-            cells.append(said + (f" ({known})" if known is not None else ""))
-        took = [f"{r['seconds']:.0f}" for r in mine.values() if "seconds" in r]
-        memory = [f"{r['memory'] / 1e9:.1f} GB" for r in mine.values() if r.get("memory")]
-        lines.append(f"| {recipe} | " + " | ".join(cells) + f" | {' / '.join(took)} | {' / '.join(memory)} |")
-    return "\n".join(lines)
+def markdown(config, rows):
+    """Return a table for every ipc, as protocols may differ: a line a recipe, beside what was published."""
+    published, parts = config.get("published", {}), []
+    for ipc in config["ipcs"]:
+        mine = {r["recipe"]: r for r in rows if r["ipc"] == ipc}
+        lines = [
+            f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, protocol "
+            f"{of(config, 'protocol', ipc)}, last epoch",
+            "",
+            "| recipe | accuracy | published | seconds to distil | peak memory |",
+            "|---|---|---|---|---|",
+        ]
+        for recipe in config["order"]:
+            if (r := mine.get(recipe)) is None:
+                continue
+            seconds, memory = f"{r['seconds']:.0f}" if "seconds" in r else "", ""
+            if r.get("memory"):
+                memory = f"{r['memory'] / 1e9:.1f} GB"
+            known = published.get(recipe, {}).get(str(ipc), "")
+            lines.append(f"| {recipe} | {r['mean']:.1f} ± {r['std']:.1f} | {known} | {seconds} | {memory} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def stage(config, path, folder, quick):
@@ -150,12 +159,10 @@ def main():
                 done.add((found["recipe"], ipc))
                 print(f"{found['recipe']}, ipc {ipc}: {found['mean']:.1f} ± {found['std']:.1f}", flush=True)
             kept.write_text(json.dumps(about | {"config": config, "rows": rows}, indent=1) + "\n")
-    table = markdown(config, rows, config.get("published", {}))
-    label = "REDUCED settings for a CPU (--quick): " if options.quick else ""
-    title = (f"{label}{config['source']}, test accuracy in %, mean ± std of {config['networks']} networks, protocol "
-             f"{config['protocol']}, last epoch; published in brackets")  # fmt: skip
-    kept.with_suffix(".md").write_text(f"{title}\n\n{table}\n")
-    print(f"\n{title}\n\n{table}")
+    label = "Reduced settings (--quick), not comparable with the published figures.\n\n" if options.quick else ""
+    text = f"{label}{markdown(config, rows)}\n\nCommand: `{about['command']}`, on {about['device']}.\n"
+    kept.with_suffix(".md").write_text(text)
+    print(f"\n{text}")
 
 
 if __name__ == "__main__":
