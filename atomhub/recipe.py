@@ -284,7 +284,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
     "atom-plus": {
         "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "pool": 5, "pool_epochs": 3,
-        "calibration": 0.1,
+        "calibration": 0.3,
     },
 }  # fmt: skip
 """The shipped recipes: what differs from the defaults above."""
