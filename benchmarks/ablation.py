@@ -1,10 +1,12 @@
 """Which terms, power and norm match best: {feature, + spatial, + channel, both} x p x norm, and the precision.
 
     python benchmarks/ablation.py [--seeds 3] [--iterations 300] [--only digits]
+    python benchmarks/ablation.py --parts [--seeds 2] [--iterations 300] [--ipc 1]
 
-Paired seeds, mean and standard deviation over them of the accuracy of 3 networks under ``quick``, measured on images
-held out of the TRAINING split: the test split is never looked at, so recipes may follow what this says. CIFAR-10 is
-read from ATOMHUB_DATA, at width 32; the precision is compared at the width of 128 at which bfloat16 is used.
+The second takes ``atom-plus`` apart on CIFAR-10, and compares stored pixels of 8 and 32 bits. Paired seeds, mean and
+standard deviation over them of the accuracy of 3 networks under ``quick``, measured on images held out of the TRAINING
+split: the test split is never looked at, so recipes may follow what this says. CIFAR-10 is read from ATOMHUB_DATA, at
+width 32 or 64; the precision is compared at the width of 128 at which bfloat16 is used.
 """
 
 import argparse
@@ -26,6 +28,20 @@ TERMS = {
 }
 
 
+PARTS = {
+    "atom": ("atom", {}),
+    "atom-plus": ("atom-plus", {}),
+    "atom-plus, float32 pixels": ("atom-plus", {"pixels": "float32"}),
+    "atom, float32 pixels": ("atom", {"pixels": "float32"}),
+    "without views": ("atom-plus", {"formation": 1}),
+    "without calibration": ("atom-plus", {"calibration": 0.0}),
+    "without calibration and pool": ("atom-plus", {"calibration": 0.0, "pool": 0}),
+    "without schedule": ("atom-plus", {"image_schedule": "constant"}),
+    "without attention": ("atom-plus", {"spatial": 0.0, "channel": 0.0}),
+}
+"""Of the second table: recipe and what is changed."""
+
+
 def settings(iterations):
     """Yield (name, overrides): the grid at width 32, then both terms at width 128 in either precision."""
     base = {"width": 32, "real_batch": 64, "iterations": iterations, "precision": "float32"}
@@ -43,40 +59,51 @@ def precisions(iterations):
         yield f"both, p 1, instance, width 128, {precision}", fields
 
 
+def measured(real, ipc, recipe, seeds):
+    """Distil and measure with paired seeds; return a row of a table."""
+    means, random, start = [], [], time.perf_counter()
+    for seed in range(seeds):
+        distilled = atomhub.distill(real, ipc, recipe, seed=seed)
+        result = atomhub.evaluate(distilled, protocol="quick", runs=3, seed=100 * seed, source=real)
+        means.append(result.score.mean)
+        random.append(result.baseline["random"].mean)
+    return {
+        "accuracies": means, "mean": statistics.fmean(means), "std": statistics.stdev(means) if seeds > 1 else 0.0,
+        "random": statistics.fmean(random), "seconds": (time.perf_counter() - start) / seeds,
+    }  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--only", choices=["digits", "cifar10"])
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
     rows, table = [], Table(title=f"accuracy (%) on held-out training images, ipc {arguments.ipc}")
     for column in ("source", "setting", "accuracy", "random", "s a run"):
         table.add_column(column, justify="right")
-    for source in ("digits", "cifar10"):
+    for source in ("digits", "cifar10") if not arguments.parts else ("cifar10",):
         if arguments.only not in (None, source):
             continue
         real = held_out(atomhub.open_source(source), test=2500)
-        runs = list(settings(arguments.iterations))
-        if source == "cifar10":
-            runs += precisions(arguments.iterations)
-        for name, fields in runs:
-            means, random, start = [], [], time.perf_counter()
-            for seed in range(arguments.seeds):
-                distilled = atomhub.distill(real, arguments.ipc, atomhub.Recipe.named("atom", fields), seed=seed)
-                result = atomhub.evaluate(distilled, protocol="quick", runs=3, seed=100 * seed, source=real)
-                means.append(result.score.mean)
-                random.append(result.baseline["random"].mean)
-            row = {
-                "source": source, "setting": name, "recipe": fields, "accuracies": means,
-                "mean": statistics.fmean(means), "std": statistics.stdev(means) if len(means) > 1 else 0.0,
-                "random": statistics.fmean(random), "seconds": (time.perf_counter() - start) / arguments.seeds,
-            }  # fmt: skip
+        if arguments.parts:
+            base = {"width": 64, "real_batch": 64, "iterations": arguments.iterations}
+            runs = [(name, recipe, base | fields) for name, (recipe, fields) in PARTS.items()]
+        else:
+            runs = [(name, "atom", fields) for name, fields in settings(arguments.iterations)]
+            if source == "cifar10":
+                runs += [(name, "atom", fields) for name, fields in precisions(arguments.iterations)]
+        for name, recipe, fields in runs:
+            row = {"source": source, "setting": name, "recipe": {"name": recipe, **fields}}
+            row |= measured(real, arguments.ipc, atomhub.Recipe.named(recipe, fields), arguments.seeds)
             rows.append(row)
             table.add_row(source, name, f"{row['mean']:.1f} ± {row['std']:.1f}", f"{row['random']:.1f}",
                           f"{row['seconds']:.0f}")  # fmt: skip
             print(f"{source}  {name:45} {row['mean']:.1f} ± {row['std']:.1f}  ({row['seconds']:.0f} s)", flush=True)
-            write("ablation", torch.device("cpu"), ipc=arguments.ipc, seeds=arguments.seeds, rows=rows)
+            kind = f"parts-ipc{arguments.ipc}" if arguments.parts else "ablation"
+            write(kind, torch.device("cpu"), ipc=arguments.ipc, seeds=arguments.seeds, rows=rows)
     Console(width=120).print(table)
 
 

@@ -85,6 +85,8 @@ def distill(
             real = atomhub.open_source(source, SourceOptions(**options))
         for note in real.info.notes:
             say(f"Note: {note}")
+        if chosen.pool:
+            say(f"Networks first: a pool of {chosen.pool} is trained on the real images, once a source.")
         name = name or f"{real.name}-ipc{ipc}"
         target = (output or store.place(name)).expanduser().absolute()
         check_target(target, overwrite, layout.MANIFEST)

@@ -58,6 +58,7 @@ def evaluate(
       atomhub evaluate cifar10-ipc10 --protocol dm --runs 20 --json
     """
     import atomhub
+    from atomhub.hub import store
     from atomhub.training.evaluation import images_of
     from atomhub.training.protocols import find_protocol
     from atomhub.training.zoo import find_network
@@ -90,7 +91,7 @@ def evaluate(
     )
     columns = ["network", "distilled", "95 % interval of the mean", *(BASELINES[k] for k in kinds), "time (distilled)"]
     print_table(columns, rows, title)
-    if distilled.path is None:
+    if not store.keeps_results(distilled):
         say("The set is not in the store, so the result was not kept with it.")
 
 

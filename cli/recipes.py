@@ -26,12 +26,12 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
         if as_json:
             print_json({"recipes": {k: r.model_dump(mode="json") for k, r in presets.items()}, "tuned": TUNED})
             return
-        shown = ("spatial", "channel", "feature", "iterations")
+        columns = ("spatial", "channel", "feature", "iterations")
         rows = []
         for preset, r in presets.items():
-            more = ", ".join(f"{k}={v}" for k, v in PRESETS[preset].items() if k not in shown)
-            rows.append([preset, *(f"{getattr(r, key):g}" for key in shown), more])
-        print_table(["recipe", *shown, "and"], rows)
+            more = ", ".join(f"{k}={v}" for k, v in PRESETS[preset].items() if k not in columns)
+            rows.append([preset, *(f"{getattr(r, key):g}" for key in columns), more])
+        print_table(["recipe", *columns, "and"], rows)
         for source, fields in TUNED.items():
             click.echo(f"On {source}, unless you set them: " + ", ".join(f"{k}={v}" for k, v in fields.items()))
         return

@@ -367,11 +367,11 @@ class TestStore:
             digits1.save("/dev/null/set")
 
     def test_unknown_names(self, home, digits1):
-        with pytest.raises(NotFoundError, match="(?s)no distilled set 'digits-ipc1'.*store is empty"):
-            atomhub.load("digits-ipc1")
-        digits1.save()
         with pytest.raises(NotFoundError, match="(?s)no distilled set 'digit-ipc1'.*'digits-ipc1'"):
-            atomhub.load("digit-ipc1")
+            atomhub.load("digit-ipc1")  # there is one that comes with atomhub
+        digits1.save(home / "sets" / "mine")
+        with pytest.raises(NotFoundError, match="(?s)no distilled set 'min'.*'mine'"):
+            atomhub.load("min")
         with pytest.raises(NotFoundError, match="no manifest.json"):
             atomhub.load(home)
 

@@ -39,7 +39,14 @@ def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
     expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
     for name in ("cards", "cli"):
         expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}
-    assert {n for n in names if n.startswith("atomhub/")} == {n for n in expected if n.endswith(kinds)}
+    starter = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in starter_files()}
+    assert {n for n in names if n.startswith("atomhub/")} == {n for n in expected if n.endswith(kinds)} | starter
+    assert sum(p.stat().st_size for p in starter_files()) < 3e6
+
+
+def starter_files():
+    """Return the files of the sets that come with atomhub."""
+    return [p for p in (ROOT / "atomhub" / "starter").rglob("*") if p.is_file()]
 
 
 def test_an_installed_wheel_runs(wheel, tmp_path):
@@ -48,6 +55,7 @@ def test_an_installed_wheel_runs(wheel, tmp_path):
     code = (
         "import atomhub.cli, atomhub.cards, atomhub.hub.cards, atomhub.core.engine\n"
         "from atomhub.cli.main import main\n"
+        "assert len(atomhub.load('cifar10-ipc10').as_tensors()[0]) == 400\n"
         "main(['recipes', 'atom', '--toml'])\n"
     )
     # -P: the working directory is not searched, so the checkout cannot stand in for the wheel

@@ -49,9 +49,7 @@ def load(
         return layout.read(folder)
     name = str(name_or_path)
     if revision is None and name in starters():
-        found = layout.read(STARTER / name)
-        found.path = None  # results are not written into an installed package
-        return found
+        return layout.read(STARTER / name)
     bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name)
     if isinstance(name_or_path, Path) or not (
         re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or (bare and os.environ.get("ATOMHUB_NAMESPACE"))
@@ -90,6 +88,11 @@ def names() -> list[str]:
 def starters() -> list[str]:
     """Return the names of the sets that come with atomhub, sorted."""
     return sorted(path.parent.name for path in STARTER.glob(f"*/{layout.MANIFEST}"))
+
+
+def keeps_results(distilled: DistilledDataset) -> bool:
+    """Whether results may be written beside a set: not in the Hub's cache, nor in the installed package."""
+    return distilled.path is not None and not distilled.path.is_relative_to(STARTER)
 
 
 def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:

@@ -172,10 +172,10 @@ def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
 
 
 def _keep(distilled: DistilledDataset, result: Measurement) -> None:
-    """Record a result in the set and, where it lies on disk, there; a measurement is never lost to a failed write."""
-    from atomhub.hub import layout
+    """Record a result in the set and, where it is one's own, on disk; a measurement is never lost to a failed write."""
+    from atomhub.hub import layout, store
 
-    if distilled.path is not None:
+    if distilled.path is not None and store.keeps_results(distilled):
         try:
             layout.add_result(distilled.path, distilled.manifest, result)
         except Exception as error:

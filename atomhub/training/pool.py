@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def _stacked(networks: list[ConvNet]) -> dict[str, Tensor]:
     return {name: torch.stack([state[name] for state in states]).contiguous() for name in states[0]}
 
 
-def _read(path: Any, key: str) -> Pool | None:
+def _read(path: Path, key: str) -> Pool | None:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -102,8 +103,5 @@ def _read(path: Any, key: str) -> Pool | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
     except (OSError, SafetensorError):
         return None
-    sides = [
-        {n.removeprefix(f"{s}."): t for n, t in tensors.items() if n.startswith(f"{s}.")}
-        for s in ("initial", "trained")
-    ]
-    return Pool(*sides, seconds=float(about["seconds"]))
+    sides = {s: {n.removeprefix(s): t for n, t in tensors.items() if n.startswith(s)} for s in ("initial.", "trained.")}
+    return Pool(sides["initial."], sides["trained."], float(about["seconds"]))

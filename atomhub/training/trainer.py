@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,17 @@ _LONG = 10**8
 """Pixels a network must see on a CPU for compiling it to pay."""
 
 
+class Rows(Interface):
+    """Images to train on: a tensor (N, C, H, W), or what gives rows of one when they are asked for."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are given."""
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """Return normalised float images (B, C, H, W)."""
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators for the block, and put them back as they were."""
@@ -35,7 +47,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def fit(
     models: Sequence[nn.Module],
-    images: Sequence[Tensor],
+    images: Sequence[Rows],
     labels: Tensor,
     protocol: Protocol,
     operations: Sequence[str],
@@ -51,7 +63,7 @@ def fit(
     Args:
         models: R modules from normalised (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``;
             on the device of the images.
-        images: R tensors (N, C, H, W) float32, normalised; may be the same one.
+        images: R times N images, (C, H, W) float32, normalised; may be the same ones.
         labels: (N,) int64, or (N, K) float probabilities.
         protocol: Epochs, batch, optimiser, schedule, CutMix.
         operations: DSA operations, one drawn per image (the protocol's, less those that change a class).
@@ -161,7 +173,7 @@ class _Together:
 
 def _fit(
     networks: _Alone | _Together,
-    images: Sequence[Tensor],
+    images: Sequence[Rows],
     labels: Tensor,
     protocol: Protocol,
     operations: Sequence[str],
