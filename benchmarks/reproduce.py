@@ -24,8 +24,8 @@ from atomhub.hub import store
 from atomhub.pipeline import choose_recipe
 
 PLAIN = ("random", "herding")
-MISSING = ("datasets", "pydantic")
-"""What a staged machine may not have."""
+MISSING = ("datasets>=4.0", "pydantic>=2.7", "platformdirs>=4")
+"""What a staged machine may not have, beside atomhub itself."""
 
 
 def of(config, key, ipc):
@@ -115,22 +115,23 @@ def stage(config, path, folder, quick):
         shutil.copy(root / name, folder / name)
     data = Path(os.environ["ATOMHUB_DATA"]) / config["source"]
     shutil.copytree(data, folder / "data" / config["source"], dirs_exist_ok=True, copy_function=shutil.copyfile)
-    wheels = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--python-version", "3.12",
-              "--platform", "manylinux_2_28_x86_64", "--dest", str(folder / "wheels")]  # fmt: skip
-    for name in MISSING:
-        subprocess.run([*wheels, name], check=True)
-    for heavy in ("numpy", "pandas", "pyarrow"):  # datasets takes those that are there
-        if heavy != "pandas":
-            for wheel in (folder / "wheels").glob(f"{heavy}-*"):
-                wheel.unlink()
+    wheels = folder / "wheels"
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, root], check=True)
+    target = ["--only-binary", ":all:", "--python-version", "3.12"]
+    for platform in ("manylinux_2_28", "manylinux_2_17", "manylinux2014"):
+        target += ["--platform", f"{platform}_x86_64"]
+    subprocess.run([*pip, "download", *target, "--dest", wheels, *MISSING], check=True)
+    for heavy in ("numpy", "pyarrow"):  # torch and a parquet reader are there
+        for wheel in wheels.glob(f"{heavy}-*"):
+            wheel.unlink()
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
-    commands = (
-        "pip install --no-index --no-deps wheels/*.whl",
-        "pip install --no-index --no-deps --no-build-isolation .",
+    print(
+        "pip install --no-index --find-links wheels atomhub && "
         f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path}" + " --quick" * quick,
+        "; cp benchmarks/results/reproduce-* $OUT/",
     )
-    print(" && ".join(commands))
 
 
 def main():
