@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, devi
     augmentation, one operation an image; their norm layers stay the identity.
 
     Raises:
-        AtomhubError: a loss is not finite.
+        AtomhubError: a loss is not finite, or the cache cannot be written.
     """
     part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in _PART}
     key = json.dumps({"source": real.info.fingerprint, **part}, sort_keys=True)
@@ -78,11 +77,9 @@ def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, devi
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         group = fastest_group(device, protocol.batch * size**2)
         for i in range(0, len(networks), group):
-            some = networks[i : i + group]
-            fit(some, [images] * len(some), labels, protocol, recipe.augmentation, classes, seeds[i : i + group])
-    pool = Pool(initial, _stacked(networks))
-    pool = replace(pool, seconds=round(time.perf_counter() - start, 2))
-    path.parent.mkdir(parents=True, exist_ok=True)
+            some, place = networks[i : i + group], (i, len(networks))
+            fit(some, [images] * len(some), labels, protocol, recipe.augmentation, classes, seeds[i : i + group], place)
+    pool = Pool(initial, _stacked(networks), round(time.perf_counter() - start, 2))
     tensors = {f"{side}.{name}": t for side in ("initial", "trained") for name, t in getattr(pool, side).items()}
     replace_file(path, save(tensors, {"key": key, "seconds": str(pool.seconds)}))
     return pool
