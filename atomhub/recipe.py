@@ -72,7 +72,9 @@ class Recipe(BaseModel):
         le=1000,
     )
     pool_epochs: int = _knob(2, "epochs of the pool's training", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
-    iterations: int = _knob(8000, "distillation iterations, a fresh network each", "iterations", "DataDAM", ge=1)
+    iterations: int = _knob(
+        8000, "distillation iterations, a network each, fresh or from the pool", "iterations", "DataDAM", ge=1
+    )
     real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6

@@ -52,13 +52,16 @@ def distilled(config, ipc, recipe, device):
         words += ["--set", f"{key}={json.dumps(value)}"]
     if not store.place(name).exists():
         # a process of its own: the peak of memory is that of this run alone
-        command = [sys.executable, "-m", "atomhub", *words, "--name", name, "--device", device, "--resume"]
+        command = [sys.executable, "-P", "-m", "atomhub", *words, "--name", name, "--device", device, "--resume"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = atomhub.load(name)
     wanted = choose_recipe(recipe, config["source"], overrides)
-    for key in ("iterations", "real_batch", "width", *overrides):
-        if getattr(found.manifest.recipe, key) != getattr(wanted, key) or found.manifest.seed != config["seed"]:
-            raise SystemExit(f"{name} in the store has another {key}: delete it first (atomhub remove {name}).")
+    info = found.manifest.source
+    wanted, seed = wanted.resolved(ipc, info.size, info.flip), found.manifest.seed
+    differs = {key for key, value in found.manifest.recipe if value != getattr(wanted, key)} - {"precision"}
+    if differs or seed != config["seed"]:
+        what = min(differs, default="seed")
+        raise SystemExit(f"{name} in the store has another {what}: delete it first (atomhub remove {name}).")
     return found
 
 
@@ -151,8 +154,8 @@ def main():
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
     done = {(r["recipe"], r["ipc"]) for r in rows}
     for ipc in config["ipcs"]:
-        for recipe in config["order"]:
-            if recipe in PLAIN or (recipe, ipc) in done:
+        for recipe in [r for r in config["order"] if r not in PLAIN]:
+            if (recipe, ipc) in done:
                 continue
             plain = tuple(kind for kind in config["order"] if kind in PLAIN and (kind, ipc) not in done)
             for found in cells(config, ipc, recipe, plain, options.device):

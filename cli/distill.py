@@ -86,7 +86,7 @@ def distill(
         for note in real.info.notes:
             say(f"Note: {note}")
         if chosen.pool:
-            say(f"Networks first: a pool of {chosen.pool} is trained on the real images, once a source.")
+            say(f"Networks first: a pool of {chosen.pool}, trained on the real images unless it is in the cache.")
         name = name or f"{real.name}-ipc{ipc}"
         target = (output or store.place(name)).expanduser().absolute()
         check_target(target, overwrite, layout.MANIFEST)

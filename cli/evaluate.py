@@ -48,8 +48,9 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on the real test images.
 
-    NAME is a set of the store or a folder. The results are stored in the set's manifest and card. Networks: convnet (as
-    the set was distilled with), mlp, lenet, alexnet, vgg11, resnet18, vit, and torchvision's classifiers.
+    NAME is a set of the store or a folder. The results are kept in the manifest and card of a set of one's own.
+    Networks: convnet (as the set was distilled with), mlp, lenet, alexnet, vgg11, resnet18, vit, and torchvision's
+    classifiers.
 
     \b
     Examples:

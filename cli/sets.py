@@ -48,9 +48,8 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
     else:
         rows = []
         entries = [(folder.name, m) for folder, m in good.items()]
-        entries += [
-            (name, m) for name, m in starter.items() if name not in store.names()
-        ]  # those in the store go first
+        mine = [name for name, _ in entries]  # they go first
+        entries += [(name, m) for name, m in starter.items() if name not in mine]
         entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
         for name, m in entries:
             last = next((r for r in reversed(m.results) if r.labels == "hard"), None)

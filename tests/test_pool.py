@@ -79,3 +79,9 @@ def test_a_set_of_atom_plus_trains_like_any_other(home):
     assert images.shape == (40, 1, 16, 16)
     assert labels.tolist() == [k for k in range(10) for _ in range(4)]
     assert torch.equal(atomhub.load("digits-ipc1").as_tensors()[0], images)
+
+
+def test_one_network_in_half_precision_learns_as_well(real):
+    recipe = Recipe.named("atom", FIELDS | {"pool": 1}).resolved(1, 16, flip=False).replace(precision="bfloat16")
+    pool = find_pool(real, recipe, Normalization(real.mean, real.std), torch.device("cpu"))
+    assert loss(real, pool.trained, 0) < 0.7 * loss(real, pool.initial, 0)

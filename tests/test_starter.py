@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from atomhub.cli.main import main
+from atomhub.cli.main import cli
 from click.testing import CliRunner
 from datasets import load_dataset
 
@@ -23,7 +23,7 @@ def digest():
 
 def test_they_are_listed_in_an_empty_store(home):
     assert store.starters() == NAMES
-    listed = CliRunner().invoke(main, ["list"], catch_exceptions=False).output
+    listed = CliRunner().invoke(cli, ["list"], catch_exceptions=False).output
     assert all(name in listed for name in NAMES)
 
 
@@ -64,7 +64,7 @@ def test_they_are_measured_without_being_written_to(home):
     before = digest()
     claim = atomhub.load("digits-ipc1").manifest.results
     arguments = ["evaluate", "digits-ipc1", "--protocol", "quick", "--runs", "1"]
-    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert "the result was not kept" in done.stderr
     assert digest() == before
     assert atomhub.load("digits-ipc1").manifest.results == claim

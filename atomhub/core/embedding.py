@@ -1,4 +1,4 @@
-"""From images to the vectors that are matched, through networks that are drawn afresh at every iteration.
+"""From images to the vectors that are matched, through networks that are drawn at every iteration.
 
 Under instance norm a fresh network has exact no-ops, which are left out: the norm's affine map is the identity, and the
 norm takes away whatever a convolution's bias adds.

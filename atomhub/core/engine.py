@@ -1,9 +1,10 @@
 """One iteration of attention matching, and the loop.
 
-At every iteration: a network with fresh weights; a batch of real images of every class and all synthetic images go
-through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss is a sum over
-classes of distances between class means, so both sides are worked off in pieces that fit memory and caches: real images
-in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic side in one piece.
+At every iteration: a network with fresh weights, or one of a pool; a batch of real images of every class and all synthetic
+images go through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss is a sum
+over classes of distances between class means, so both sides are worked off in pieces that fit memory and caches: real
+images in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic side in one
+piece.
 """
 
 from __future__ import annotations
@@ -209,10 +210,9 @@ class Engine:
             total += loss.detach()
         if self.recipe.calibration:
             self.embedding.train()
-            labels = torch.arange(self.classes, device=self.device)
             for group in self.groups:
                 images, augmented = self._augmented(group, draw)
-                wanted = labels[torch.from_numpy(self.owned[group])].repeat_interleave(self.views)
+                wanted = torch.from_numpy(self.owned[group]).to(self.device).repeat_interleave(self.views)
                 loss = F.cross_entropy(self.embedding.logits(augmented), wanted, reduction="sum") / self.views
                 loss = self.recipe.loss_scale * self.recipe.calibration * loss
                 gradient[group] += torch.autograd.grad(loss, images)[0]

@@ -65,6 +65,8 @@ def find(name_or_path: str | Path) -> Path:
     if folder := _here(name_or_path):
         return folder
     name = str(name_or_path)
+    if name in starters():
+        return STARTER / name
     hint = closest(name, [*names(), *starters()])
     raise NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
 
@@ -92,7 +94,7 @@ def starters() -> list[str]:
 
 def keeps_results(distilled: DistilledDataset) -> bool:
     """Whether results may be written beside a set: not in the Hub's cache, nor in the installed package."""
-    return distilled.path is not None and not distilled.path.is_relative_to(STARTER)
+    return distilled.path is not None and not distilled.path.resolve().is_relative_to(STARTER)
 
 
 def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:

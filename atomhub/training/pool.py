@@ -26,6 +26,8 @@ from atomhub.sources import RealData
 from atomhub.training.protocols import Protocol
 from atomhub.training.trainer import fastest_group, fit
 
+_VERSION = 1
+"""Of the training below: another one finds no pool of this one."""
 _SEED = 0
 """One pool serves all seeds of a source."""
 _PART = ("pool", "pool_epochs", "width", "depth", "norm", "zca", "augmentation", "precision")
@@ -42,9 +44,12 @@ class _Real:
 
     def __getitem__(self, rows: Any) -> Tensor:
         if self.resident is not None:
-            return self.normalization.apply(self.resident[rows])
-        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        return self.normalization.apply(torch.tensor(self.images[rows]).to(self.device))
+            pixels = self.resident[rows]
+        else:
+            rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+            pixels = torch.tensor(self.images[rows]).to(self.device)
+        with torch.autocast(self.device.type, enabled=False):  # whitening is a product that needs float32
+            return self.normalization.apply(pixels)
 
 
 def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device) -> Pool:
@@ -57,7 +62,8 @@ def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, devi
         AtomhubError: a loss is not finite, or the cache cannot be written.
     """
     part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in _PART}
-    key = json.dumps({"source": real.info.fingerprint, **part}, sort_keys=True)
+    part |= {"source": real.info.fingerprint, "device": device.type, "version": _VERSION}
+    key = json.dumps(part, sort_keys=True)
     path = home() / "pools" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     if (kept := _read(path, key)) is not None:
         return kept
@@ -74,7 +80,9 @@ def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, devi
     # batches of 64: on a CPU their maps stay nearer to the caches, and a brief training takes more steps
     protocol = Protocol(recipe.pool_epochs, 64, "DANCE", drops=())
     images, labels = _Real(real.train.images, normalization, device), torch.from_numpy(real.train.labels).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    half = recipe.precision == "bfloat16"
+    # its cache would keep the weights of the first step to the end
+    with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         group = fastest_group(device, protocol.batch * size**2)
         for i in range(0, len(networks), group):
             some, place = networks[i : i + group], (i, len(networks))
@@ -82,6 +90,9 @@ def find_pool(real: RealData, recipe: Recipe, normalization: Normalization, devi
     pool = Pool(initial, _stacked(networks), round(time.perf_counter() - start, 2))
     tensors = {f"{side}.{name}": t for side in ("initial", "trained") for name, t in getattr(pool, side).items()}
     replace_file(path, save(tensors, {"key": key, "seconds": str(pool.seconds)}))
+    if device.type == "cuda":
+        del images
+        torch.cuda.empty_cache()  # the engine asks how much is free
     return pool
 
 

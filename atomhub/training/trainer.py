@@ -190,7 +190,6 @@ def _fit(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, protocol.factor)
     generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
     count, device = len(labels), images[0].device
-    targets = labels if labels.is_floating_point() else F.one_hot(labels, classes).to(networks.parameters[0].dtype)
     losses: list[Tensor] = []
     for epoch in range(protocol.epochs):
         order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(device)  # (R, N)
@@ -198,7 +197,8 @@ def _fit(
             batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
             u = torch.stack([torch.rand(rows.shape[1], siamese.DRAWS, generator=g) for g in generators])
             batch = siamese.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), operations)[:, 0].view_as(batch)
-            batch, wanted = _cutmix(batch, targets[rows], protocol.cutmix, generators)
+            targets = labels[rows] if labels.is_floating_point() else F.one_hot(labels[rows], classes).to(batch.dtype)
+            batch, wanted = _cutmix(batch, targets, protocol.cutmix, generators)
             optimizer.zero_grad()
             output = networks(batch)
             _check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
