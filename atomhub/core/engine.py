@@ -1,10 +1,10 @@
 """One iteration of attention matching, and the loop.
 
-At every iteration: a network with fresh weights, or one of a pool; a batch of real images of every class and all synthetic
-images go through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss is a sum
-over classes of distances between class means, so both sides are worked off in pieces that fit memory and caches: real
-images in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic side in one
-piece.
+At every iteration: a network with fresh weights, or one of a pool; a batch of real images of every class and all
+synthetic images go through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss
+is a sum over classes of distances between class means, so both sides are worked off in pieces that fit memory and
+caches: real images in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic
+side in one piece.
 """
 
 from __future__ import annotations
