@@ -179,6 +179,8 @@ class Recipe(BaseModel):
         follow = {"depth", "image_lr", "precision"}  # filled in from the data, see resolved()
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
+        if not self.pool:
+            follow.add("pool_epochs")
         changed = [
             f"{key}={value if not isinstance(value, tuple) else ','.join(value) or 'none'}"
             for key, value in self
@@ -294,6 +296,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 TUNED: dict[str, dict[str, Any]] = {
     # 16x16 images on a CPU: small and short; instance norm was a little better than batch norm on held-out training
     # images (benchmarks/ablation.py)
-    "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64},
+    "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "pool_epochs": 30},
 }
 """What a source's own size asks for, applied to presets unless the user sets the field."""
