@@ -236,7 +236,8 @@ SHARED = {"iterations": 5, "width": 8, "real_batch": 8, "pixels": "float32"}
 SEVERAL = {
     "instance": {"norm": "instance"},
     "batch": {"norm": "batch"},
-    "plus": {"norm": "batch", "formation": 2, "pool": 2, "pool_epochs": 1, "calibration": 0.1},
+    # with batch norm, views of digits have units at ReLU's edge, which rounding alone tips over, also in one process
+    "plus": {"norm": "instance", "formation": 2, "pool": 2, "pool_epochs": 1, "calibration": 0.1},
 }
 
 
