@@ -181,6 +181,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status, body=b"", headers=None):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if self.command not in ("GET", "HEAD"):
+            with self.hub.lock:
+                self.hub.write()  # before the client knows that it is done
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
@@ -235,8 +238,6 @@ class Handler(BaseHTTPRequestHandler):
             for methods, pattern, answer in ROUTES:
                 if (found := re.fullmatch(pattern, path)) and self.command in methods:
                     answer(self, **found.groupdict())
-                    if self.command not in ("GET", "HEAD"):
-                        self.hub.write()
                     return None
         return self.complain("no such route")
 
