@@ -89,7 +89,7 @@ def main():
             continue
         real = held_out(atomhub.open_source(source), test=2500)
         if arguments.parts:
-            base = {"width": 64, "real_batch": 64, "iterations": arguments.iterations}
+            base = {"width": 64, "real_batch": 64, "iterations": arguments.iterations, "precision": "float32"}
             runs = [(name, recipe, base | fields) for name, (recipe, fields) in PARTS.items()]
         else:
             runs = [(name, "atom", fields) for name, fields in settings(arguments.iterations)]

@@ -152,6 +152,7 @@ def main():
     kept = RESULTS / f"reproduce-{name}.json"
     about = environment(find_device(options.device))
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    rows = [r for r in rows if r["protocol"] == of(config, "protocol", r["ipc"])]
     done = {(r["recipe"], r["ipc"]) for r in rows}
     for ipc in config["ipcs"]:
         for recipe in [r for r in config["order"] if r not in PLAIN]:

@@ -46,30 +46,68 @@ def test_every_network_starts_elsewhere_and_learns(real):
         assert loss(real, pool.trained, member) < 0.7 * loss(real, pool.initial, member)
 
 
-def test_a_pool_is_trained_once_per_source_and_kind_of_network(real, home, monkeypatch):
-    trained = []
-    fit = training_pool.fit
-    monkeypatch.setattr(training_pool, "fit", lambda networks, *a: trained.append(len(networks)) or fit(networks, *a))
+@pytest.fixture
+def trained(monkeypatch):
+    """How many networks every training took, in order; the test may stop one."""
+    counts, fit = [], training_pool.fit
+
+    def counted(networks, *arguments):
+        counts.append(len(networks))
+        return fit(networks, *arguments)
+
+    monkeypatch.setattr(training_pool, "fit", counted)
+    return counts
+
+
+def same(pool, other):
+    """Whether networks are bit for bit the first ones of another pool."""
+    return all(torch.equal(pool.trained[n], other.trained[n][: len(pool)]) for n in pool.trained)
+
+
+def test_a_network_is_trained_once_per_source_and_kind(real, home, trained):
     first = find(real)
-    count = len(trained)
     again = find(real, iterations=7, calibration=0.5, formation=2, spatial=0.0)
-    assert len(trained) == count
+    assert sum(trained) == 2
     assert first.seconds == again.seconds > 0
-    assert all(torch.equal(first.trained[name], again.trained[name]) for name in first.trained)
+    assert same(first, again)
+    more = find(real, pool=3)
+    assert sum(trained) == 3
+    assert same(first, more)
     find(real, width=4)
-    assert len(trained) > count
-    (kept, _) = sorted((home / "pools").iterdir(), key=lambda path: path.stat().st_mtime)
-    kept.write_bytes(kept.read_bytes()[:1000])  # damaged: trained anew, to the same weights
-    anew = find(real)
-    assert all(torch.equal(first.trained[name], anew.trained[name]) for name in first.trained)
+    assert sum(trained) == 5
+    oldest = min((home / "pools").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    oldest.write_bytes(oldest.read_bytes()[:1000])  # damaged: trained anew, to the same weights
+    assert same(first, find(real))
+    assert sum(trained) == 6
+
+
+def test_an_interrupted_pool_goes_on_with_the_next_network(real, trained, monkeypatch):
+    whole = find(real, pool_epochs=1)
+    with monkeypatch.context() as patch:
+        fit, calls = training_pool.fit, []
+
+        def stopped(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return fit(*arguments)
+
+        patch.setattr(training_pool, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            find(real, pool_epochs=2)
+    before = sum(trained)
+    pool = find(real, pool_epochs=2)
+    assert sum(trained) == before + 1
+    assert len(pool) == 2
+    assert not same(pool, whole)
 
 
 def test_the_time_of_the_pool_counts_also_when_it_is_there_already(real, monkeypatch):
-    pool = find(real)
+    pool = find(real, pool=1)
     monkeypatch.setattr(
-        training_pool, "_read", lambda *a: type(pool)(pool.initial, pool.trained, 1000.0)
+        training_pool, "_read", lambda key: type(pool)(pool.initial, pool.trained, 1000.0)
     )  # as if its training had taken long
-    assert atomhub.distill(real, 1, "atom", FIELDS).manifest.seconds >= 1000
+    assert atomhub.distill(real, 1, "atom", FIELDS).manifest.seconds >= 2000
 
 
 def test_a_set_of_atom_plus_trains_like_any_other(home):

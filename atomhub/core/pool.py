@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,15 @@ class Pool:
 
     def __len__(self) -> int:
         return len(next(iter(self.trained.values())))
+
+    @classmethod
+    def joined(cls, pools: Sequence[Pool]) -> Pool:
+        """Return the networks of several pools of one kind as one."""
+        initial, trained = (
+            {name: torch.cat([getattr(pool, side)[name] for pool in pools]) for name in getattr(pools[0], side)}
+            for side in ("initial", "trained")
+        )
+        return cls(initial, trained, round(sum(pool.seconds for pool in pools), 2))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Pool:
         """Return the same on a device."""
