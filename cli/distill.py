@@ -67,7 +67,7 @@ def distill(
     import atomhub
     from atomhub.devices import find_device, first_of_machine, parse_size, processes
     from atomhub.files import check_target, home
-    from atomhub.hub import layout, remote, store
+    from atomhub.hub import client, layout, remote, store
     from atomhub.pipeline import choose_recipe
     from atomhub.sources import SourceOptions
 
@@ -100,7 +100,7 @@ def distill(
             distilled = distilled.save(target, overwrite)
     manifest = distilled.manifest
     if push is not None and team.rank == 0:
-        with remote.progress_bars(watched(as_json)):
+        with client.progress_bars(watched(as_json)):
             report_push(remote.push(distilled, push or None), as_json=False)
     if as_json:
         print_json({"name": name, "path": str(target), "ipc": ipc, "classes": len(distilled.class_names),

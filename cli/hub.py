@@ -51,9 +51,9 @@ def push(
       atomhub push cifar10-ipc10 my-lab/cifar10-ipc10 --private --tag v1
     """
     import atomhub
-    from atomhub.hub import remote
+    from atomhub.hub import client, remote
 
-    with remote.progress_bars(watched(as_json)):
+    with client.progress_bars(watched(as_json)):
         done = remote.push(
             atomhub.load(name), repo, private=private, revision=revision, commit_message=message, create_pr=create_pr,
             tags=tags, dry_run=dry_run,
@@ -88,9 +88,9 @@ def pull(name: str, as_json: bool) -> None:
       atomhub pull alice/cifar10-ipc10
       atomhub pull alice/cifar10-ipc10@v1
     """
-    from atomhub.hub import remote
+    from atomhub.hub import client, remote
 
-    with remote.progress_bars(watched(as_json)):
+    with client.progress_bars(watched(as_json)):
         distilled = remote.pull(name)
     if as_json:
         print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.manifest.ipc})
@@ -118,7 +118,7 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
     """
     import atomhub
     from atomhub.hub import layout
-    from atomhub.hub.remote import progress_bars
+    from atomhub.hub.client import progress_bars
 
     with progress_bars(watched(as_json)):
         distilled = atomhub.load(name)

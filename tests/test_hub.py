@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
-from atomhub.hub import cards, layout, remote
+from atomhub.hub import cards, client, layout, remote
 from atomhub.manifest import provenance
 from atomhub.training.protocols import PROTOCOLS
 
@@ -36,7 +36,7 @@ FILES = {"README.md", "manifest.json", "distilled.safetensors", layout.PARQUET, 
 def writer(hub, monkeypatch):
     """Alice, logged in with a token that may write; nothing waits long."""
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setattr(remote, "_PATIENCE", 0.01)
+    monkeypatch.setattr(client, "_PATIENCE", 0.01)
     monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=40))
     return hub
 

@@ -16,6 +16,7 @@ from atomhub.core.whitening import Normalization, Whitening
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
 from atomhub.files import check_target, new_folder
 from atomhub.hub import cards, remote
+from atomhub.hub.client import told
 from atomhub.training.classifier import Classifier, ModelConfig, untrained
 
 WEIGHTS = "model.safetensors"
@@ -144,7 +145,7 @@ def push(
     account = remote.check_account(repo_id, token)
 
     def ask(work: Any) -> Any:
-        return remote.told(work, repo_id, token, account)
+        return told(work, repo_id, token, account)
 
     name = ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
     info = ask(lambda: api.model_info(name))

@@ -5,48 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    get_token,
     hf_hub_download,
     scan_cache_dir,
     snapshot_download,
 )
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from atomhub.distilled import DistilledDataset
-from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError, first_line
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
 from atomhub.files import home, replace_file
 from atomhub.hub import cards, layout
+from atomhub.hub.client import TRIES, Unreachable, explained, passing, told, wait
 from atomhub.manifest import Manifest
 
 _REVISIONS = "pulled.json"
-_TRIES = 4
-_PATIENCE = 30.0
-"""Most seconds waited between two tries."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,7 +125,7 @@ def push(
         if not dry_run and not create_pr:
             name = told(lambda: api.create_repo(name, repo_type="dataset", private=private, exist_ok=True).repo_id,
                          name, token, account)  # fmt: skip
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             plan = _plan(api, folder, manifest, name, revision, token, account, new=dry_run)
             for tag in tags:
                 if plan.tags.get(tag) not in (None, plan.head) or (tag in plan.tags and plan.operations):
@@ -157,10 +143,10 @@ def push(
                     )  # fmt: skip
                 except Exception as error:
                     # a lost answer may have been a commit, and another client may have been faster: look again
-                    if attempt + 1 < _TRIES and _passing(error, conflict=True):
-                        _wait(error, attempt)
+                    if attempt + 1 < TRIES and passing(error, conflict=True):
+                        wait(error, attempt)
                         continue
-                    raise _explained(error, name, token, account) from None
+                    raise explained(error, name, token, account) from None
                 commit, url = made.oid, made.pr_url or url
             for tag in tags:
                 if plan.tags.get(tag) != commit:
@@ -330,7 +316,7 @@ def _head(repo: str, revision: str | None, token: str | None) -> str | None:
     """Return the commit behind a revision; None, with a note, if the Hub cannot be reached."""
     try:
         return told(lambda: HfApi(token=token).dataset_info(repo, revision=revision).sha, repo, token)
-    except _Unreachable as error:
+    except Unreachable as error:
         if _cached(repo, revision) is None:
             raise
         warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=4)
@@ -424,7 +410,7 @@ def snapshot(
     if not local:
         try:
             found = told(lambda: api.get_paths_info(repo, list(paths), revision=revision), repo, token)
-        except _Unreachable as error:
+        except Unreachable as error:
             warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=3)
             local = True
         else:
@@ -498,113 +484,3 @@ def _listed(info: Any) -> Listed:
         downloads=info.downloads or 0,
         modified=info.last_modified.isoformat() if info.last_modified else "",
     )
-
-
-class _Unreachable(AtomhubError):
-    """The Hub did not answer, or not in a useful way."""
-
-
-def told(work: Callable[[], T], what: str, token: str | None, account: str | None = None) -> T:
-    """Ask the Hub, again if a failure may pass, and turn what is left into a sentence."""
-    for attempt in range(_TRIES):
-        try:
-            return work()
-        except Exception as error:
-            if attempt + 1 == _TRIES or not _passing(error):
-                raise _explained(error, what, token, account) from None
-            _wait(error, attempt)
-    raise AssertionError("the loop returns or raises")
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return the error behind a missing cache entry, which is what the clients raise for everything."""
-    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None)
-
-
-def _passing(error: BaseException, conflict: bool = False) -> bool:
-    """Whether the same request may succeed a little later."""
-    error = _root(error)
-    status = _status(error)
-    if status is not None:
-        return status in (429, 500, 502, 503, 504) or (conflict and status == 412)
-    named = type(error).__module__.split(".")[0]
-    return isinstance(error, ConnectionError | TimeoutError) or (
-        named in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-        and not isinstance(error, ValueError)
-    )
-
-
-def _wait(error: BaseException, attempt: int) -> None:
-    response = getattr(_root(error), "response", None)
-    asked = (getattr(response, "headers", None) or {}).get("Retry-After", "")
-    time.sleep(min(_PATIENCE, float(asked) if asked.isdecimal() else 0.5 * 2**attempt))
-
-
-def _explained(error: BaseException, what: str, token: str | None, account: str | None) -> AtomhubError:
-    """Return the sentence for an error of the Hub's clients; a token is never part of it."""
-    error = _root(error)
-    if isinstance(error, AtomhubError):
-        return error
-    status = _status(error)
-    said = _without_token(first_line(error), token)
-    login = "Log in with: hf auth login"
-    if isinstance(error, HFValidationError):
-        return UsageError(f"{what!r} cannot be a repository: {said}.", "Ids look like user/name.")
-    if isinstance(error, GatedRepoError):
-        return AtomhubError(f"{what} is gated: its owner has to let you in.", f"Ask for access on its page. {login}")
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        missing = token is None and get_token() is None
-        return AtomhubError(
-            "You are not logged in to the Hub."
-            if missing
-            else "The Hub does not know this token: it is wrong or expired.",
-            login,
-        )
-    if status == 403:
-        who = f"You are {account!r}, and that account" if account else "Your account"
-        return AtomhubError(
-            f"{who} may not write to {what}: the token is read-only, or it is somebody else's.",
-            f"Use a token with write access, or open a pull request (--create-pr). {login}",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return NotFoundError(
-            f"There is no repository {what!r} on the Hub, or it is private.", f"Check the name. {login}"
-        )
-    if isinstance(error, EntryNotFoundError):
-        return NotFoundError(f"{what}: {said}.")
-    if status == 412:
-        return AtomhubError(f"Somebody else keeps changing {what}.", "Push again.")
-    if status is not None and isinstance(error, HfHubHTTPError):
-        return _Unreachable(f"The Hub answers {status} for {what}: nothing was changed.", "Try again later.")
-    return _Unreachable(f"The Hub cannot be reached for {what}: {said}.", "Check the network and try again.")
-
-
-def _without_token(text: str, token: str | None) -> str:
-    text = text.replace(token, "***") if token else text
-    return re.sub(r"hf_\w+", "***", text)
-
-
-@contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    """Show huggingface_hub's progress bars in the block, or do not."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if shown:
-        yield
-        return
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()
