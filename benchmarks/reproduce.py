@@ -1,6 +1,6 @@
 """Distil and measure one source with several recipes, beside the published figures: the project's results table.
 
-    python benchmarks/reproduce.py benchmarks/reproduce/cifar10.toml [--quick] [--stage DIR]
+    python benchmarks/reproduce.py benchmarks/reproduce/cifar10.toml [--quick] [--results DIR] [--stage DIR]
 
 Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
 ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
@@ -106,6 +106,15 @@ def markdown(config, rows):
     return "\n\n".join(parts)
 
 
+def keep(path, about, config, rows):
+    """Write what is measured so far as JSON and Markdown; return the Markdown."""
+    path.write_text(json.dumps(about | {"config": config, "rows": rows}, indent=1) + "\n")
+    reduced = "Reduced settings (--quick), not comparable with the published figures.\n\n" * config["is_quick"]
+    text = f"{reduced}{markdown(config, rows)}\n\nCommand: `{about['command']}`, on {about['device']}.\n"
+    path.with_suffix(".md").write_text(text)
+    return text
+
+
 def stage(config, path, folder, quick):
     """Copy sources, data and wheels to a folder; print the command to run there."""
     import os
@@ -131,9 +140,10 @@ def stage(config, path, folder, quick):
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
     print(
-        "pip install --no-index --find-links wheels atomhub && "
-        f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path}" + " --quick" * quick,
-        "; cp benchmarks/results/reproduce-* $OUT/",
+        "OUT=${OUT:-out}; pip install --no-index --find-links wheels atomhub && "
+        f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path} --results $OUT"
+        + " --quick"
+        * quick
     )
 
 
@@ -143,15 +153,18 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stage", type=Path, metavar="DIR")
+    parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS, help="where the tables go")
     options = parser.parse_args()
     config = read(options.config, options.quick) | {"is_quick": options.quick}
     if options.stage:
         stage(config, options.config, options.stage, options.quick)
         return
     name = Path(options.config).stem + "-quick" * options.quick
-    kept = RESULTS / f"reproduce-{name}.json"
+    options.results.mkdir(parents=True, exist_ok=True)
+    kept = options.results / f"reproduce-{name}.json"
     about = environment(find_device(options.device))
-    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    earlier = kept if kept.exists() else RESULTS / kept.name
+    rows = json.loads(earlier.read_text())["rows"] if earlier.exists() else []
     rows = [r for r in rows if r["protocol"] == of(config, "protocol", r["ipc"])]
     done = {(r["recipe"], r["ipc"]) for r in rows}
     for ipc in config["ipcs"]:
@@ -163,11 +176,8 @@ def main():
                 rows.append(found)
                 done.add((found["recipe"], ipc))
                 print(f"{found['recipe']}, ipc {ipc}: {found['mean']:.1f} ± {found['std']:.1f}", flush=True)
-            kept.write_text(json.dumps(about | {"config": config, "rows": rows}, indent=1) + "\n")
-    label = "Reduced settings (--quick), not comparable with the published figures.\n\n" if options.quick else ""
-    text = f"{label}{markdown(config, rows)}\n\nCommand: `{about['command']}`, on {about['device']}.\n"
-    kept.with_suffix(".md").write_text(text)
-    print(f"\n{text}")
+            keep(kept, about, config, rows)
+    print(f"\n{keep(kept, about, config, rows)}")
 
 
 if __name__ == "__main__":
