@@ -31,13 +31,13 @@ TERMS = {
 PARTS = {
     "atom": ("atom", {}),
     "atom-plus": ("atom-plus", {}),
-    "atom-plus, float32 pixels": ("atom-plus", {"pixels": "float32"}),
-    "atom, float32 pixels": ("atom", {"pixels": "float32"}),
     "without views": ("atom-plus", {"formation": 1}),
     "without calibration": ("atom-plus", {"calibration": 0.0}),
     "without calibration and pool": ("atom-plus", {"calibration": 0.0, "pool": 0}),
     "without schedule": ("atom-plus", {"image_schedule": "constant"}),
     "without attention": ("atom-plus", {"spatial": 0.0, "channel": 0.0}),
+    "atom-plus, float32 pixels": ("atom-plus", {"pixels": "float32"}),
+    "atom, float32 pixels": ("atom", {"pixels": "float32"}),
 }
 """Of the second table: recipe and what is changed."""
 
