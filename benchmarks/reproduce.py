@@ -5,11 +5,13 @@
 Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
 ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
 measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and is labelled.
-``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there.
+``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run
+there, which leaves tables and sets in ``$OUT``.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -116,35 +118,37 @@ def keep(path, about, config, rows):
 
 
 def stage(config, path, folder, quick):
-    """Copy sources, data and wheels to a folder; print the command to run there."""
-    import os
-
+    """Copy what a machine without network needs to a folder; print the command to run there."""
     root = Path(__file__).resolve().parents[1]
-    folder.mkdir(parents=True, exist_ok=True)
     files = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, folder / name)
+    config_there = Path("benchmarks/reproduce") / Path(path).name
+    shutil.copy(path, folder / config_there)
     data = Path(os.environ["ATOMHUB_DATA"]) / config["source"]
     shutil.copytree(data, folder / "data" / config["source"], dirs_exist_ok=True, copy_function=shutil.copyfile)
-    wheels = folder / "wheels"
+    wheels(root, folder / "wheels")
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
+    script = f"python benchmarks/reproduce.py {config_there} --results $OUT" + " --quick" * quick
+    print(
+        "OUT=${OUT:-out}; pip install --no-index --find-links wheels atomhub && "
+        f"ATOMHUB_HOME=home ATOMHUB_DATA=data {script}; tar -czf $OUT/sets.tgz -C home sets"
+    )
+
+
+def wheels(root, folder):
+    """Put atomhub and what the machine may lack into a folder, for Linux and Python 3.12."""
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, root], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, root], check=True)
     target = ["--only-binary", ":all:", "--python-version", "3.12"]
     for platform in ("manylinux_2_28", "manylinux_2_17", "manylinux2014"):
         target += ["--platform", f"{platform}_x86_64"]
-    subprocess.run([*pip, "download", *target, "--dest", wheels, *MISSING], check=True)
+    subprocess.run([*pip, "download", *target, "--dest", folder, *MISSING], check=True)
     for heavy in ("numpy", "pyarrow"):  # torch and a parquet reader are there
-        for wheel in wheels.glob(f"{heavy}-*"):
+        for wheel in folder.glob(f"{heavy}-*"):
             wheel.unlink()
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    print(f"{folder}: {size / 1e6:.0f} MB. There, run:")
-    print(
-        "OUT=${OUT:-out}; pip install --no-index --find-links wheels atomhub && "
-        f"ATOMHUB_HOME=$OUT/home ATOMHUB_DATA=data python benchmarks/reproduce.py {path} --results $OUT"
-        + " --quick"
-        * quick
-    )
 
 
 def main():

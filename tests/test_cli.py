@@ -327,7 +327,7 @@ def test_a_damaged_set_does_not_hide_the_others(run, home):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_a_checkpoint_and_no_set(home, run, number):
-    arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--iterations", "150")
+    arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--set", "real_batch=8", "--iterations", "150")
     process = spawn(*arguments)
     deadline = time.monotonic() + 60
     while "Distilling" not in process.stderr.readline() and time.monotonic() < deadline:

@@ -36,10 +36,16 @@ def straight(home):
     torch.set_num_threads(threads)
 
 
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_one_that_was_not(home, tmp_path, straight, monkeypatch):
+@pytest.fixture
+def forks(monkeypatch):
+    """Processes that are quick to start: a server imports once, then forks; its environment is that of its start."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    forks = multiprocessing.get_context("forkserver")  # imports once, then forks: a fresh process every time, quickly
+    forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["test_runs"])
+    return forks
+
+
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_one_that_was_not(home, tmp_path, straight, forks):
     dice, kills, runs = random.Random(0), 0, tmp_path / "runs"
     while not (tmp_path / "set").exists():
         process = forks.Process(target=work, args=(tmp_path / "set", runs))
@@ -153,11 +159,11 @@ class TestMemory:
         with pytest.raises(UsageError, match="memory cannot be"):
             atomhub.distill("digits", 1, memory=size)
 
-    def test_a_source_larger_than_memory(self, home, tmp_path):
+    def test_a_source_larger_than_memory(self, home, tmp_path, forks):
         """24 GB of (sparse) images in a process that may use 3 GB of its own."""
         path = tmp_path / "train.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(8_000_000, 3, 32, 32))
-        process = multiprocessing.get_context("spawn").Process(target=distil_large, args=(path, 3 * 2**30))
+        process = forks.Process(target=distil_large, args=(path, 3 * 2**30))
         process.start()
         process.join()
         assert process.exitcode == 0
@@ -189,10 +195,15 @@ def torchrun(processes, *arguments, **options):
 class TestParallel:
     """Processes own disjoint classes; what comes out is what one process makes."""
 
-    def test_one_two_and_three_processes_agree(self, home, tmp_path):
+    def test_one_two_and_three_processes_agree(self, home, tmp_path, forks):
         one = {name: atomhub.distill("digits", 1, overrides=SHARED | fields) for name, fields in SEVERAL.items()}
         for size in (2, 3):
-            torch.multiprocessing.start_processes(share, (size, tmp_path / str(size)), nprocs=size)
+            processes = [forks.Process(target=share, args=(r, size, tmp_path / str(size), home)) for r in range(size)]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+                assert process.exitcode == 0
             for name, alone in one.items():
                 several = atomhub.load(tmp_path / str(size) / name)
                 assert torch.allclose(alone.images, several.images, atol=1e-5)
@@ -200,8 +211,8 @@ class TestParallel:
                 assert np.allclose(*losses, rtol=1e-5)
 
     def test_torchrun_prints_once_and_a_dead_process_leaves_a_checkpoint(self, home):
-        arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--iterations", "800", "--name", "shared",
-                     "--checkpoint-every", "50")  # fmt: skip
+        arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--set", "real_batch=8",
+                     "--iterations", "400", "--name", "shared", "--checkpoint-every", "50")  # fmt: skip
         process = torchrun(2, *arguments)
         runs = home / "runs" / "shared"
         deadline = time.monotonic() + 90
@@ -217,7 +228,7 @@ class TestParallel:
         assert not (home / "sets").exists()
         # one process goes on with what two began
         resumed = atomhub.distill(
-            "digits", 1, overrides={"width": 4, "iterations": 800}, checkpoints=runs, resume=True,
+            "digits", 1, overrides={"width": 4, "real_batch": 8, "iterations": 400}, checkpoints=runs, resume=True,
             checkpoint_every=50, command="x",
         )  # fmt: skip
         assert len(resumed) == 10
@@ -241,8 +252,9 @@ SEVERAL = {
 }
 
 
-def share(rank, size, folder):
+def share(rank, size, folder, home):
     """One of several processes, as torchrun would start it."""
+    os.environ["ATOMHUB_HOME"] = str(home)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}-rendezvous", rank=rank, world_size=size)
     for name, fields in SEVERAL.items():

@@ -1,0 +1,129 @@
+"""The scripts that make the project's tables, on something small: they keep what they measured, and say how."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, image_folder
+from datasets import load_dataset
+
+import atomhub
+from atomhub.training.protocols import PROTOCOLS, Protocol
+
+CONFIG = """
+source = "cifar10"
+ipcs = [1]
+order = ["random", "herding", "dm"]
+protocol = "dm"
+networks = 2
+seed = 0
+
+[quick]
+protocol = "quick"
+overrides = { width = 4, depth = 2, iterations = 2, real_batch = 4, precision = "float32" }
+
+[published]
+dm = { 1 = 26.0 }
+"""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Return a script of ``benchmarks/`` as a module, and how to run it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+    def load(name):
+        module = importlib.import_module(name)
+
+        def run(*arguments):
+            monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *map(str, arguments)])
+            module.main()
+
+        return module, run
+
+    return load
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A config beside data of its own: twelve images of two classes to train on, six to test."""
+    folder = tmp_path / "data" / "cifar10"
+    folder.mkdir(parents=True)
+    images = image_folder(tmp_path / "images", {"train": 6, "test": 3}, size=(16, 16))
+    for split, rows in load_dataset("imagefolder", data_dir=str(images)).items():
+        rows.to_parquet(folder / f"{split}.parquet")
+    monkeypatch.setenv("ATOMHUB_DATA", str(tmp_path / "data"))
+    path = tmp_path / "small.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def rows(folder):
+    """Return what a table holds: its rows by recipe, and the Markdown."""
+    kept = json.loads((folder / "reproduce-small-quick.json").read_text())
+    return {row["recipe"]: row for row in kept["rows"]}, (folder / "reproduce-small-quick.md").read_text()
+
+
+def test_a_staged_table_is_made_elsewhere_and_gone_on_with(script, config, home, tmp_path, capsys, monkeypatch):
+    module, run = script("reproduce")
+    # what is installed here stands in for the wheels, which need the package index
+    monkeypatch.setattr(module, "wheels", lambda root, folder: folder.mkdir())
+    run(config, "--quick", "--stage", tmp_path / "staged")
+    install, command = capsys.readouterr().out.splitlines()[-1].split(" && ")
+    assert install.endswith("pip install --no-index --find-links wheels atomhub")
+    out = tmp_path / "out"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    there = {k: v for k, v in os.environ.items() if k not in ("ATOMHUB_DATA", "ATOMHUB_HOME")}
+    subprocess.run(
+        command, shell=True, check=True, cwd=tmp_path / "staged", env=there | {"PATH": path, "OUT": str(out)}
+    )
+    assert (out / "sets.tgz").exists()
+    first, text = rows(out)
+    assert set(first) == {"random", "herding", "dm"}
+    assert all(row["networks"] == 2 and row["protocol"] == "quick" for row in first.values())
+    assert f"| dm | {first['dm']['mean']:.1f} ± {first['dm']['std']:.1f} | 26.0 |" in text
+    assert text.startswith("Reduced settings (--quick), not comparable with the published figures.")
+
+    # here, with one recipe more: what was measured there is kept, and random images are not measured again
+    monkeypatch.setenv("ATOMHUB_HOME", str(tmp_path / "staged" / "home"))
+    config.write_text(CONFIG.replace('"dm"]', '"dm", "atom"]'))
+    overrides = tomllib.loads(CONFIG)["quick"]["overrides"]
+    atomhub.distill("cifar10", 1, "atom", overrides, name="cifar10-ipc1-atom-quick").save()
+    run(config, "--quick", "--results", out)
+    second, text = rows(out)
+    assert {recipe: second[recipe] for recipe in first} == first
+    assert f"| atom | {second['atom']['mean']:.1f}" in text
+    claim = atomhub.load("cifar10-ipc1-atom-quick").manifest.results[0]
+    assert (claim.score.mean, claim.baseline) == (second["atom"]["mean"], {})
+
+
+def test_a_set_of_other_settings_is_not_taken_for_a_cell(script, config, home):
+    _, run = script("reproduce")
+    others = tomllib.loads(CONFIG)["quick"]["overrides"] | {"real_batch": 3}
+    atomhub.distill("cifar10", 1, "dm", others, name="cifar10-ipc1-dm-quick").save()
+    with pytest.raises(SystemExit, match=r"cifar10-ipc1-dm-quick in the store has another real_batch: delete it first"):
+        run(config, "--quick", "--results", config.parent)
+
+
+def test_recipes_are_compared_on_images_held_out_of_the_training_split(script, home, tmp_path, monkeypatch):
+    module, run = script("ablation")
+    common, _ = script("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
+    monkeypatch.setattr(module, "TERMS", {"feature": module.TERMS["feature"]})
+    run("--only", "digits", "--iterations", 1, "--seeds", 2)
+    kept = json.loads((tmp_path / "ablation-cpu.json").read_text())
+    assert [row["setting"] for row in kept["rows"]] == ["feature, p 1, instance", "feature, p 1, batch"]
+    assert all(len(row["accuracies"]) == 2 for row in kept["rows"])
+
+    real = atomhub.open_source("digits")
+    tried = module.held_out(real, test=50)
+    images = {image.tobytes() for image in real.train.images}
+    assert len(tried.test.images) == 50
+    assert all(image.tobytes() in images for image in tried.test.images)
+    assert not {image.tobytes() for image in tried.test.images} & {image.tobytes() for image in tried.train.images}
