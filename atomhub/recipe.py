@@ -52,6 +52,12 @@ class Recipe(BaseModel):
     norm: Literal["instance", "batch", "none"] = _knob(
         "batch", "norm layers of the ConvNet, also when it is measured", "-", "DataDAM's code; ablation"
     )
+    statistics: Literal["own", "real"] = _knob(
+        "own",
+        "under batch norm, whose mean and variance synthetic images are matched with: their own, or the real batch's",
+        "-",
+        "atomhub",
+    )
     width: int = _knob(128, "channels of every ConvNet block", "channels", "DC, section 4", ge=1, le=2048)
     depth: int | None = _knob(
         None, "blocks of the ConvNet; unset: follows the resolution (3 at 32x32)", "blocks", "DM", ge=1, le=8
@@ -181,6 +187,8 @@ class Recipe(BaseModel):
             follow.add("augmentation")
         if not self.pool:
             follow.add("pool_epochs")
+        if self.norm != "batch":
+            follow.add("statistics")
         changed = [
             f"{key}={value if not isinstance(value, tuple) else ','.join(value) or 'none'}"
             for key, value in self
@@ -288,7 +296,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
     "atom-plus": {
         "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "pool": 5, "pool_epochs": 3,
-        "calibration": 0.3,
+        "calibration": 0.3, "statistics": "real",
     },
 }  # fmt: skip
 """The shipped recipes: what differs from the defaults above."""

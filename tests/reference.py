@@ -22,9 +22,11 @@ def objective(network, real, synthetic, u, recipe, trained=None):
     """
     synthetic = [views(images, recipe.formation) for images in synthetic]
     means = []  # of each side, of each class: what is matched
+    moments = None  # batch norm's, of every layer: first those of the real images
     for side in (real, synthetic):
         augmented = [[augment(image, u[k], recipe.augmentation) for image in side[k]] for k in range(len(side))]
-        flat = embed(network, [image for images in augmented for image in images], recipe)
+        shared = moments if recipe.statistics == "real" else None
+        flat, moments = embed(network, [image for images in augmented for image in images], recipe, shared)
         by_class = []
         for images in augmented:
             own, flat = flat[: len(images)], flat[len(images) :]
@@ -40,7 +42,7 @@ def objective(network, real, synthetic, u, recipe, trained=None):
             total = total + weight * ((a - b) ** 2).sum()
     if recipe.calibration:
         augmented = [[augment(image, u[k], recipe.augmentation) for image in side] for k, side in enumerate(synthetic)]
-        flat = embed(trained, [image for images in augmented for image in images], recipe)
+        flat, _ = embed(trained, [image for images in augmented for image in images], recipe)
         for k, images in enumerate(augmented):
             own, flat = flat[: len(images)], flat[len(images) :]
             for *_, features in own:
@@ -69,13 +71,21 @@ def views(images, formation):
     return found
 
 
-def embed(network, images, recipe):
-    """Return for each image its [spatial, channel] attention of every layer but the last, then its features."""
+def embed(network, images, recipe, moments=None):
+    """Return for each image its [spatial, channel] attention of every layer but the last, then its features.
+
+    And the mean and variance of every channel of every layer over the batch, which norm images if none are given.
+    """
     depth = sum(name.startswith("convolutions") for name in network) // 2
-    out = [[] for _ in images]
+    out, seen = [[] for _ in images], []
     for layer in range(depth):
         weight, bias = network[f"convolutions.{layer}.weight"], network[f"convolutions.{layer}.bias"]
-        images = normalise([F.conv2d(x[None], weight, bias, padding=1)[0] for x in images], recipe.norm)
+        images = [F.conv2d(x[None], weight, bias, padding=1)[0] for x in images]
+        together = torch.stack(images).transpose(0, 1).flatten(1)
+        mean = together.mean(1, keepdim=True)
+        variance = ((together - mean) ** 2).mean(1, keepdim=True)
+        seen.append((mean[..., None], variance[..., None]))
+        images = normalise(images, recipe.norm, *(moments or seen)[layer])
         images = [x.clamp_min(0) for x in images]
         for x, found in zip(images, out, strict=True):
             if layer < depth - 1:
@@ -83,17 +93,14 @@ def embed(network, images, recipe):
                 for attention in (power.sum(0).flatten(), power.sum((1, 2))):
                     found.append(attention / torch.sqrt((attention**2).sum()))
         images = [F.avg_pool2d(x[None], 2)[0] for x in images]
-    return [[*found, x.flatten()] for found, x in zip(out, images, strict=True)]
+    return [[*found, x.flatten()] for found, x in zip(out, images, strict=True)], seen
 
 
-def normalise(images, norm):
-    """Norm layers at their initial affine map: scale 1, shift 0."""
+def normalise(images, norm, mean, variance):
+    """Norm layers at their initial affine map: scale 1, shift 0; the statistics (C, 1, 1) are for batch norm."""
     if norm == "none":
         return images
-    if norm == "batch":  # the statistics of a channel over the whole batch
-        together = torch.stack(images).transpose(0, 1).flatten(1)
-        mean = together.mean(1).view(-1, 1, 1)
-        variance = ((together - together.mean(1, keepdim=True)) ** 2).mean(1).view(-1, 1, 1)
+    if norm == "batch":
         return [(x - mean) / torch.sqrt(variance + 1e-5) for x in images]
     return [torch.stack([(c - c.mean()) / torch.sqrt(((c - c.mean()) ** 2).mean() + 1e-5) for c in x]) for x in images]
 

@@ -21,7 +21,7 @@ def test_presets_are_the_mixes_of_the_literature():
 def test_atom_plus_is_atom_with_more():
     atom, plus = (Recipe.named(name) for name in ("atom", "atom-plus"))
     changed = {key for key, value in plus if value != getattr(atom, key)}
-    assert changed == {"name", "formation", "image_schedule", "pool", "pool_epochs", "calibration"}
+    assert changed == {"name", "formation", "image_schedule", "pool", "pool_epochs", "calibration", "statistics"}
 
 
 def test_calibration_and_pools_name_what_they_need():

@@ -112,20 +112,23 @@ class Embedding:
         x = F.pad(images, (before, after, before, after)) if self.network.padding else images
         return x.to(self.compute, memory_format=self.format)
 
-    def __call__(self, images: Tensor, moments: Sequence[Moments] | None = None) -> list[Tensor]:
+    def __call__(
+        self, images: Tensor, moments: Sequence[Moments] | None = None, keep: bool = False
+    ) -> tuple[list[Tensor], list[Moments]]:
         """Return what is matched of normalised images (N, C, H, W): (N, D) float vectors, see :func:`vectors`."""
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
         return self.compiled[self.network](
-            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, moments, self.reduce
-        )
+            self.prepare(images), self.weights[self.format], self.biases, r.norm, r.power, wanted, moments,
+            self.reduce, keep,
+        )  # fmt: skip
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) of normalised images (N, C, H, W) under the weights in use."""
-        features = self.compiled[self.network](
+        (features,), _ = self.compiled[self.network](
             self.prepare(images), self.weights[self.format], self.biases, self.recipe.norm, 1.0, (False, False, True),
-            None, self.reduce,
-        )[0]  # fmt: skip
+            None, self.reduce, False,
+        )  # fmt: skip
         return F.linear(features, self.network.head.weight, self.network.head.bias)
 
     def moments(self, batches: Callable[[], Any]) -> list[Moments]:
@@ -160,8 +163,9 @@ def vectors(
     wanted: tuple[bool, bool, bool],
     moments: Sequence[Moments] | None,
     reduce: Reduce | None,
-) -> list[Tensor]:
-    """Return what is matched of every image, in one pass over the network.
+    keep: bool,
+) -> tuple[list[Tensor], list[Moments]]:
+    """Return what is matched of every image, in one pass over the network, and the batch-norm statistics used.
 
     Args:
         x: (N, C, H, W), normalised and padded.
@@ -172,20 +176,28 @@ def vectors(
         wanted: Whether spatial attention, channel attention and features are matched.
         moments: Batch-norm statistics, where they are not those of ``x``.
         reduce: Adds sums up over all processes.
+        keep: Whether to return the statistics of ``x`` under batch norm.
 
     Returns:
         For each block but the last: (N, H*W) spatial, then (N, width) channel attention; last, (N, D) features, the
-        flattened output of the last block after pooling. Those wanted, in float32 at least.
+        flattened output of the last block after pooling. Those wanted, in float32 at least. And a pair of (width,) for
+        every block, or nothing.
     """
     spatial, channel, feature = wanted
     out: list[Tensor] = []
+    used: list[Moments] = []
     for layer, weight in enumerate(weights):
         x = F.conv2d(x, weight, biases[layer] if biases is not None else None, padding=1)
-        x = F.relu(_normalise(x, norm, moments[layer] if moments is not None else None, reduce))
+        known = moments[layer] if moments is not None else None
+        if known is None and norm == "batch" and (keep or reduce is not None):
+            known = _moments(x, reduce)
+        if known is not None and keep:
+            used.append(known)
+        x = F.relu(_normalise(x, norm, known))
         if layer < len(weights) - 1 and (spatial or channel):
             out += mixer.attention(x, power, spatial, channel)
         x = F.avg_pool2d(x, 2)
-    return [*out, mixer.full(x).flatten(1)] if feature else out
+    return [*out, mixer.full(x).flatten(1)] if feature else out, used
 
 
 def activations(
@@ -194,24 +206,27 @@ def activations(
     """Return what enters the norm of block ``len(moments)``, given the statistics of those before."""
     for layer, (weight, known) in enumerate(zip(weights, moments, strict=False)):
         x = F.conv2d(x, weight, biases[layer] if biases is not None else None, padding=1)
-        x = F.avg_pool2d(F.relu(_normalise(x, "batch", known, None)), 2)
+        x = F.avg_pool2d(F.relu(_normalise(x, "batch", known)), 2)
     layer = len(moments)
     return F.conv2d(x, weights[layer], biases[layer] if biases is not None else None, padding=1)
 
 
-def _normalise(x: Tensor, norm: str, moments: Moments | None, reduce: Reduce | None) -> Tensor:
+def _normalise(x: Tensor, norm: str, moments: Moments | None) -> Tensor:
     if norm == "instance":
         return F.group_norm(x, x.shape[1], eps=EPS)
     if norm == "none":
         return x
-    if moments is None and reduce is None:
+    if moments is None:
         return F.batch_norm(x, None, None, training=True, eps=EPS)
-    mean, variance = moments or _shared_moments(x, reduce)  # type: ignore[arg-type]
-    return (x - mean.view(-1, 1, 1)) * (variance.view(-1, 1, 1) + EPS).rsqrt()
+    mean, variance = moments
+    return ((x - mean.view(-1, 1, 1)) * (variance.view(-1, 1, 1) + EPS).rsqrt()).to(x.dtype)
 
 
-def _shared_moments(x: Tensor, reduce: Reduce) -> Moments:
-    """Return the statistics of a batch that is spread over processes."""
+def _moments(x: Tensor, reduce: Reduce | None) -> Moments:
+    """Return the statistics of a batch, which may be spread over processes."""
+    if reduce is None:
+        variance, mean = torch.var_mean(mixer.full(x), (0, 2, 3), correction=0)
+        return mean, variance
     total = torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])])
     total = reduce(total)
     mean = total[:-1] / total[-1]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atomhub.core import draws, initial, mixer, siamese
-from atomhub.core.embedding import Embedding
+from atomhub.core.embedding import Embedding, Moments
 from atomhub.core.parallel import Team
 from atomhub.core.pool import Pool
 from atomhub.core.synthetic import Synthetic, decode, encode
@@ -197,14 +197,15 @@ class Engine:
     def gradient(self, iteration: int) -> Tensor:
         """Write the gradient of an iteration's loss into ``synthetic.images.grad``; return the loss, a scalar."""
         draw = self.draw(iteration)
-        real = self._real_means(draw)
+        real, moments = self._real_means(draw)
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         gradient = self.synthetic.images.grad
         if gradient is None:
             raise AssertionError("the gradient is kept")
         for group in self.groups:
             images, augmented = self._augmented(group, draw)
-            synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in self.embedding(augmented)]
+            found, _ = self.embedding(augmented, moments)
+            synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in found]
             loss = mixer.loss([r[group] for r in real], synthetic, self.recipe, self.embedding.network.depth)
             gradient[group] = torch.autograd.grad(loss, images)[0]
             total += loss.detach()
@@ -226,20 +227,24 @@ class Engine:
         return images, siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
 
     @torch.no_grad()
-    def _real_means(self, draw: Draw) -> list[Tensor]:
-        """Return the class means (k, D) of what is matched of the real images."""
+    def _real_means(self, draw: Draw) -> tuple[list[Tensor], list[Moments] | None]:
+        """Return the class means (k, D) of what is matched of the real images, and the statistics for synthetic ones.
+
+        The latter are None where synthetic images are normalised by their own.
+        """
         total = draw.indices.size
+        shared = self.recipe.norm == "batch" and self.recipe.statistics == "real"
         moments = None
         if self.recipe.norm == "batch" and self._real_piece(total) < total:
             moments = self.embedding.moments(lambda: (images for _, images in self._real_batches(draw)))
         sums: list[Tensor] = []
         for classes, images in self._real_batches(draw):
-            found = self.embedding(images, moments)
+            found, used = self.embedding(images, moments, shared)
             sums = sums or [v.new_zeros(len(self.owned), v.shape[-1]) for v in found]
             own = (classes == torch.arange(len(self.owned))[:, None]).to(self.device, found[0].dtype)
             for s, v in zip(sums, found, strict=True):
                 s.addmm_(own, v)  # the same order of summation every time, unlike a scatter on a GPU
-        return [s / draw.indices.shape[1] for s in sums]
+        return [s / draw.indices.shape[1] for s in sums], used if shared else None
 
     def _real_batches(self, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pieces of the real batch: (n,) positions of their classes, and augmented images (n, C, H, W)."""

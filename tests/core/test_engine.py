@@ -97,6 +97,7 @@ def test_every_augmentation_agrees_with_the_reference(operation):
     [
         {"depth": 3, "pixels": "float32", "augmentation": ()},
         {"norm": "batch"},
+        {"norm": "batch", "statistics": "real"},
         {"norm": "none"},
         {"spatial": 0.5, "channel": 2.0, "feature": 0.0},
         {"power": 3.0},
@@ -105,6 +106,7 @@ def test_every_augmentation_agrees_with_the_reference(operation):
         {"formation": 4, "norm": "batch", "pixels": "float32"},
         {"pool": 2},
         {"pool": 2, "norm": "batch", "calibration": 0.3},
+        {"pool": 2, "norm": "batch", "calibration": 0.3, "statistics": "real", "formation": 2},
         {"pool": 3, "calibration": 2.0, "formation": 2, "power": 2},
     ],
     ids=str,
@@ -115,11 +117,13 @@ def test_every_kind_of_network_and_term_agrees_with_the_reference(overrides):
         check(engine, iteration)
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_work_in_pieces_gives_the_same_gradient(norm):
+@pytest.mark.parametrize(("norm", "statistics"), [("instance", "own"), ("batch", "own"), ("batch", "real")])
+def test_work_in_pieces_gives_the_same_gradient(norm, statistics):
     """A limit of memory splits real images in pieces of one, and synthetic ones class by class."""
     limit = 130_000 if norm == "instance" else 500_000
-    whole, pieces = make_engine(norm=norm), make_engine(norm=norm, options={"memory": limit})
+    whole, pieces = (
+        make_engine(norm=norm, statistics=statistics, options=options) for options in ({}, {"memory": limit})
+    )
     assert pieces._real_piece(12) < 12  # the limit is felt
     assert len(pieces.groups) == (3 if norm == "instance" else 1)
     for iteration in (0, 1):
