@@ -150,7 +150,12 @@ class Embedding:
                 delta, count = m - mean, count + n
                 square = square + s + delta.square() * (n * (count - n) / count)
                 mean = mean + delta * (n / count)
-            known.append((mean.to(self.compute), (square / count).to(self.compute)))
+            total = mean.new_tensor(count)
+            if self.reduce is not None:
+                own, sums = mean, self.reduce(torch.cat([mean * count, total[None]]))
+                mean, total = sums[:-1] / sums[-1], sums[-1]
+                square = self.reduce(square + count * (own - mean).square())
+            known.append((mean.to(self.compute), (square / total).to(self.compute)))
         return known
 
 

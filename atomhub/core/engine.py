@@ -235,7 +235,9 @@ class Engine:
         total = draw.indices.size
         shared = self.recipe.norm == "batch" and self.recipe.statistics == "real"
         moments = None
-        if self.recipe.norm == "batch" and self._real_piece(total) < total:
+        # with a limit, processes of fewer classes must not be the only ones without pieces: they exchange sums
+        pieces = self._real_piece(total) < total or (self.memory is not None and self.team.size > 1)
+        if self.recipe.norm == "batch" and pieces:
             moments = self.embedding.moments(lambda: (images for _, images in self._real_batches(draw)))
         sums: list[Tensor] = []
         for classes, images in self._real_batches(draw):
