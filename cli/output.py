@@ -156,7 +156,8 @@ class Steps:
 
     def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
         self.what, self.quiet, self.unit = what, quiet, unit
-        self.start = time.perf_counter()
+        self.last = time.perf_counter()
+        self.origin = (self.last, 0)  # when and where the rate is counted from
         self.shown = self.before = 0
         self.bar: Progress | None = None
         self._context: Any = None
@@ -177,16 +178,18 @@ class Steps:
         if self.quiet:
             return
         if done < self.before:  # another count begins
-            self.start, self.shown = time.perf_counter(), 0
-        self.before = done
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        rate = f"{done / seconds:.1f} {self.unit}/s"
+            self.origin, self.shown, self.before = (self.last, 0), 0, 0
+        now, (start, first) = time.perf_counter(), self.origin
+        each = max(now - start, 1e-9) / max(done - first, 1)
+        rate = f"{1 / each:.1f} {self.unit}/s"
+        if not self.before:  # what came before the first step, such as a pool's training, is no part of the rate
+            self.origin = (now, done)
+        self.before, self.last = done, now
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
         elif done * 10 // total > self.shown:
             self.shown = done * 10 // total
-            left = seconds / done * (total - done)
-            say(f"{self.what}: {done}/{total}  {note}  {rate}  {left:.0f} s left")
+            say(f"{self.what}: {done}/{total}  {note}  {rate}  {each * (total - done):.0f} s left")
 
     def losses(self, done: int, total: int, loss: float) -> None:
         """Show the progress of a distillation."""

@@ -11,6 +11,7 @@ import time
 import click
 import pytest
 from atomhub.cli.main import cli, main
+from atomhub.cli.output import Steps
 from conftest import ROOT
 from PIL import Image
 
@@ -313,6 +314,16 @@ def test_removing_asks_first(run, home, monkeypatch):
     assert process.returncode == 2
     assert (home / "sets" / "digits-ipc1").exists()
     assert (home / "sets" / "digits-ipc1").exists()
+
+
+def test_the_rate_counts_steps_alone(capsys, monkeypatch):
+    """A pool of networks was trained for an hour before the first of 20 steps, which take 2 seconds each."""
+    clock = iter([0, *range(3600, 3700, 2)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    with Steps("Distilling") as steps:
+        for done in range(1, 21):
+            steps(done, 20, "loss 1")
+    assert "Distilling: 10/20  loss 1  0.5 it/s  20 s left" in capsys.readouterr().err
 
 
 def test_a_damaged_set_does_not_hide_the_others(run, home):

@@ -115,7 +115,7 @@ class Embedding:
     def __call__(
         self, images: Tensor, moments: Sequence[Moments] | None = None, keep: bool = False
     ) -> tuple[list[Tensor], list[Moments]]:
-        """Return what is matched of normalised images (N, C, H, W): (N, D) float vectors, see :func:`vectors`."""
+        """Return what is matched of normalised images (N, C, H, W), and the statistics used: see :func:`vectors`."""
         r = self.recipe
         wanted = (bool(r.spatial), bool(r.channel), bool(r.feature))
         return self.compiled[self.network](
@@ -142,7 +142,8 @@ class Embedding:
         for _ in weights:
             count, mean, square = 0, torch.zeros(()), torch.zeros(())
             for images in batches():
-                x = mixer.full(activations(self.prepare(images), weights, self.biases, known)).double()
+                maps = mixer.full(activations(self.prepare(images), weights, self.biases, known))
+                x = maps.double()
                 n, m = x.numel() // x.shape[1], x.mean((0, 2, 3))
                 s = (x - m.view(-1, 1, 1)).square().sum((0, 2, 3))
                 # the update of Chan, Golub and LeVeque (1979) for a mean and a sum of squared deviations
@@ -155,7 +156,7 @@ class Embedding:
                 own, sums = mean, self.reduce(torch.cat([mean * count, total[None]]))
                 mean, total = sums[:-1] / sums[-1], sums[-1]
                 square = self.reduce(square + count * (own - mean).square())
-            known.append((mean.to(self.compute), (square / total).to(self.compute)))
+            known.append((mean.to(maps.dtype), (square / total).to(maps.dtype)))
         return known
 
 
