@@ -229,9 +229,10 @@ def _normalise(x: Tensor, norm: str, moments: Moments | None) -> Tensor:
 
 
 def _moments(x: Tensor, reduce: Reduce | None) -> Moments:
-    """Return the statistics of a batch, which may be spread over processes."""
+    """Return the statistics of a batch, which may be spread over processes, in float32 at least."""
+    x = mixer.full(x)
     if reduce is None:
-        variance, mean = torch.var_mean(mixer.full(x), (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         return mean, variance
     total = torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])])
     total = reduce(total)
