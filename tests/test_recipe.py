@@ -24,6 +24,13 @@ def test_atom_plus_is_atom_with_more():
     assert changed == {"name", "formation", "image_schedule", "pool", "pool_epochs", "calibration", "statistics"}
 
 
+def test_a_description_leaves_out_what_has_no_effect():
+    assert Recipe.named("atom-plus", {"norm": "instance", "statistics": "own"}).describe() == (
+        "atom-plus with norm=instance"
+    )
+    assert Recipe.named("atom-plus", {"statistics": "own"}).describe() == "atom-plus with statistics=own"
+
+
 def test_calibration_and_pools_name_what_they_need():
     with pytest.raises(UsageError, match="calibration needs trained networks: set pool above 0"):
         Recipe.named("atom", {"calibration": 0.1})

@@ -149,11 +149,18 @@ def test_networks_are_drawn_evenly_from_the_widths_and_depths_of_a_recipe():
     assert min(kinds.values()) > 70
 
 
-@pytest.mark.parametrize(("dtype", "norm"), [(torch.float32, "instance"), (torch.bfloat16, "batch")])
-def test_compiled_work_agrees_with_eager_work(dtype, norm):
+@pytest.mark.parametrize(
+    ("dtype", "fields"),
+    [
+        (torch.float32, {"norm": "instance"}),
+        (torch.bfloat16, {"norm": "batch"}),
+        (torch.bfloat16, {"norm": "batch", "statistics": "real"}),
+    ],
+)
+def test_compiled_work_agrees_with_eager_work(dtype, fields):
     precision = str(dtype).removeprefix("torch.")
-    eager = make_engine(dtype=torch.float32, norm=norm)
-    compiled = make_engine(dtype=torch.float32, norm=norm, precision=precision, options={"compiled": True})
+    eager = make_engine(dtype=torch.float32, **fields)
+    compiled = make_engine(dtype=torch.float32, precision=precision, options={"compiled": True}, **fields)
     assert compiled.gradient(0).item() == pytest.approx(
         eager.gradient(0).item(), rel=1e-4 if dtype.itemsize == 4 else 0.1
     )
