@@ -84,6 +84,8 @@ def main():
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--lines", action="append", choices=PARTS, metavar="LINE")
     arguments = parser.parse_args()
+    if arguments.lines and not arguments.parts:
+        parser.error("--lines picks lines of the second table: give --parts as well.")
     rows, table = [], Table(title=f"accuracy (%) on held-out training images, ipc {arguments.ipc}")
     for column in ("source", "setting", "accuracy", "random", "s a run"):
         table.add_column(column, justify="right")

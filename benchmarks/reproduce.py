@@ -5,8 +5,8 @@
 Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
 ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
 measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and is labelled.
-``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run
-there, which leaves tables and sets in ``$OUT``.
+``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there, which
+leaves tables and sets in ``$OUT``.
 """
 
 import argparse
@@ -134,7 +134,8 @@ def stage(config, path, folder, quick):
     script = f"python benchmarks/reproduce.py {config_there} --results $OUT" + " --quick" * quick
     print(
         "OUT=${OUT:-out}; pip install --no-index --find-links wheels atomhub && "
-        f"ATOMHUB_HOME=home ATOMHUB_DATA=data {script}; tar -czf $OUT/sets.tgz -C home sets"
+        f"ATOMHUB_HOME=home ATOMHUB_DATA=data {script}; "
+        "code=$?; tar -czf $OUT/sets.tgz -C home sets; (exit $code)"
     )
 
 

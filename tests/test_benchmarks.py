@@ -110,6 +110,22 @@ def test_a_set_of_other_settings_is_not_taken_for_a_cell(script, config, home):
         run(config, "--quick", "--results", config.parent)
 
 
+def test_single_lines_of_the_table_of_parts(script, config, home, tmp_path, monkeypatch, capsys):
+    _, run = script("ablation")
+    common, _ = script("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
+    run("--parts", "--iterations", 1, "--seeds", 1, "--lines", "atom", "--lines", "without real statistics")
+    kept = json.loads((tmp_path / "lines-ipc1-cpu.json").read_text())
+    assert [(row["setting"], row["recipe"]["name"]) for row in kept["rows"]] == [
+        ("atom", "atom"),
+        ("without real statistics", "atom-plus"),
+    ]
+    with pytest.raises(SystemExit):
+        run("--lines", "atom")
+    assert "give --parts as well" in capsys.readouterr().err
+
+
 def test_recipes_are_compared_on_images_held_out_of_the_training_split(script, home, tmp_path, monkeypatch):
     module, run = script("ablation")
     common, _ = script("common")
