@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +71,7 @@ def processes(device: torch.device) -> Iterator[Team]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    # the others wait while one decodes a source or trains a pool; a process that ends is noticed at once all the same
+    # the others wait while one decodes a source or trains networks; a process that ends is noticed at once all the same
     dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield Team()
@@ -111,13 +110,17 @@ def keep_large_buffers() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and go back to it
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far, in bytes: of the GPU by tensors, else of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most memory used so far, in bytes: of the GPU by tensors, else of this process; None: unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, AttributeError):  # Linux: what getrusage says starts from the peak of the parent process
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return 1024 * int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE).group(1))  # type: ignore[union-attr]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 

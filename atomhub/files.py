@@ -39,7 +39,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         temporary.chmod(0o755)
-        if target.exists() and overwrite:
+        if target.exists() and (overwrite or not any(target.iterdir())):  # an empty folder is no folder to lose
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             target.rename(old / "old")
             try:

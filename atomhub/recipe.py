@@ -1,4 +1,4 @@
-"""Recipes: every knob of the distillation with its unit, range and source, and the presets as data."""
+"""Recipes: every knob of the distillation with its unit, range and source."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from atomhub.errors import UsageError, closest
+from atomhub.presets import PRESETS, TUNED
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 Size = Annotated[int, Field(ge=1, le=2048)]
@@ -40,7 +41,7 @@ class Recipe(BaseModel):
     feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
     calibration: float = _knob(
         0.0,
-        "weight of the synthetic images' cross-entropy under trained networks; needs a pool",
+        "weight of the synthetic images' cross-entropy under trained networks; needs a bank",
         "-",
         "DANCE",
         ge=0,
@@ -68,7 +69,7 @@ class Recipe(BaseModel):
     depths: tuple[Depth, ...] = _knob(
         (), "if set: depths to draw a network from at every iteration", "blocks", "atomhub"
     )
-    pool: int = _knob(
+    bank: int = _knob(
         0,
         "networks trained briefly on the real images; an iteration uses one, somewhere on the line from its initial to "
         "its trained weights; 0: fresh networks",
@@ -77,11 +78,13 @@ class Recipe(BaseModel):
         ge=0,
         le=1000,
     )
-    pool_epochs: int = _knob(2, "epochs of the pool's training", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
-    iterations: int = _knob(
-        8000, "distillation iterations, a network each, fresh or from the pool", "iterations", "DataDAM", ge=1
+    bank_epochs: int = _knob(
+        2, "epochs that the bank's networks are trained", "epochs", "DANCE (60), NCFM", ge=1, le=10000
     )
-    real_batch: int = _knob(128, "real images of a class in an iteration", "images", "DataDAM", ge=1, le=65536)
+    iterations: int = _knob(
+        8000, "distillation iterations, with one network each, fresh or from the bank", "iterations", "DataDAM", ge=1
+    )
+    real_batch: int = _knob(128, "real images per class in an iteration", "images", "DataDAM", ge=1, le=65536)
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
@@ -96,13 +99,21 @@ class Recipe(BaseModel):
         "DM",
     )
     formation: int = _knob(
-        1, "views a side that every image holds; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8
+        1,
+        "views per side that every image holds; networks see each at full size",
+        "views",
+        "IDC (ICML 2022)",
+        ge=1,
+        le=8,
     )
     zca: bool = _knob(
         False, "whiten images by ZCA (eps 0.1), fit on the training images, after mean and std", "-", "DataDAM"
     )
     augmentation: tuple[Operation, ...] = _knob(
-        ("color", "crop", "cutout", "flip", "scale", "rotate"), "siamese augmentation, one drawn a step", "-", "DSA"
+        ("color", "crop", "cutout", "flip", "scale", "rotate"),
+        "siamese augmentation, one operation drawn per class in every iteration",
+        "-",
+        "DSA",
     )
     pixels: Literal["uint8", "float32"] = _knob(
         "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
@@ -124,10 +135,10 @@ class Recipe(BaseModel):
             raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
         if self.feature == 0 and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
-        if self.calibration and not self.pool:
-            raise ValueError("calibration needs trained networks: set pool above 0")
-        if self.pool and (self.widths or self.depths):
-            raise ValueError("a pool has networks of one width and depth: unset widths and depths")
+        if self.calibration and not self.bank:
+            raise ValueError("calibration needs trained networks: set bank above 0")
+        if self.bank and (self.widths or self.depths):
+            raise ValueError("a bank has networks of one width and depth: unset widths and depths")
         if self.zca and self.formation > 1:
             raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
         return self
@@ -185,22 +196,26 @@ class Recipe(BaseModel):
         follow = {"depth", "image_lr", "precision"}  # filled in from the data, see resolved()
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
-        if not self.pool:
-            follow.add("pool_epochs")
+        if not self.bank:
+            follow.add("bank_epochs")
         if self.norm != "batch":
             follow.add("statistics")
-        changed = [
-            f"{key}={value if not isinstance(value, tuple) else ','.join(value) or 'none'}"
-            for key, value in self
-            if key not in follow and value != getattr(preset, key)
-        ]
+        changed = [f"{key}={text}" for key, text in self.settings(preset).items() if key not in follow]
         return self.name + (f" with {', '.join(changed)}" if changed else "")
+
+    def settings(self, base: Recipe) -> dict[str, str]:
+        """Return the fields that differ from those of another recipe, as text that ``overrides`` reads back."""
+        return {key: _text(value) for key, value in self if value != getattr(base, key)}
+
+    def network(self) -> str:
+        """Return the ConvNet that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`."""
+        return f"convnet:width={self.width},depth={self.depth},norm={self.norm}"
 
     def resolved(self, ipc: int, size: int, flip: bool = True) -> Recipe:
         """Fill in what follows from the data: depth from the resolution, learning rate from ipc, flips only if safe.
 
         Args:
-            ipc: Synthetic images a class.
+            ipc: Synthetic images per class.
             size: Side of the images in pixels.
             flip: Whether a mirrored image keeps its class (false for digits and text).
 
@@ -225,12 +240,31 @@ class Recipe(BaseModel):
             augmentation=safe_operations(self.augmentation, flip),
         )
 
+    @property
+    def views_per_image(self) -> int:
+        """Views that one stored image holds."""
+        return self.formation**2
+
     def to_toml(self) -> str:
         """Return the recipe as TOML; unset fields are left out. ``Recipe.named`` reads it back."""
         # JSON literals of str, int, float, bool and lists of str are TOML literals as well
         return "".join(
             f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in self.model_dump(exclude_none=True).items()
         )
+
+
+def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe to use for a source: a preset with the source's tuned values, then the overrides.
+
+    Args:
+        recipe: As in :meth:`Recipe.named`, or a Recipe, which no tuned value changes.
+        source: Name of the source.
+        overrides: Field name to value.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe.replace(**(overrides or {}))
+    preset = not str(recipe).endswith(".toml")
+    return Recipe.named(recipe, {**(TUNED.get(source, {}) if preset else {}), **(overrides or {})})
 
 
 def safe_operations(operations: tuple[Operation, ...], flip: bool) -> tuple[Operation, ...]:
@@ -272,6 +306,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"The recipe file {str(path)!r} cannot be read: {error}.") from None
 
 
+def _text(value: Any) -> str:
+    """Return a value of a recipe as :func:`_parsed` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
 def _parsed(key: str, value: Any) -> Any:
     """Read a command line value: TOML literal where it is one, a comma list for tuples, else plain text."""
     if not isinstance(value, str) or key == "name":
@@ -285,25 +326,3 @@ def _parsed(key: str, value: Any) -> Any:
         return tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         return value
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # DM, WACV 2023, section 4: feature term alone, unscaled, 20 000 iterations, 256 real images a class
-    "dm": {"feature": 1.0, "loss_scale": 1.0, "iterations": 20000, "real_batch": 256},
-    "datadam": {"spatial": 1.0},
-    "channel": {"channel": 1.0},
-    "atom": {"spatial": 1.0, "channel": 1.0},
-    # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
-    "atom-plus": {
-        "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "pool": 5, "pool_epochs": 3,
-        "calibration": 0.3, "statistics": "real",
-    },
-}  # fmt: skip
-"""The shipped recipes: what differs from the defaults above."""
-
-TUNED: dict[str, dict[str, Any]] = {
-    # 16x16 images on a CPU: small and short; instance norm was a little better than batch norm on held-out training
-    # images (benchmarks/ablation.py)
-    "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "pool_epochs": 30},
-}
-"""What a source's own size asks for, applied to presets unless the user sets the field."""

@@ -15,8 +15,8 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
+from atomhub.data.real import RealData, Split
 from atomhub.devices import describe_device
-from atomhub.sources import RealData, Split
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,19 +17,20 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from atomhub.core import siamese
+from atomhub.core import augment
 from atomhub.devices import find_device, keep_large_buffers
-from atomhub.training import trainer
+from atomhub.training import fit as fitting
+from atomhub.training.nets import InputSpec
+from atomhub.training.networks import find_network
 from atomhub.training.protocols import Protocol
-from atomhub.training.zoo import Images, find_network
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 SHAPES = [
-    ("CIFAR-10, ipc 10", "convnet:norm=batch", Images(3, 10, 32), 100),
-    ("CIFAR-10, ipc 10", "convnet:norm=instance", Images(3, 10, 32), 100),
-    ("CIFAR-10, ipc 1", "convnet:norm=batch", Images(3, 10, 32), 10),
-    ("digits, ipc 1", "convnet:width=32,norm=instance", Images(1, 10, 16), 10),
-    ("digits, ipc 10", "convnet:width=32,norm=instance", Images(1, 10, 16), 100),
+    ("CIFAR-10, ipc 10", "convnet:norm=batch", InputSpec(3, 10, 32), 100),
+    ("CIFAR-10, ipc 10", "convnet:norm=instance", InputSpec(3, 10, 32), 100),
+    ("CIFAR-10, ipc 1", "convnet:norm=batch", InputSpec(3, 10, 32), 10),
+    ("digits, ipc 1", "convnet:width=32,norm=instance", InputSpec(1, 10, 16), 10),
+    ("digits, ipc 10", "convnet:width=32,norm=instance", InputSpec(1, 10, 16), 100),
 ]
 
 
@@ -40,7 +41,7 @@ def plain(network, images, labels, rules, device):
     for _ in range(rules.epochs):
         for rows in torch.randperm(len(images)).to(device).split(rules.batch):
             optimizer.zero_grad()
-            F.cross_entropy(model(siamese.augment_each(images[rows], OPERATIONS)), labels[rows]).backward()
+            F.cross_entropy(model(augment.augment_each(images[rows], OPERATIONS)), labels[rows]).backward()
             optimizer.step()
 
 
@@ -78,9 +79,9 @@ def main():
         together = options.networks if device.type == "cuda" or shape.size < 32 else 5
 
         def fit(number, long, network=network, images=images, labels=labels, rules=rules):
-            trainer._LONG, trainer._FEW = long, 10**18
+            fitting._LONG, fitting._FEW = long, 10**18
             models = [network.build().to(device) for _ in range(number)]
-            trainer.fit(models, [images] * number, labels, rules, OPERATIONS, 10, list(range(number)))
+            fitting.fit(models, [images] * number, labels, rules, OPERATIONS, 10, list(range(number)))
 
         ways = {
             "plain": (1, lambda network=network, i=images, t=labels, r=rules: plain(network, i, t, r, device)),

@@ -22,8 +22,8 @@ from common import RESULTS, environment
 
 import atomhub
 from atomhub.devices import find_device
-from atomhub.hub import store
-from atomhub.pipeline import choose_recipe
+from atomhub.recipe import choose_recipe
+from atomhub.storage import store
 
 PLAIN = ("random", "herding")
 MISSING = ("datasets>=4.0", "pydantic>=2.7", "platformdirs>=4")
@@ -58,9 +58,9 @@ def distilled(config, ipc, recipe, device):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = atomhub.load(name)
     wanted = choose_recipe(recipe, config["source"], overrides)
-    info = found.manifest.source
-    wanted, seed = wanted.resolved(ipc, info.size, info.flip), found.manifest.seed
-    differs = {key for key, value in found.manifest.recipe if value != getattr(wanted, key)} - {"precision"}
+    info = found.manifest.provenance.source
+    wanted, seed = wanted.resolved(ipc, info.size, info.flip), found.manifest.provenance.seed
+    differs = {key for key, value in found.manifest.provenance.recipe if value != getattr(wanted, key)} - {"precision"}
     if differs or seed != config["seed"]:
         what = min(differs, default="seed")
         raise SystemExit(f"{name} in the store has another {what}: delete it first (atomhub remove {name}).")

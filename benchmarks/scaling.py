@@ -20,11 +20,7 @@ from atomhub.devices import find_device, keep_large_buffers
 from atomhub.recipe import Recipe
 
 BASE = {"classes": 10, "ipc": 10, "real": 20_000}
-SWEEPS = {
-    "classes": (10, 25, 50, 100, 200),
-    "ipc": (1, 3, 10, 30, 100),
-    "real": (1_000, 10_000, 100_000, 1_000_000),
-}
+SWEEPS = {"classes": (10, 25, 50, 100, 200), "ipc": (1, 3, 10, 30, 100), "real": (1_000, 10_000, 100_000, 1_000_000)}
 
 
 def median_step(classes, ipc, real, width, device, repeat=5):

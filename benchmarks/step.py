@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from atomhub.core import augment
 from atomhub.core import engine as engine_module
-from atomhub.core import siamese
-from atomhub.core.engine import Engine, operations
-from atomhub.core.networks import ConvNet
+from atomhub.core.convnet import ConvNet
+from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
 from atomhub.devices import fast_bfloat16, find_device, keep_large_buffers
 from atomhub.recipe import Recipe
@@ -78,10 +78,10 @@ class Naive:
         loss = torch.tensor(0.0)
         for k in range(CLASSES):
             rows = self.random.permutation(500)[: self.recipe.real_batch] + self.offsets[k]
-            u = torch.rand(1, siamese.DRAWS)
-            real = siamese.augment(self.real[rows][None], u, self.recipe.augmentation)[0]
+            u = torch.rand(1, augment.DRAWS)
+            real = augment.augment(self.real[rows][None], u, self.recipe.augmentation)[0]
             own = self.synthetic[k * self.ipc : (k + 1) * self.ipc]
-            own = siamese.augment(own[None], u, self.recipe.augmentation)[0]
+            own = augment.augment(own[None], u, self.recipe.augmentation)[0]
             real_features, real_maps = self.maps(network, real)
             features, maps = self.maps(network, own)
             if self.recipe.spatial or self.recipe.channel:
@@ -129,10 +129,10 @@ def stages(e, device):
 
         return call
 
-    plain = siamese.augment, torch.autograd.grad
+    plain = augment.augment, torch.autograd.grad
     vectors = e.embedding.compiled[e.embedding.network]
     e.draw, e._pixels = clocked("sampling", e.draw), clocked("sampling", e._pixels)
-    engine_module.siamese.augment = clocked("augmentation", plain[0])
+    engine_module.augment.augment = clocked("augmentation", plain[0])
     e.embedding.compiled[e.embedding.network] = lambda *a: clocked(
         "synthetic forward" if torch.is_grad_enabled() else "real forward", vectors
     )(*a)
@@ -141,7 +141,7 @@ def stages(e, device):
     try:
         yield spent
     finally:
-        siamese.augment, torch.autograd.grad = plain
+        augment.augment, torch.autograd.grad = plain
         e.embedding.compiled[e.embedding.network] = vectors
         del e.draw, e._pixels, e.synthetic.project, e.optimizer.step
 

@@ -23,34 +23,36 @@ from .output import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atomhub.manifest import Measurement
+    from atomhub.results import Measurement
 
 
 @click.command()
 @click.argument("name")
-@click.option("--network", "networks", multiple=True, default=("convnet",), show_default=True, metavar="NAME",
-              help="Network to train, with options if need be: convnet:width=64,norm=batch. Repeatable.")  # fmt: skip
+@click.option("--network", "networks", multiple=True, default=(None,), metavar="NAME",
+              help="Network to train, such as convnet:width=64,norm=batch. Repeatable.  "
+              "[default: the one that the set was distilled with]")  # fmt: skip
 @protocol_option()
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Number of networks to train."
 )
-@click.option("--baseline/--no-baseline", default=True, show_default=True, help="Also train on random real images.")
+@click.option(
+    "--baseline/--no-baseline", default=True, show_default=True, help="Also train on as many random real images."
+)
 @click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
-@click.option("--whole", is_flag=True, help="Also train on the whole real training set (slow).")
+@click.option("--whole", is_flag=True, help="Also train on the whole real training set, which is slow.")
 @labels_option
 @seed_option
 @device_option
 @source_option
 @json_option
 def evaluate(
-    name: str, networks: tuple[str, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
+    name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
     labels: Any, seed: int, device: str, source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train networks on the set NAME and test them on the real test images.
+    """Train networks on the set NAME and test them on real images.
 
-    NAME is a set of the store or a folder. The results are kept in the manifest and card of a set of one's own.
-    Networks: convnet (as the set was distilled with), mlp, lenet, alexnet, vgg11, resnet18, vit, and torchvision's
-    classifiers.
+    The results are kept in the manifest and the card of the set, if it is in the local store or a folder. Networks are
+    convnet, mlp, lenet, alexnet, vgg11, resnet18, vit, and torchvision's classifiers.
 
     \b
     Examples:
@@ -59,15 +61,14 @@ def evaluate(
       atomhub evaluate cifar10-ipc10 --protocol dm --runs 20 --json
     """
     import atomhub
-    from atomhub.hub import store
-    from atomhub.training.evaluation import images_of
+    from atomhub.storage import store
+    from atomhub.training.measure import network_for
     from atomhub.training.protocols import find_protocol
-    from atomhub.training.zoo import find_network
 
     find_protocol(protocol)
     distilled = atomhub.load(name)
-    for network in networks:
-        find_network(network, images_of(distilled), distilled.manifest.recipe)
+    for network in networks:  # a wrong name is reported before the work
+        network_for(distilled, network)
     results = []
     for number, network in enumerate(networks, 1):
         which = f", {network} ({number}/{len(networks)})" if len(networks) > 1 else ""
@@ -93,7 +94,7 @@ def evaluate(
     columns = ["network", "distilled", "95 % interval of the mean", *(BASELINES[k] for k in kinds), "time (distilled)"]
     print_table(columns, rows, title)
     if not store.keeps_results(distilled):
-        say("The set is not in the store, so the result was not kept with it.")
+        say("The set is not in the store, so the result was not kept.")
 
 
 BASELINES = {
@@ -123,16 +124,16 @@ def _report(name: str, results: Sequence[Measurement]) -> dict[str, Any]:
 
 @click.command()
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Networks to train."
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Number of networks to train."
 )
 @seed_option
 @device_option
 @json_option
 def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
-    """Do the main job on the built-in digits: distil 1 and 10 images per class, keep, train, measure.
+    """Distil the built-in digits, train on the result, and measure it.
 
-    Keeps demo-digits-ipc1 and demo-digits-ipc10, in place of those of an earlier demo. Takes two or three minutes on
-    two CPU cores; needs no network and no account.
+    Saves demo-digits-ipc1 and demo-digits-ipc10, with 1 and 10 images per class, in place of those of an earlier demo.
+    Takes two to three minutes on two CPU cores, and needs neither a network nor an account.
 
     \b
     Example:
@@ -145,9 +146,8 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
         with Steps(f"Distilling digits, ipc {ipc}", quiet=as_json) as steps:
             name = f"demo-digits-ipc{ipc}"
             distilled = atomhub.distill(
-                "digits", ipc, seed=seed, device=device, name=name, progress=steps.losses,
-                command=f"atomhub distill digits --ipc {ipc} --seed {seed} --name {name}",
-            ).save(overwrite=True)  # fmt: skip
+                "digits", ipc, seed=seed, device=device, name=name, save=True, overwrite=True, progress=steps.losses
+            )
         with Steps(f"Evaluating {distilled.name}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, "convnet", "quick", runs, baseline=_baselines(True, whole is None), seed=seed, device=device,

@@ -22,28 +22,28 @@ from .output import (
 )
 
 if TYPE_CHECKING:
-    from atomhub.hub.remote import Pushed
+    from atomhub.hub.push import Pushed
 
-private_option = click.option("--private/--public", default=None, help="Of a new repository.  [default: the account's]")
+private_option = click.option(
+    "--private/--public", default=None, help="Whether a new repository is private.  [default: as your account says]"
+)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("repo", required=False)
 @private_option
-@click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag to give to the commit. Repeatable.")
-@click.option("--message", metavar="TEXT", help="Commit message.")
+@click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag for the commit. Repeatable.")
+@click.option("--message", "commit_message", metavar="TEXT", help="Message of the commit.")
 @click.option("--revision", metavar="BRANCH", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--dry-run", is_flag=True, help="List the files and print the card; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the files and the card, and change nothing.")
 @json_option
-def push(
-    name: str, repo: str | None, private: bool | None, tags: tuple[str, ...], message: str | None,
-    revision: str | None, create_pr: bool, dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Publish the set NAME on the Hugging Face Hub, in one commit.
+def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Publish the set NAME on the Hugging Face Hub in one commit.
 
-    REPO is user/name, by default NAME under your own account; it is made if need be. Log in once with: hf auth login
+    REPO is user/name, by default NAME under your own account. A repository that does not exist is created. Log in once
+    with: hf auth login
 
     \b
     Examples:
@@ -51,13 +51,11 @@ def push(
       atomhub push cifar10-ipc10 my-lab/cifar10-ipc10 --private --tag v1
     """
     import atomhub
-    from atomhub.hub import client, remote
+    from atomhub.hub.push import push as publish
+    from atomhub.hub.requests import progress_bars
 
-    with client.progress_bars(watched(as_json)):
-        done = remote.push(
-            atomhub.load(name), repo, private=private, revision=revision, commit_message=message, create_pr=create_pr,
-            tags=tags, dry_run=dry_run,
-        )  # fmt: skip
+    with progress_bars(watched(as_json)):
+        done = publish(atomhub.load(name), repo, dry_run=dry_run, **options)
     report_push(done, as_json, dry_run)
 
 
@@ -66,50 +64,52 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
     if as_json:
         print_json({"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
                     "files": done.files})  # fmt: skip
-        return
-    if dry_run:
+    elif dry_run:
         print_table(["file", "size"], [[path, size(count)] for path, count in done.files.items()], done.repo_id)
         print_data(done.card)
         say("Nothing was changed." if done.changed else "The Hub holds exactly this already.")
-        return
-    print_data(done.url)
-    say(f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
-        else f"{done.repo_id} holds exactly this already: no new commit.")  # fmt: skip
+    else:
+        print_data(done.url)
+        say(f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
+            else f"{done.repo_id} holds exactly this already: no new commit.")  # fmt: skip
 
 
 @click.command()
 @click.argument("name", metavar="NAME[@REVISION]")
 @json_option
 def pull(name: str, as_json: bool) -> None:
-    """Download the set NAME (user/name) from the Hub and verify it; afterwards it loads without a network.
+    """Download the set NAME from the Hub and verify it.
+
+    NAME is user/name. Afterwards the set loads without a network.
 
     \b
     Examples:
       atomhub pull alice/cifar10-ipc10
       atomhub pull alice/cifar10-ipc10@v1
     """
-    from atomhub.hub import client, remote
+    from atomhub.hub.pull import pull as download
+    from atomhub.hub.requests import progress_bars
 
-    with client.progress_bars(watched(as_json)):
-        distilled = remote.pull(name)
+    with progress_bars(watched(as_json)):
+        distilled = download(name)
     if as_json:
-        print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.manifest.ipc})
+        print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.ipc})
         return
-    say(f"Pulled and verified {name}: {len(distilled)} images. Use it: atomhub.load({name!r})")
+    say(f"Pulled and verified {name}: {len(distilled)} images. Use it with: atomhub.load({name!r})")
 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--runs", type=click.IntRange(min=1), metavar="N", help="Networks to train.  [default: as claimed, at most 5]"
-)
+@click.option("--runs", type=click.IntRange(min=1), metavar="N",
+              help="Networks to train.  [default: as many as claimed, at most 5]")  # fmt: skip
 @device_option
 @source_option
 @json_option
 def verify(name: str, runs: int | None, device: str, source: str | None, as_json: bool) -> None:
-    """Check the files of the set NAME, train networks on it anew, and say whether the accuracy it claims holds.
+    """Check whether the accuracy that the set NAME claims holds.
 
-    Exits with 1 if a claim does not hold. A claim holds if the means differ by at most twice their spread (or 1 point).
+    Checks the files, trains new networks on the set, and compares their accuracy with the claim, which holds if the
+    means differ by at most twice their spread (or 1 point). Exits with 1 if a claim does not hold.
 
     \b
     Examples:
@@ -117,14 +117,14 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
       atomhub verify alice/cifar10-ipc10@v1 --runs 3
     """
     import atomhub
-    from atomhub.hub import layout
-    from atomhub.hub.client import progress_bars
+    from atomhub.hub.requests import progress_bars
+    from atomhub.storage import format_v1
 
     with progress_bars(watched(as_json)):
         distilled = atomhub.load(name)
     if distilled.path is not None:
-        layout.check_parquet(distilled, distilled.path)
-    say(f"{name}: the files are whole, and the parquet holds the tensors.")
+        format_v1.check_parquet(distilled, distilled.path)
+    say(f"{name}: the files are intact, and the parquet holds the tensors.")
     with Steps(f"Verifying {distilled.name}", quiet=as_json, unit="networks") as steps:
         verdicts = atomhub.verify(distilled, runs, device=device, source=source, progress=steps.networks)
     words = {True: "holds", False: "does NOT hold"}

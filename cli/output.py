@@ -15,34 +15,30 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from atomhub.manifest import Measurement, Score
+    from atomhub.results import Measurement, Score
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Device to compute on."
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of every random draw."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of all random draws."
 )
 labels_option = click.option(
     "--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
-    help="Train on the classes, or on the set's soft labels.",
+    help="Labels to train on: classes, or the set's soft labels.",
 )  # fmt: skip
 
 
 def protocol_option(default: str = "dm") -> Any:
     """Return the option that chooses how networks are trained."""
     return click.option(
-        "--protocol",
-        default=default,
-        show_default=True,
-        metavar="dm|datadam|mix|quick",
-        help="How networks are trained.",
+        "--protocol", default=default, show_default=True, metavar="dm|datadam|mix|quick", help="Training protocol."
     )
 
 
 source_option = click.option(
-    "--source", metavar="PATH", help="Where the real images lie now, for sets made from a local folder."
+    "--source", metavar="PATH", help="Place of the real images, for sets made from a local folder."
 )
 
 
@@ -124,13 +120,7 @@ def soft(result: Measurement) -> str:
 def progress_bar() -> Iterator[Progress]:
     """Show rich progress with rate and time left, on standard error."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -158,7 +148,7 @@ class Steps:
         self.what, self.quiet, self.unit = what, quiet, unit
         self.last = time.perf_counter()
         self.origin = (self.last, 0)  # when and where the rate is counted from
-        self.shown = self.before = 0
+        self.shown = self.before = self.total = 0
         self.bar: Progress | None = None
         self._context: Any = None
 
@@ -177,12 +167,12 @@ class Steps:
         """Show that ``done`` of ``total`` steps are over."""
         if self.quiet:
             return
-        if done < self.before:  # another count begins
-            self.origin, self.shown, self.before = (self.last, 0), 0, 0
+        if done < self.before or total != self.total:  # another count begins
+            self.origin, self.shown, self.before, self.total = (self.last, 0), 0, 0, total
         now, (start, first) = time.perf_counter(), self.origin
         each = max(now - start, 1e-9) / max(done - first, 1)
         rate = f"{1 / each:.1f} {self.unit}/s"
-        if not self.before:  # what came before the first step, such as a pool's training, is no part of the rate
+        if not self.before:  # what came before the first step, such as reading the images, is no part of the rate
             self.origin = (now, done)
         self.before, self.last = done, now
         if self.bar is not None:
@@ -191,9 +181,11 @@ class Steps:
             self.shown = done * 10 // total
             say(f"{self.what}: {done}/{total}  {note}  {rate}  {each * (total - done):.0f} s left")
 
-    def losses(self, done: int, total: int, loss: float) -> None:
+    def losses(self, kind: str, done: int, total: int, loss: float | None) -> None:
         """Show the progress of a distillation."""
-        self(done, total, f"loss {loss:.4g}")
+        if kind == "networks" and done < total and not self.quiet and self.bar is None:
+            say(f"Training network {done + 1} of {total} on the real images; other runs will use it as well.")
+        self(done, total, "networks trained on the real images" if loss is None else f"loss {loss:.4g}")
 
     def networks(self, kind: str, done: int, total: int) -> None:
         """Show the progress of a measurement."""

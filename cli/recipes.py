@@ -9,17 +9,20 @@ from .output import json_option, print_json, print_table
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, to start one of your own.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, as a start for your own.")
 @json_option
 def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
-    """List the recipes, or every field of the recipe NAME with its unit, range and source.
+    """List the recipes, or all fields of the recipe NAME.
+
+    Each field is shown with its value, unit, range, meaning and source.
 
     \b
     Examples:
       atomhub recipes atom
       atomhub recipes atom --toml > my.toml
     """
-    from atomhub.recipe import PRESETS, TUNED, Recipe, allowed_values
+    from atomhub.presets import PRESETS, TUNED
+    from atomhub.recipe import Recipe, allowed_values
 
     if name is None:
         presets = {preset: Recipe.named(preset) for preset in PRESETS}
@@ -31,9 +34,9 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
         for preset, r in presets.items():
             more = ", ".join(f"{k}={v}" for k, v in PRESETS[preset].items() if k not in columns)
             rows.append([preset, *(f"{getattr(r, key):g}" for key in columns), more])
-        print_table(["recipe", *columns, "and"], rows)
+        print_table(["recipe", *columns, "other fields"], rows)
         for source, fields in TUNED.items():
-            click.echo(f"On {source}, unless you set them: " + ", ".join(f"{k}={v}" for k, v in fields.items()))
+            click.echo(f"For {source}, unless you set them: " + ", ".join(f"{k}={v}" for k, v in fields.items()))
         return
     recipe = Recipe.named(name)
     if as_json:
@@ -45,7 +48,7 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
         for key, field in Recipe.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             value = getattr(recipe, key)
-            shown = "unset" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
+            shown = "unset" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             rows.append(
                 [key, shown, str(extra["unit"]), allowed_values(key), field.description or "", str(extra["source"])]
             )

@@ -21,17 +21,28 @@ from .output import (
 
 @click.command()
 @click.argument("name")
-@click.option("--space", default="convnet-720", show_default=True, metavar="NAME|FILE.toml", help="Networks to rank.")
 @click.option(
-    "--budget", type=click.IntRange(min=1), metavar="N", help="Networks to try, drawn at random.  [default: all]"
+    "--space",
+    default="convnet-720",
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help="Networks to rank: all combinations of some options.",
 )
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Networks to show.")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of networks to try, drawn at random.  [default: all]",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Number of networks to show."
+)
 @click.option("--check", type=click.IntRange(min=0), default=0, show_default=True, metavar="M",
-              help="Of them, spread over the ranking, to train on the whole real set as well.")  # fmt: skip
+              help="Number of networks to train on the whole real set as well, spread over the ranking.")  # fmt: skip
 @click.option("--check-epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
-              help="Passes of those over the real set.")  # fmt: skip
+              help="Epochs of that training.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Where results go; a search that is there is gone on with.  [default: NAME-search]")  # fmt: skip
+              help="Folder for the results; an unfinished search there continues.  [default: NAME-search]")  # fmt: skip
 @protocol_option(default="quick")
 @seed_option
 @device_option
@@ -41,11 +52,11 @@ def search(
     name: str, space: str, budget: int | None, top: int, check: int, check_epochs: int, output: Path | None,
     protocol: str, seed: int, device: str, source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Rank the networks of a space by what they learn from the set NAME.
+    """Rank network architectures by what they learn from the set NAME.
 
-    They are judged on real training images; the test images choose nothing. With --check, some are trained on the whole
-    real set and measured on the test images: how well did the ranking tell? Every result is kept as it comes
-    (results.jsonl), so an interrupted search goes on where it was.
+    Networks are ranked on real training images; the test images choose nothing. With --check, some are also trained on
+    the whole real set and measured on the test images, which shows how good the ranking is. Every result is kept as it
+    comes (results.jsonl), so an interrupted search continues where it was.
 
     \b
     Examples:
@@ -55,7 +66,7 @@ def search(
     from dataclasses import asdict
 
     import atomhub
-    from atomhub.training.search import plot
+    from atomhub.job.search import plot
 
     distilled = atomhub.load(name)
     folder = output or Path(f"{distilled.name}-search")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .output import accuracy, is_terminal, json_option, print_json, print_table, say, size, soft
 
+if TYPE_CHECKING:
+    from atomhub.manifest import Manifest
+
 
 @click.command("list")
-@click.option("--remote", is_flag=True, help="Search the Hub instead; what it lists are claims.")
-@click.option("--author", metavar="USER", help="Of sets on the Hub.")
-@click.option("--source", metavar="NAME", help="Of sets on the Hub, such as cifar10.")
-@click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Of sets on the Hub.")
+@click.option("--remote", is_flag=True, help="Search the Hub instead, whose sets make claims that nobody checked.")
+@click.option("--author", metavar="USER", help="User or organisation on the Hub.")
+@click.option("--source", metavar="NAME", help="Real dataset of the sets on the Hub, such as cifar10.")
+@click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
 @click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]), default="downloads", show_default=True,
-              help="Of sets on the Hub.")  # fmt: skip
+              help="Order of the sets on the Hub.")  # fmt: skip
 @json_option
 def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
-    """List the sets in the store, those that come with atomhub and those that were pulled, or search the Hub.
+    """List the sets on this machine, or search the Hub.
+
+    On this machine are the sets in the local store, those that come with atomhub, and those that were pulled.
 
     \b
     Examples:
@@ -32,45 +37,46 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
         return
     if author or source or ipc:
         raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
-    from atomhub.hub import layout, store
-    from atomhub.hub import remote as hub
+    from atomhub.hub.pull import pulled
+    from atomhub.storage import format_v1, store
 
     good, bad = store.manifests()
-    starter = {name: layout.read_manifest(store.STARTER / name) for name in store.starters()}
-    pulled = hub.pulled()
+    starters = {name: format_v1.read_manifest(store.STARTER / name) for name in store.starters()}
     if as_json:
-        print_json({"sets": [{"name": folder.name, "source": m.source.id, "ipc": m.ipc, "recipe": m.recipe.name,
-                              "results": [r.model_dump(mode="json") for r in m.results],
-                              "path": str(folder)} for folder, m in good.items()],
-                    "starter": [{"name": name, "source": m.source.id, "ipc": m.ipc} for name, m in starter.items()],
-                    "pulled": [{"name": p.repo, "commit": p.commit, "source": p.manifest.source.id,
-                                "ipc": p.manifest.ipc} for p in pulled]})  # fmt: skip
+        print_json({"sets": [{"name": folder.name, **_summary(m), "path": str(folder)} for folder, m in good.items()],
+                    "starter": [{"name": name, **_summary(m)} for name, m in starters.items()],
+                    "pulled": [{"name": p.repo, "commit": p.commit, **_summary(p.manifest)}
+                               for p in pulled()]})  # fmt: skip
     else:
+        own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
+        entries = [*(starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
         rows = []
-        entries = [(folder.name, m) for folder, m in good.items()]
-        mine = [name for name, _ in entries]  # they go first
-        entries += [(name, m) for name, m in starter.items() if name not in mine]
-        entries += [(f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled]
         for name, m in entries:
-            last = next((r for r in reversed(m.results) if r.labels == "hard"), None)
+            last = next((r for r in reversed(m.results.measured) if r.labels == "hard"), None)
             measured = f"{accuracy(last.score)} ({last.protocol}{soft(last)})" if last else "not measured"
-            rows.append([name, m.source.id, str(m.ipc), m.recipe.name, measured, m.created[:10]])
+            made = (m.provenance.created or "-")[:10]
+            rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, measured, made])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
     for error in bad:
         say(f"Skipped: {error.message}")
 
 
+def _summary(m: Manifest) -> dict[str, Any]:
+    results = [r.model_dump(mode="json") for r in m.results.measured]
+    return {"source": m.provenance.source_id, "ipc": m.format.ipc, "recipe": m.provenance.method, "results": results}
+
+
 def _list_remote(author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from atomhub.hub import remote
+    from atomhub.hub.find import search
 
-    found = remote.search(author, source, ipc, sort)
+    found = search(author, source, ipc, sort)
     if as_json:
         print_json({"sets": [asdict(item) for item in found]})
         return
     if not found:
-        say("No such sets on the Hub.")
+        say("There are no such sets on the Hub.")
     rows = []
     for item in found:
         claim = f"{item.claim['mean']:.1f} ± {item.claim['std']:.1f} ({item.claim['protocol']})" if item.claim else "-"
@@ -82,43 +88,46 @@ def _list_remote(author: str | None, source: str | None, ipc: int | None, sort: 
 @click.argument("name")
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Show what is known about the set NAME, and verify its files.
+    """Show what is known about the set NAME, and check its files.
 
     \b
     Example:
       atomhub info digits-ipc10
     """
     import atomhub
+    from atomhub.provenance import recipe_name
+    from atomhub.recipe import Recipe
 
     distilled = atomhub.load(name)
-    m, source = distilled.manifest, distilled.manifest.source
+    m, f, p = distilled.manifest, distilled.manifest.format, distilled.manifest.provenance
     if as_json:
         print_json(m.model_dump(mode="json") | {"path": str(distilled.path)})
         return
-    shape = "x".join(map(str, distilled.images.shape[1:]))
-    rows = [
-        ["name", m.name],
-        [
-            "images",
-            f"{len(distilled)} of {shape} {m.recipe.pixels}: {len(m.class_names)} classes x ipc {m.ipc}"
-            + f", {m.formation}x{m.formation} views each" * (m.formation > 1),
-        ],
-        ["classes", ", ".join(m.class_names)],
-        ["source", f"{source.id} ({source.train_images} training, {source.test_images} test images)"],
-        ["normalisation", f"mean {list(m.mean)}, std {list(m.std)}"],
-        [
-            "recipe",
-            f"imported from {m.imported.file}"
-            if m.imported
-            else f"{m.recipe.describe()}: {m.recipe.iterations} iterations, seed {m.seed}",
-        ],
-        ["made", f"{m.created} in {m.seconds:.0f} s on {m.device}"],
-        ["command", m.command],
-    ]
-    for r in m.results:
-        random = f", random real images {accuracy(r.baseline['random'])}" if "random" in r.baseline else ""
-        how = f"{r.network}, {r.protocol}{soft(r)}, {r.score.runs} networks"
-        rows.append(["accuracy", f"{accuracy(r.score)} % ({how}){random}"])
+    shape = "x".join(map(str, f.shape[1:]))
+    views = f", {f.formation}x{f.formation} views each" * (f.formation > 1)
+    rows = [["name", m.name],
+            ["images", f"{len(distilled)} of {shape} {f.pixels}: {len(f.class_names)} classes x ipc {f.ipc}{views}"],
+            ["classes", ", ".join(f.class_names)],
+            ["normalisation", f"mean {list(f.mean)}, std {list(f.std)}"]]  # fmt: skip
+    if s := p.source:
+        rows.append(["source", f"{s.id} ({s.train_images} training, {s.test_images} test images)"])
+    if p.imported:
+        rows.append(["imported from", p.imported.file])
+    elif p.recipe:
+        r = p.recipe
+        said = f"{r.describe()}: {r.iterations} iterations" if isinstance(r, Recipe) else recipe_name(r)
+        rows.append(["recipe", f"{said}, seed {p.seed}"])
+    rows += [["taken from", part.name] for part in p.parts]
+    if p.created:
+        where = f" in {p.seconds:.0f} s on {p.device}" if p.device and p.seconds is not None else ""
+        rows.append(["made", p.created + where])
+    if p.command:
+        rows.append(["command", p.command])
+    for result in m.results.measured:
+        random = result.baseline.get("random")
+        beside = f", random real images {accuracy(random)}" if random else ""
+        how = f"{result.network}, {result.protocol}{soft(result)}, {result.score.runs} networks"
+        rows.append(["accuracy", f"{accuracy(result.score)} % ({how}){beside}"])
     rows += [["path", str(distilled.path)], ["files", "all digests verified"]]
     print_table([], rows)
 
@@ -126,10 +135,9 @@ def info(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
-              help="Where to write the picture.  [default: NAME.png]")  # fmt: skip
-@click.option(
-    "--ipc", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Images of a class."
-)
+              help="File to write.  [default: NAME.png]")  # fmt: skip
+@click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
+              help="Most images per class to show.")  # fmt: skip
 def preview(name: str, output: Path | None, ipc: int) -> None:
     """Write a picture of the set NAME, class by class.
 
@@ -154,13 +162,13 @@ def preview(name: str, output: Path | None, ipc: int) -> None:
 @click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
-    """Delete the set NAME from the store.
+    """Delete the set NAME from the local store.
 
     \b
     Example:
       atomhub remove digits-ipc1 --yes
     """
-    from atomhub.hub import store
+    from atomhub.storage import store
 
     folder = store.check_stored(name)
     if not yes:

@@ -23,23 +23,27 @@ from .output import (
 
 @click.command()
 @click.argument("name")
-@click.option("--network", default="convnet", show_default=True, metavar="NAME", help="Network to train.")
+@click.option("--network", metavar="NAME", help="Network to train.  [default: the one that the set was distilled with]")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Where to write it.  [default: NAME-NETWORK]")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace a network that is there.")
+              help="Folder to write to.  [default: NAME-NETWORK]")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an existing network.")
 @protocol_option()
 @labels_option
-@click.option("--push", "repo", metavar="REPO", help="Also publish it on the Hub as the model repository user/name.")
+@click.option(
+    "--push", "repo", metavar="REPO", help="Also publish the network on the Hub, as the model repository user/name."
+)
 @private_option
 @seed_option
 @device_option
 @source_option
 @json_option
 def train(
-    name: str, network: str, output: Path | None, overwrite: bool, protocol: str, labels: Any, repo: str | None,
+    name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, labels: Any, repo: str | None,
     private: bool | None, seed: int, device: str, source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train one network on the set NAME, measure it, and keep it: weights, config and model card.
+    """Train a network on the set NAME and save it.
+
+    The network is measured on the real test images, and saved with its config and a model card.
 
     \b
     Examples:
@@ -48,31 +52,32 @@ def train(
     """
     import atomhub
     from atomhub.files import check_target
-    from atomhub.hub import models, remote
-    from atomhub.training.evaluation import images_of
-    from atomhub.training.zoo import find_network, split_spec
+    from atomhub.hub import models
+    from atomhub.hub.push import check_account
+    from atomhub.training.measure import network_for
+    from atomhub.training.networks import split_spec
 
     distilled = atomhub.load(name)
-    find_network(network, images_of(distilled), distilled.manifest.recipe)
+    network = network_for(distilled, network).spec
     plain = split_spec(network)[0].replace("/", "-")
     target = (output or Path(f"{distilled.name}-{plain}")).expanduser().absolute()
     check_target(target, overwrite, models.CONFIG)
     if repo is not None:
-        remote.check_account(repo)
+        check_account(repo)
     if not as_json:
         say(f"Training {network} on {distilled.name}, protocol {protocol} ...")
     classifier = atomhub.train_classifier(
         distilled, network, protocol, labels=labels, seed=seed, device=device, source=source
     )
-    classifier.save(target, overwrite)
-    url = models.push(classifier, repo, private=private) if repo is not None else None
+    models.save_model(classifier, target, overwrite)
+    url = models.push_model(classifier, repo, private=private) if repo is not None else None
     result = classifier.config.result
     percent = result.score.mean if result else None
     if as_json:
         print_json({"network": classifier.config.network, "accuracy": percent, "protocol": protocol, "seed": seed,
                     "path": str(target), "url": url})  # fmt: skip
         return
-    say(f"{classifier.config.network}: {percent:.1f} % right on the real test images. Use it: "
+    say(f"{classifier.config.network}: {percent:.1f} % right on the real test images. Use it with: "
         f"atomhub.load_model({repo or str(target)!r}).predict(picture)")  # fmt: skip
     print_data(url or target)
 
@@ -80,25 +85,29 @@ def train(
 @click.command()
 @click.argument("name")
 @click.option(
-    "--teacher", default="convnet", show_default=True, metavar="NETWORK", help="Network that gives the labels."
+    "--teacher",
+    metavar="NETWORK",
+    help="Network that gives the labels.  [default: the one that the set was distilled with]",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
-              help="Passes of the teacher over the real training set.")  # fmt: skip
+              help="Epochs of the teacher's training on the real images.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
-              help="Of its softmax: above 1 is softer.")  # fmt: skip
+              help="Temperature of the teacher's softmax; higher is softer.")  # fmt: skip
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")
-@click.option("--overwrite", is_flag=True, help="Replace a set of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @seed_option
 @device_option
 @source_option
 @json_option
 def soften(
-    name: str, teacher: str, epochs: int, temperature: float, new: str | None, overwrite: bool, seed: int, device: str,
+    name: str, teacher: str | None, epochs: int, temperature: float, new: str | None, overwrite: bool, seed: int,
+    device: str,
     source: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Keep a copy of the set NAME with soft labels, from a teacher trained on the whole real training set.
+    """Save a copy of the set NAME with soft labels.
 
-    Networks learn from them with: atomhub evaluate NEW --labels soft. That is reported apart from hard labels.
+    A teacher is trained on the whole real training set and gives every synthetic image its class probabilities. Train
+    on them with: atomhub evaluate NEW --labels soft. Such results are reported apart from those of hard labels.
 
     \b
     Example:
@@ -106,16 +115,16 @@ def soften(
     """
     import atomhub
     from atomhub.files import check_target
-    from atomhub.hub import layout, store
+    from atomhub.storage import format_v1, store
 
     distilled = atomhub.load(name)
-    check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, layout.MANIFEST)
+    check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, format_v1.MANIFEST)
     if not as_json:
-        say(f"Training the teacher {teacher} on the real images of {distilled.name} ...")
+        say(f"Training the teacher on the real images of {distilled.name} ...")
     soft = atomhub.soften(
         distilled, teacher, epochs, temperature=temperature, name=new, seed=seed, device=device, source=source
     ).save(overwrite=overwrite)
-    record = soft.manifest.teacher
+    record = soft.manifest.provenance.teacher
     if as_json:
         print_json({"name": soft.name, "teacher": record.model_dump() if record else None, "path": str(soft.path)})
         return

@@ -98,7 +98,7 @@ def test_a_staged_table_is_made_elsewhere_and_gone_on_with(script, config, home,
     second, text = rows(out)
     assert {recipe: second[recipe] for recipe in first} == first
     assert f"| atom | {second['atom']['mean']:.1f}" in text
-    claim = atomhub.load("cifar10-ipc1-atom-quick").manifest.results[0]
+    claim = atomhub.load("cifar10-ipc1-atom-quick").manifest.results.measured[0]
     assert (claim.score.mean, claim.baseline) == (second["atom"]["mean"], {})
 
 

@@ -53,7 +53,7 @@ def test_an_installed_wheel_runs(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import atomhub.cli, atomhub.cards, atomhub.hub.cards, atomhub.core.engine\n"
+        "import atomhub.cli, atomhub.cards, atomhub.storage.cards, atomhub.core.engine\n"
         "from atomhub.cli.main import main\n"
         "assert len(atomhub.load('cifar10-ipc10').as_tensors()[0]) == 400\n"
         "main(['recipes', 'atom', '--toml'])\n"

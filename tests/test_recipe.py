@@ -4,7 +4,7 @@ import pytest
 
 from atomhub import Recipe
 from atomhub.errors import UsageError
-from atomhub.recipe import PRESETS
+from atomhub.presets import PRESETS
 
 
 def test_presets_are_the_mixes_of_the_literature():

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atomhub.core import draws, mixer
-from atomhub.core.networks import ConvNet
-from atomhub.core.pool import Pool
+from atomhub.core.bank import Bank
+from atomhub.core.convnet import ConvNet
 from atomhub.recipe import Recipe
 
 EPS = 1e-5
@@ -41,7 +41,7 @@ class Embedding:
         compute: Of the convolutions.
         compiled: Whether to use ``torch.compile``; where it cannot, all runs as it is.
         reduce: Adds batch-norm statistics up over processes; None: there is one process.
-        pool: Networks to draw from; None: fresh ones.
+        bank: Networks to draw from; None: fresh ones.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Embedding:
         compute: torch.dtype,
         compiled: bool,
         reduce: Reduce | None = None,
-        pool: Pool | None = None,
+        bank: Bank | None = None,
     ) -> None:
-        self.pool = pool.to(device, dtype) if pool is not None else None
+        self.bank = bank.to(device, dtype) if bank is not None else None
         self.recipe, self.compute, self.reduce = recipe, compute, reduce
         kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
         self.networks = [ConvNet(channels, classes, size, width, depth, recipe.norm) for width, depth in kinds]
@@ -80,18 +80,18 @@ class Embedding:
         key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
         self.network = self.networks[key % len(self.networks)]
         self.generator.manual_seed(key)
-        if self.pool is None:
+        if self.bank is None:
             self.network.reinitialise(self.generator)
         else:
-            self.member = key % len(self.pool)
-            self.pool.put(self.network, self.member, float(draws.uniform(seed, draws.POOL, iteration)[0]))
+            self.member = key % len(self.bank)
+            self.bank.put(self.network, self.member, float(draws.uniform(seed, draws.BANK, iteration)[0]))
         self._take_weights()
 
     def train(self) -> None:
-        """Move the network of the iteration, one of a pool, to the trained end of its line."""
-        if self.pool is None:
-            raise AssertionError("only the networks of a pool are trained")
-        self.pool.put(self.network, self.member, 1.0)
+        """Move the network of the iteration, one of a bank, to the trained end of its line."""
+        if self.bank is None:
+            raise AssertionError("only the networks of a bank are trained")
+        self.bank.put(self.network, self.member, 1.0)
         self._take_weights()
 
     def _take_weights(self) -> None:
@@ -142,7 +142,7 @@ class Embedding:
         for _ in weights:
             count, mean, square = 0, torch.zeros(()), torch.zeros(())
             for images in batches():
-                maps = mixer.full(activations(self.prepare(images), weights, self.biases, known))
+                maps = mixer.at_least_float32(activations(self.prepare(images), weights, self.biases, known))
                 x = maps.double()
                 n, m = x.numel() // x.shape[1], x.mean((0, 2, 3))
                 s = (x - m.view(-1, 1, 1)).square().sum((0, 2, 3))
@@ -203,7 +203,7 @@ def vectors(
         if layer < len(weights) - 1 and (spatial or channel):
             out += mixer.attention(x, power, spatial, channel)
         x = F.avg_pool2d(x, 2)
-    return [*out, mixer.full(x).flatten(1)] if feature else out, used
+    return [*out, mixer.at_least_float32(x).flatten(1)] if feature else out, used
 
 
 def activations(
@@ -230,7 +230,7 @@ def _normalise(x: Tensor, norm: str, moments: Moments | None) -> Tensor:
 
 def _moments(x: Tensor, reduce: Reduce | None) -> Moments:
     """Return the statistics of a batch, which may be spread over processes, in float32 at least."""
-    x = mixer.full(x)
+    x = mixer.at_least_float32(x)
     if reduce is None:
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         return mean, variance

@@ -1,6 +1,6 @@
 """One iteration of attention matching, and the loop.
 
-At every iteration: a network with fresh weights, or one of a pool; a batch of real images of every class and all
+At every iteration: a network with fresh weights, or one of a bank; a batch of real images of every class and all
 synthetic images go through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss
 is a sum over classes of distances between class means, so both sides are worked off in pieces that fit memory and
 caches: real images in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from atomhub.core import draws, initial, mixer, siamese
+from atomhub.core import augment, draws, initial, mixer
+from atomhub.core.bank import Bank
 from atomhub.core.embedding import Embedding, Moments
 from atomhub.core.parallel import Team
-from atomhub.core.pool import Pool
+from atomhub.core.plan import fits, piece, slices, worth_compiling
 from atomhub.core.synthetic import Synthetic, decode, encode
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
@@ -32,8 +33,6 @@ _PIECE = 10 * 2**20
 """Bytes of a feature map that a piece of work aims at on a CPU, where it should stay in the caches."""
 _GATHERED = 2048
 """Images that are gathered and augmented at once."""
-_WORTH_COMPILING = 10**13
-"""Floating point operations of a run from which compiling (some 20 s) pays: about 40 s of work of two cores."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Draw:
 
     Attributes:
         indices: (k, B), rows of the real images.
-        augmentation: (k, siamese.DRAWS) float in [0, 1).
+        augmentation: (k, augment.DRAWS) float in [0, 1).
     """
 
     indices: NDArray[np.int64]
@@ -71,7 +70,7 @@ class Engine:
         images: (N, C, H, W) uint8 real training images, sorted by class; may be memory-mapped and larger than memory.
         offsets: (K+1,) ints, images of class k are ``offsets[k]`` to ``offsets[k+1]``.
         recipe: A resolved recipe (:meth:`Recipe.resolved`).
-        ipc: Synthetic images a class; times ``formation**2``, at most the size of the smallest class.
+        ipc: Synthetic images per class; times ``recipe.views_per_image``, at most the size of the smallest class.
         normalization: From pixels to the space of the networks.
         seed: Keys every random draw, with iteration and class.
         device: Where to compute.
@@ -79,7 +78,7 @@ class Engine:
         memory: Bytes that the work of an iteration may take; None: as fast as possible.
         compiled: Use ``torch.compile``; None: if the run is long enough to pay for it.
         team: The processes that share the work.
-        pool: The trained networks, where the recipe has a pool.
+        bank: The trained networks, where the recipe has a bank.
 
     Raises:
         AtomhubError: the memory is too small for one class of synthetic images.
@@ -99,11 +98,11 @@ class Engine:
         memory: int | None = None,
         compiled: bool | None = None,
         team: Team | None = None,
-        pool: Pool | None = None,
+        bank: Bank | None = None,
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.recipe, self.ipc, self.seed, self.memory = recipe, ipc, seed, memory
-        self.views = ipc * recipe.formation**2  # images of a class that networks see
+        self.views = ipc * recipe.views_per_image  # images of a class that networks see
         self.team = team or Team()
         self.classes = len(offsets) - 1
         self.owned = self.team.shares(self.classes)[self.team.rank]
@@ -117,7 +116,7 @@ class Engine:
         bf16 = recipe.precision == "bfloat16" and dtype == torch.float32
         self.embedding = Embedding(
             recipe, channels, self.classes, size, self.device, dtype, torch.bfloat16 if bf16 else dtype,
-            compiled and dtype == torch.float32, self.team.add if self.team.size > 1 else None, pool,
+            compiled and dtype == torch.float32, self.team.add if self.team.size > 1 else None, bank,
         )  # fmt: skip
         width = max(recipe.widths or (recipe.width,))
         self._map = width * (size + self.embedding.network.padding) ** 2 * (2 if bf16 else 4)
@@ -167,7 +166,7 @@ class Engine:
             )
         wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
         together = min(wanted // self._map, (self.memory or need * count) // (10 * self._map)) // self.views
-        size = _piece(count, max(1, together))
+        size = piece(count, max(1, together))
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
     def _real_piece(self, total: int) -> int:
@@ -175,7 +174,7 @@ class Engine:
         wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
         if self.recipe.norm == "batch":
             wanted = total * self._map  # pieces would need a pass for every layer's statistics
-        return _piece(total, max(1, min(wanted, (self.memory or wanted * 8) // 8) // self._map))
+        return piece(total, max(1, min(wanted, (self.memory or wanted * 8) // 8) // self._map))
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Gather real pixels (*rows.shape, C, H, W) as float in 0..255."""
@@ -189,7 +188,7 @@ class Engine:
         Every draw is keyed by (seed, iteration) and, but for the weights, by class: calls may come in any order.
         """
         self.embedding.draw(self.seed, iteration)
-        u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, self.owned[:, None], np.arange(siamese.DRAWS)[None])
+        u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, self.owned[:, None], np.arange(augment.DRAWS)[None])
         batch = self.recipe.real_batch
         members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
         return Draw(members + self.starts[:, None], torch.from_numpy(u))
@@ -224,7 +223,7 @@ class Engine:
         """Return synthetic images of some classes (k, ipc, C, H, W), and their augmented views (k*views, C, H, W)."""
         images = self.synthetic.seen(group).requires_grad_()
         views = decode(images, self.recipe.formation)
-        return images, siamese.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
+        return images, augment.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
 
     @torch.no_grad()
     def _real_means(self, draw: Draw) -> tuple[list[Tensor], list[Moments] | None]:
@@ -254,13 +253,13 @@ class Engine:
         size = self._real_piece(count * batch)
         pixels = 16 * int(np.prod(self.real.shape[1:]))  # bytes of an image as it is gathered and augmented
         gathered = max(size, _GATHERED if self.memory is None else min(_GATHERED, self.memory // 8 // pixels))
-        for k in _slices(count, max(1, gathered // batch)):
-            for m in _slices(batch, gathered):
+        for k in slices(count, max(1, gathered // batch)):
+            for m in slices(batch, gathered):
                 rows = draw.indices[k, m]
                 images = self.normalization.apply(self._pixels(rows) / 255)
-                images = siamese.augment(images, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
+                images = augment.augment(images, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
                 classes = torch.arange(k.start, k.stop).repeat_interleave(rows.shape[1])
-                size = _piece(len(images), size)
+                size = piece(len(images), size)
                 yield from zip(classes.split(size), images.split(size), strict=True)
 
     def step(self, iteration: int) -> Tensor:
@@ -296,10 +295,7 @@ class Engine:
         momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
         images = self.synthetic.images.detach()
         momentum = torch.zeros_like(images) if momentum is None else momentum
-        return {
-            "images": self.team.gather(images, self.classes),
-            "momentum": self.team.gather(momentum, self.classes),
-        }
+        return {"images": self.team.gather(images, self.classes), "momentum": self.team.gather(momentum, self.classes)}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -308,33 +304,3 @@ class Engine:
         self.optimizer.state[self.synthetic.images]["momentum_buffer"] = (
             state["momentum"][self.owned].to(self.device, self.dtype).clone()
         )
-
-
-def worth_compiling(recipe: Recipe, classes: int, ipc: int, channels: int, size: int) -> bool:
-    """Return whether a run is long enough for ``torch.compile`` to pay."""
-    width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
-    passes = 6 if recipe.calibration else 3  # forward and backward, once or twice
-    images = classes * (recipe.real_batch + passes * ipc * recipe.formation**2)
-    return recipe.iterations * images * operations(width, depth, channels, size) >= _WORTH_COMPILING
-
-
-def operations(width: int, depth: int, channels: int, size: int) -> int:
-    """Return the floating point operations (two a multiply-add) of the convolutions for one image, forward."""
-    sides = [-(-size // 2**depth) * 2**depth // 2**layer for layer in range(depth)]
-    return sum(2 * 9 * (width if layer else channels) * width * side**2 for layer, side in enumerate(sides))
-
-
-def _piece(total: int, most: int) -> int:
-    """Return a divisor of ``total`` near below ``most``, so that all pieces have one shape; else ``most``."""
-    if most >= total:
-        return total
-    return next((n for n in range(most, most // 2, -1) if total % n == 0), most)
-
-
-def _slices(total: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, total)) for i in range(0, total, size)]
-
-
-def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
-    """Whether the real images may live on the device: at most half of its free memory."""
-    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

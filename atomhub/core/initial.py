@@ -70,7 +70,7 @@ def rows(
         read: From a class to its (n, D) flattened, normalised images.
         classes: (k,) class numbers.
         counts: (k,) images of each.
-        ipc: Images a class.
+        ipc: Images per class.
         seed: Of the run.
 
     Returns:

@@ -26,7 +26,7 @@ def attention(f: Tensor, power: float, spatial: bool = True, channel: bool = Tru
     Returns:
         (N, H*W) and (N, C), those asked for; rows of length 1 (0 where the map is all zero).
     """
-    a = _power(full(f), power)
+    a = _power(at_least_float32(f), power)
     maps = []
     if spatial:
         maps.append(F.normalize(a.sum(1).flatten(1)))
@@ -46,7 +46,7 @@ def _power(x: Tensor, power: float) -> Tensor:
     return x.pow(power)
 
 
-def full(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Return half precision as float32; anything wider as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 

@@ -1,1 +1,1 @@
-"""Distilled sets as files: format v1, cards, the local store."""
+"""The Hugging Face Hub: push, pull, find; networks as well as sets."""

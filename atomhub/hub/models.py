@@ -4,52 +4,55 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from atomhub.core.whitening import Normalization, Whitening
-from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
+from atomhub.errors import IntegrityError, NotFoundError, UsageError
 from atomhub.files import check_target, new_folder
-from atomhub.hub import cards, remote
-from atomhub.hub.client import told
+from atomhub.hub.pull import download, split_name
+from atomhub.hub.push import Content, publish
+from atomhub.storage import cards
 from atomhub.training.classifier import Classifier, ModelConfig, untrained
 
 WEIGHTS = "model.safetensors"
 CONFIG = "atomhub.json"
 CARD = "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
 _WHITENING = "whitening."
-_LARGEST = {WEIGHTS: 2**32, CONFIG: 2**22, CARD: 2**22}
-"""Bytes a file of a stranger's model may have."""
+_SIZES = {WEIGHTS: range(2**32), CONFIG: range(2**22), CARD: range(2**22)}
+"""Bytes that a file of a stranger's model may have."""
 
 
-def write(classifier: Classifier, folder: Path, overwrite: bool = False) -> Path:
-    """Write a network to a folder, all or nothing; return the folder.
+def save_model(classifier: Classifier, folder: str | Path, overwrite: bool = False) -> Path:
+    """Write weights (safetensors), config and model card to a folder, all or nothing; return the folder.
+
+    Args:
+        classifier: The network.
+        folder: Where.
+        overwrite: Replace a network that is there.
 
     Raises:
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
-    folder = folder.expanduser().absolute()
-    check_target(folder, overwrite, CONFIG)
-    with new_folder(folder, overwrite) as temporary:
+    target = Path(folder).expanduser().absolute()
+    check_target(target, overwrite, CONFIG)
+    with new_folder(target, overwrite) as temporary:
         for name, content in _content(classifier).items():
             (temporary / name).write_bytes(content)
-    return folder
+        (temporary / CARD).write_text(classifier.card, encoding="utf-8")
+    return target
 
 
-def _content(classifier: Classifier, repo: str | None = None) -> dict[str, bytes]:
+def _content(classifier: Classifier) -> dict[str, bytes]:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.model.state_dict().items()}
     normalization = classifier.normalization
     if isinstance(normalization, Whitening):
         tensors |= {f"{_WHITENING}center": normalization.center, f"{_WHITENING}matrix": normalization.matrix}
-    card = classifier.card.replace('load_model("user/name")', f'load_model("{repo}")') if repo else classifier.card
     config = classifier.config.model_dump_json(indent=1) + "\n"
-    return {WEIGHTS: save(tensors), CONFIG: config.encode(), CARD: card.encode()}
+    return {WEIGHTS: save(tensors), CONFIG: config.encode()}
 
 
 def read(folder: Path) -> Classifier:
@@ -118,10 +121,12 @@ def load_model(repo_or_dir: str | Path, revision: str | None = None, token: str 
         raise NotFoundError(
             f"There is no network {str(repo_or_dir)!r} on this machine.", "On the Hub networks are called user/name."
         )
-    return read(remote.snapshot(repo_or_dir, FILES, _LARGEST, revision, token))
+    repo, revision = split_name(repo_or_dir, revision)
+    what = "a network trained by atomhub"
+    return read(download("model", repo, revision, _SIZES, token=token, what=what))
 
 
-def push(
+def push_model(
     classifier: Classifier,
     repo_id: str,
     *,
@@ -131,36 +136,23 @@ def push(
 ) -> str:
     """Publish a network as a model repository, in one commit; return its address.
 
+    Unchanged content makes no new commit; what its owner wrote on the card on the Hub is kept.
+
     Args:
         classifier: The network.
         repo_id: ``user/name``, or a name under your own account.
-        private: Of a new repository; None: the account's default.
+        private: Whether a new repository is private; None: the account's default.
         token: None: the one you are logged in with.
         commit_message: None: says what is pushed.
 
     Raises:
         AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
     """
-    api = HfApi(token=token)
-    account = remote.check_account(repo_id, token)
 
-    def ask(work: Any) -> Any:
-        return told(work, repo_id, token, account)
+    def card(repo: str, theirs: str | None) -> str:
+        fresh = classifier.card.replace('load_model("user/name")', f'load_model("{repo}")')
+        return fresh if theirs is None else cards.renewed(theirs, fresh)
 
-    name = ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
-    info = ask(lambda: api.model_info(name))
-    paths = {s.rfilename for s in info.siblings or []} - {".gitattributes", CARD}
-    if paths and CONFIG not in paths:
-        raise AtomhubError(
-            f"{name} is not a network trained by atomhub: it holds {', '.join(sorted(paths)[:4])}.",
-            "Name another repository.",
-        )
-    content = _content(classifier, name)
-    if CONFIG in paths and CARD in {s.rfilename for s in info.siblings or []}:  # what its owner wrote is kept
-        theirs = ask(lambda: hf_hub_download(name, CARD, revision=info.sha, token=token))
-        there = Path(theirs).read_text(encoding="utf-8", errors="replace")
-        content[CARD] = cards.renewed(there, content[CARD].decode()).encode()
-    operations = [CommitOperationAdd(path, data) for path, data in content.items()]
-    message = commit_message or f"Publish {classifier.config.network} trained on {classifier.config.trained_on}"
-    ask(lambda: api.create_commit(name, operations, commit_message=message, parent_commit=info.sha))
-    return f"{api.endpoint}/{name}"
+    what = f"{classifier.config.network} trained on {classifier.config.trained_on}"
+    content = Content("model", what, _content(classifier), CONFIG, card)
+    return publish(content, repo_id, private=private, token=token, commit_message=commit_message).url

@@ -5,33 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-import atomhub
 from atomhub.core.whitening import Normalization
+from atomhub.data.real import RealData
+from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
-from atomhub.distilled import DistilledDataset, PictureTransform
 from atomhub.errors import UsageError, check_whole
-from atomhub.manifest import Measurement
-from atomhub.sources import RealData
-from atomhub.training.evaluation import Network, builder, images_of, summary, targets_of
+from atomhub.results import Measurement
+from atomhub.storage import cards
+from atomhub.training.accuracy import accuracy as right
+from atomhub.training.accuracy import logits
+from atomhub.training.fit import fit, seeded
+from atomhub.training.measure import AnyNetwork, builder, network_for, summary, targets_of
+from atomhub.training.nets import InputSpec
+from atomhub.training.networks import find_network
 from atomhub.training.protocols import find_protocol
-from atomhub.training.trainer import accuracy as measure
-from atomhub.training.trainer import fit, logits, seeded
-from atomhub.training.zoo import Images, find_network
+from atomhub.version import versions
+from atomhub.views import PictureTransform
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def train(
-    model: nn.Module | Network,
+    model: nn.Module | AnyNetwork | None,
     distilled: DistilledDataset,
     protocol: str = "dm",
     *,
@@ -42,13 +45,13 @@ def train(
     """Train one network on a distilled set, and return it ready for use (``eval()``), on the device.
 
     Args:
-        model: A module, trained in place; a function that returns a new one; or the name of a network
-            (:func:`atomhub.training.zoo.find_network`). It maps normalised (B, C, H, W) to (B, K) logits, or to an
-            object that holds them as ``logits``.
+        model: A module, trained in place; a function that returns a new one; the name of a network
+            (:func:`atomhub.training.networks.find_network`); or None: the one that the set was distilled with. It maps
+            normalised (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``.
         distilled: The set.
         protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
         labels: ``soft``: train on the set's soft labels.
-        seed: Of the weights of a new network, of order and augmentation.
+        seed: Seed of the weights of a new network, and of order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
@@ -85,7 +88,7 @@ def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: str | Pat
     """
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     classes = len(distilled.class_names)
-    return measure(model, *distilled.test_split(source), distilled.normalization, where, classes)
+    return right(model, *distilled.test_split(source), distilled.normalization, where, classes)
 
 
 class ModelConfig(BaseModel):
@@ -93,17 +96,17 @@ class ModelConfig(BaseModel):
 
     Attributes:
         network: Its name, with options.
-        channels: Of its images: 1 or 3.
+        channels: 1 (grey images) or 3 (RGB).
         size: Side of its images in pixels.
-        class_names: Of its K outputs.
+        class_names: Names of its K outputs.
         mean, std: Normalisation of its images.
         zca: Whether they are whitened; the matrix lies with the weights.
         parameters: Numbers it learnt.
         trained_on: Name of the set, or its repository on the Hub.
         tensors: SHA-256 of the set's tensors, where it was on disk.
-        seed: Of its weights, order and augmentation.
+        seed: Seed of its weights, order and augmentation.
         result: Its accuracy.
-        versions: Of the packages that matter.
+        versions: Versions of the packages that matter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -170,26 +173,10 @@ class Classifier:
         found = logits(self.model.eval(), self.transform(image)[None].to(device))[0].float().softmax(0).cpu()
         return {self.class_names[k]: float(found[k]) for k in found.argsort(descending=True).tolist()}
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write weights (safetensors), config and model card to a folder, all or nothing.
-
-        Raises:
-            AtomhubError: the folder exists, or cannot be written.
-        """
-        from atomhub.hub import models
-
-        return models.write(self, Path(folder), overwrite)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish it as a model repository in one commit, and return its address; options as in ``models.push``."""
-        from atomhub.hub import models
-
-        return models.push(self, repo_id, **options)
-
 
 def train_classifier(
     distilled: DistilledDataset,
-    network: str = "convnet",
+    network: str | None = None,
     protocol: str = "dm",
     *,
     labels: Literal["hard", "soft"] = "hard",
@@ -201,10 +188,10 @@ def train_classifier(
 
     Args:
         distilled: The set.
-        network: Name of a network.
+        network: Name of a network; None: the one that the set was distilled with.
         protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
         labels: ``soft``: train on the set's soft labels.
-        seed: Of weights, order and augmentation.
+        seed: Seed of weights, order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         source: Where a local source lies now.
 
@@ -212,21 +199,19 @@ def train_classifier(
         UsageError, AtomhubError: as :func:`train`.
         NotFoundError: the source or its test split is not at hand.
     """
-    from atomhub.hub.cards import model_card
-
-    if not isinstance(network, str):
+    if not isinstance(network, str | None):
         raise UsageError(
             f"The network cannot be {type(network).__name__}: one that is kept is built again by its name.",
             "Give a name, such as resnet18, or use atomhub.train for a network of your own.",
         )
-    found = find_network(network, images_of(distilled), distilled.manifest.recipe)
+    found = network_for(distilled, network)
     test_images, test_labels = distilled.test_split(source)  # before the work, not after
     start = time.perf_counter()
     model = train(found.spec, distilled, protocol, labels=labels, seed=seed, device=device)
     seconds = time.perf_counter() - start
     where = find_device(device)
-    percent = measure(model, test_images, test_labels, distilled.normalization, where, len(distilled.class_names))
-    m, images = distilled.manifest, found.images
+    percent = right(model, test_images, test_labels, distilled.normalization, where, len(distilled.class_names))
+    m, f = distilled.manifest, distilled.manifest.format
     parameters = sum(p.numel() for p in model.parameters())
     result = Measurement(
         protocol=protocol, network=found.spec, labels=labels, score=summary([percent], seconds), seed=seed,
@@ -234,20 +219,20 @@ def train_classifier(
     )  # fmt: skip
     config = ModelConfig(
         network=found.spec,
-        channels=m.source.channels,
-        size=images.size,
-        class_names=m.class_names,
-        mean=m.mean,
-        std=m.std,
-        zca=distilled.whitening is not None,
+        channels=f.channels,
+        size=f.size,
+        class_names=f.class_names,
+        mean=f.mean,
+        std=f.std,
+        zca=f.whitening == "zca",
         parameters=parameters,
         trained_on=distilled.repo or distilled.name,
-        tensors=m.files.get("distilled.safetensors"),
+        tensors=m.tensors,
         seed=seed,
         result=result,
-        versions={"atomhub": atomhub.__version__} | {p: version(p) for p in ("torch", "torchvision")},
+        versions=versions("torch", "torchvision"),
     )
-    return Classifier(model, config, distilled.normalization, model_card(m, result, parameters, distilled.repo))
+    return Classifier(model, config, distilled.normalization, cards.model_card(m, result, parameters, distilled.repo))
 
 
 def untrained(config: ModelConfig) -> nn.Module:
@@ -257,8 +242,7 @@ def untrained(config: ModelConfig) -> nn.Module:
         UsageError: it is not one that atomhub can build.
         ValueError: it has another number of parameters.
     """
-    images = Images(config.channels, len(config.class_names), config.size)
-    found = find_network(config.network, images)
+    found = find_network(config.network, InputSpec(config.channels, len(config.class_names), config.size))
     if found.parameters() != config.parameters:
         raise ValueError(f"{config.network} has {found.parameters()} parameters, not {config.parameters}")
     return found.build()

@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from atomhub.core import initial
+from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
-from atomhub.core.networks import ConvNet
-from atomhub.core.pool import Pool
 from atomhub.core.synthetic import decode, encode
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError
-from atomhub.recipe import PRESETS, Recipe
+from atomhub.presets import PRESETS
+from atomhub.recipe import Recipe
 
 SIZE, SIZES = 16, (5, 4, 7)
 MANY = (34, 33, 37)

@@ -1,0 +1,220 @@
+"""Decode a source once into memory-mapped uint8 arrays, sorted by class."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomhub.data.rows import Raw, Rows
+from atomhub.errors import SourceError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SMALLEST = 16
+"""Smallest side in pixels: below, the ConvNet has no layer for attention."""
+LARGEST = 512
+"""Largest side in pixels."""
+LARGEST_AUTO = 128
+"""Largest side chosen for images of mixed sizes."""
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
+"""What Pillow raises for files that are not what they seem."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was decided and measured while decoding."""
+
+    size: int
+    channels: int
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def decode(raw: Raw, folder: Path, size: int | None, skip_unreadable: bool) -> Decoded:
+    """Write ``train.npy`` and ``test.npy`` (uint8 [N, C, H, W]) and their ``*_labels.npy`` (int64 [N]) to a folder.
+
+    Two passes: the first reads headers to choose size and channels, the second decodes to its place.
+
+    Args:
+        raw: The source.
+        folder: Existing folder to write to.
+        size: Side in pixels; None keeps the images' own when they are square and equal.
+        skip_unreadable: Leave unreadable images out, with a note, instead of failing.
+
+    Raises:
+        SourceError: an unreadable image, an empty class, or one class only.
+    """
+    splits = {"train": raw.train} | ({"test": raw.test} if raw.test else {})
+    shapes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    skipped: list[str] = []
+    for name, rows in splits.items():
+        good = []
+        for i, found in _headers(rows, skip_unreadable):
+            if found is None:
+                skipped.append(rows.where(i))
+                continue
+            good.append(i)
+            shapes[found[0]] += 1
+            modes[found[1]] += 1
+        splits[name] = rows.take(np.array(good, dtype=np.int64))
+    _check_classes(raw.class_names, splits["train"].labels)
+    side, size_note = _choose_size(shapes, size)
+    channels, mode_note = _choose_channels(modes)
+    skip_note = f"{len(skipped)} unreadable images left out: {', '.join(skipped[:5])}." if skipped else ""
+
+    digest = hashlib.sha256(repr(raw.class_names).encode())
+    for name, rows in splits.items():
+        order = np.argsort(rows.labels, kind="stable")
+        np.save(folder / f"{name}_labels.npy", rows.labels[order])
+        digest.update(rows.labels[order].tobytes())
+        with (folder / f"{name}.npy").open("wb") as file:  # written in order: a full disk is an error, not a crash
+            shape = (len(order), channels, side, side)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for row in order:
+                pixels = to_pixels(_load(rows, int(row)), side, channels).tobytes()
+                file.write(pixels)
+                digest.update(pixels)
+    mean, std = _moments(np.load(folder / "train.npy", mmap_mode="r"))
+    notes = tuple(note for note in (size_note, mode_note, skip_note) if note)
+    return Decoded(side, channels, digest.hexdigest(), mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
+
+
+def _headers(rows: Rows, check: bool) -> Iterator[tuple[int, tuple[tuple[int, int], str] | None]]:
+    """Yield row number and (size, mode); with ``check``, which decodes to find out, None for an unreadable image."""
+    for i in range(len(rows.labels)):
+        try:
+            image = _load(rows, i) if check else _open(rows, i)
+        except SourceError:
+            if not check:
+                raise
+            yield i, None
+        else:
+            yield i, (image.size, "RGBA" if _has_alpha(image) else image.mode)
+
+
+def _open(rows: Rows, i: int) -> Image.Image:
+    """Open an image, reading its header only; SourceError names the image that cannot be."""
+    from PIL import Image
+
+    encoded: Any = rows.encoded(i)
+    try:
+        if isinstance(encoded, dict):
+            encoded = encoded["bytes"] or encoded["path"]
+        if encoded is None:
+            raise ValueError("there is no image")
+        if not isinstance(encoded, Image.Image):
+            encoded = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+        # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
+        if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
+            raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")
+        return encoded
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        raise _unreadable(rows, i, error) from error
+
+
+def _load(rows: Rows, i: int) -> Image.Image:
+    """Open an image and decode it; SourceError names the image that cannot be."""
+    image = _open(rows, i)
+    try:
+        image.load()
+    except _BROKEN as error:
+        raise _unreadable(rows, i, error) from error
+    return image
+
+
+def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
+    reason = "not an image" if "cannot identify" in str(error) else first_line(error)
+    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", "Leave such images out with --skip-unreadable.")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
+    """Convert any image to uint8 (channels, size, size) as training and test images are.
+
+    Upright (EXIF), 16 bits to their high 8, transparency over white, greyscale or RGB, centre square, bicubic.
+    """
+    from PIL import Image, ImageOps
+
+    with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if _has_alpha(image):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _check_classes(names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    if len(names) < 2:
+        raise SourceError(f"There is one class only ({', '.join(names)}): distillation needs at least two.")
+    empty = [names[k] for k, n in enumerate(np.bincount(labels, minlength=len(names))) if n == 0]
+    if empty:
+        raise SourceError(
+            f"The class {empty[0]!r} has no training images{f' (and {len(empty) - 1} more)' if len(empty) > 1 else ''}."
+        )
+
+
+def _choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
+    """Return the side and the note that says what is resized."""
+    (width, height), _ = shapes.most_common(1)[0]
+    smallest, largest = min(map(min, shapes)), max(map(max, shapes))
+    if len(shapes) == 1 and width == height and (size == width or (size is None and SMALLEST <= width <= LARGEST)):
+        return width, ""
+    if size is None and largest < SMALLEST:
+        size = SMALLEST
+    if size is None:
+        short = int(np.median([min(s) for s in shapes.elements()]))
+        size = min(LARGEST_AUTO, max(SMALLEST, 2 ** int(np.log2(short))))
+    found = f"{width}x{height}" if len(shapes) == 1 else f"of mixed sizes ({smallest} to {largest} pixels)"
+    return size, f"Images {found} were resized to {size}x{size}; --size chooses another size."
+
+
+def _choose_channels(modes: Counter[str]) -> tuple[int, str]:
+    """Return 1 or 3 and the note that says what is converted."""
+    channels = 1 if all(mode in _GREY for mode in modes) else 3
+    usual = "L" if channels == 1 else "RGB"
+    names = dict.fromkeys(_GREY, "16-bit") | {"L": "greyscale", "1": "bilevel", "P": "palette", "RGBA": "transparent"}
+    odd = {mode: n for mode, n in modes.items() if mode != usual}
+    if not odd:
+        return channels, ""
+    found = ", ".join(f"{n} {names.get(mode, mode)}" for mode, n in sorted(odd.items()))
+    return channels, f"{found} images were converted to {'greyscale' if channels == 1 else 'RGB'}."
+
+
+def _moments(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in units of pixels in 0..1, from exact sums."""
+    total = np.zeros(images.shape[1])
+    squares = np.zeros(images.shape[1])
+    for start in range(0, len(images), 4096):
+        chunk = images[start : start + 4096].astype(np.float64) / 255
+        total += chunk.sum((0, 2, 3))
+        squares += (chunk**2).sum((0, 2, 3))
+    count = images.size / images.shape[1]
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())

@@ -1,0 +1,131 @@
+"""Readers: digits, image folders, parquet, arrow and Hub data sets as rows of encoded images with class numbers."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomhub.data.rows import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick
+from atomhub.data.tables import tables
+from atomhub.errors import SourceError, first_line
+from atomhub.files import quiet_datasets
+
+IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))
+
+
+def digits() -> Raw:
+    """scikit-learn's 1 797 handwritten digits (UCI Optdigits, CC BY 4.0): one split of 8x8 greyscale images."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = (data.images * (255 / 16)).round().astype(np.uint8)  # 0..16 to 0..255
+    rows = Rows(data.target.astype(np.int64), lambda i: Image.fromarray(pixels[i]), lambda i: f"digit {i}")
+    return Raw(tuple(str(k) for k in range(10)), rows, None, test_split=None)
+
+
+def images(root: Path, columns: Columns) -> Raw:
+    """Read an image folder: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``."""
+    # a folder without folders is a class that happens to be called train, not a split
+    folders = {p.name: p for p in _folders(root) if _folders(p)}
+    other: Counter[str] = Counter()
+    train_name = pick(columns.train, TRAIN_NAMES, folders, "train folder")
+    if train_name is None:
+        return Raw(*_image_rows(root, root.parent, other), None, "all", None, notes=_left_out(other))
+    class_names, train = _image_rows(folders.pop(train_name), root.parent, other)
+    test_name = pick(columns.test, TEST_NAMES, folders, "test folder")
+    test = _image_rows(folders[test_name], root.parent, other, class_names)[1] if test_name else None
+    return Raw(class_names, train, test, train_name, test_name, notes=_left_out(other))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _left_out(suffixes: Counter[str]) -> tuple[str, ...]:
+    """Return a note on the files that are not images, if there are any."""
+    if not suffixes:
+        return ()
+    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(suffixes.items()))
+    return (f"Files that are not images were left out: {kinds}.",)
+
+
+def _image_rows(
+    root: Path, base: Path, other: Counter[str], class_names: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], Rows]:
+    """Read the class folders of a split; images are named by their path below ``base``, other files counted."""
+    folders = _folders(root)
+    if not folders:
+        raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
+    names = class_names or tuple(p.name for p in folders)
+    files: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        if folder.name not in names:
+            raise SourceError(f"{root} has the class {folder.name!r}, which the training images do not have.")
+        found = []
+        for path in sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and not p.is_dir()):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                raise SourceError(f"The name of {str(path)!r} is not UTF-8 text.", "Rename it.") from None
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(path)
+            else:
+                other[path.suffix.lower()] += 1
+        if not found:
+            raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
+        files += found
+        labels += [names.index(folder.name)] * len(found)
+    return names, Rows(np.array(labels, dtype=np.int64), files.__getitem__, lambda i: str(files[i].relative_to(base)))
+
+
+def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:
+    """Read parquet files, split name to paths, as ``datasets`` does; its arrow copy goes to ``workspace``."""
+    from datasets import load_dataset
+
+    splits: dict[str, Any] = {}
+    for split, paths in files.items():  # each by itself: datasets would give all splits the class names of the first
+        escaped = [glob.escape(path) for path in paths]
+        try:
+            with quiet_datasets():
+                # any split name is fine here, so one that datasets accepts
+                splits[split] = load_dataset("parquet", data_files=escaped, split="train", cache_dir=str(workspace))
+        except Exception as error:  # datasets wraps pyarrow's many errors in its own
+            names = ", ".join(Path(p).name for p in paths)
+            reason = first_line(error.__cause__ or error)
+            raise SourceError(f"Cannot read the parquet files {names}: {reason}.") from error
+    return tables(splits, columns)
+
+
+def arrow(folder: Path, columns: Columns) -> Raw:
+    """Read what ``datasets.save_to_disk`` wrote."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:
+        raise SourceError(f"Cannot read the arrow folder {folder}: {first_line(error)}.") from error
+    return tables({"all": found} if isinstance(found, Dataset) else found, columns)
+
+
+def hub(repo: str, config: str | None, revision: str, data_dir: str | None, columns: Columns) -> Raw:
+    """Read a data set of the Hub through ``datasets``, which keeps it in its own cache."""
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(repo, config, revision=revision, data_dir=data_dir)
+    except ValueError as error:
+        if "onfig" in str(error):  # datasets lists the configurations in this error
+            raise SourceError(
+                f"{repo} needs a configuration: {first_line(error)}.", "Choose it with --config."
+            ) from error
+        raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
+    except Exception as error:
+        raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
+    return tables(splits, columns)

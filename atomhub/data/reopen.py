@@ -1,0 +1,145 @@
+"""The real images that a distilled set stands for, found again from its manifest."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from atomhub.data import kept
+from atomhub.data.places import Alias, Place, locate, locate_hub, locate_named
+from atomhub.data.real import RealData, SourceOptions, Split
+from atomhub.data.sources import open_place
+from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
+from atomhub.manifest import Manifest
+from atomhub.provenance import SourceInfo, joined
+
+
+def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
+    """Return the real images that a set stands for, with its classes.
+
+    Args:
+        manifest: Of the set.
+        source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
+        tested: Whether there must be a test split.
+
+    Raises:
+        NotFoundError: the source is not at hand or not known, or has no test split.
+        SourceError: what is there has other classes or another shape.
+        UsageError: the set has several sources, and one was named.
+    """
+    parts, info = manifest.provenance.parts, manifest.provenance.source
+    classes = manifest.format.class_names
+    if (parts or info is None) and isinstance(source, RealData) and source.class_names == classes:
+        real = source
+    elif parts:
+        real = _put_together(manifest, source)
+    elif info is None:
+        raise NotFoundError(f"The manifest of {manifest.name!r} does not say which real images it was made from.")
+    else:
+        real = reopen(info, classes, source)
+    if tested and real.test is None:
+        raise NotFoundError(
+            f"The source of {manifest.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
+        )
+    return real
+
+
+def _put_together(manifest: Manifest, source: str | Path | RealData | None) -> RealData:
+    """Return the real images behind the parts of a set; ``test`` is None if one of them has none."""
+    origins = manifest.provenance.parts
+    if source is not None and len({o.source.fingerprint for o in origins}) > 1:
+        raise UsageError(f"{manifest.name!r} has several sources, and --source names one.", "Distil them here first.")
+    parts: dict[str, dict[int, list[np.ndarray]]] = {"train": {}, "test": {}}
+    tested = True
+    seen: set[tuple[str, int]] = set()  # a class of two sets of one source counts once
+    for origin in origins:
+        real = reopen(origin.source, origin.source_classes, source)
+        tested = tested and real.test is not None
+        for split, images in (("train", real.train), ("test", real.test)):
+            if images is None:
+                continue
+            offsets = images.offsets(len(real.class_names))
+            for old, new in enumerate(origin.classes):
+                if new is not None and (origin.source.fingerprint + split, old) not in seen:
+                    seen.add((origin.source.fingerprint + split, old))
+                    parts[split].setdefault(new, []).append(images.images[offsets[old] : offsets[old + 1]])
+
+    def split_of(found: dict[int, list[np.ndarray]]) -> Split:
+        labels = [np.full(sum(map(len, found[label])), label) for label in sorted(found)]
+        return Split(np.concatenate([part for label in sorted(found) for part in found[label]]), np.concatenate(labels))
+
+    train, test = split_of(parts["train"]), split_of(parts["test"]) if tested else None
+    f = manifest.format
+    return RealData(manifest.name, joined([o.source for o in origins]), f.class_names, train, test, f.mean, f.std)
+
+
+def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | RealData | None = None) -> RealData:
+    """Find again the source that a manifest names, with its test split, from the cache if it is there.
+
+    Args:
+        info: Provenance from a manifest.
+        class_names: The classes of the manifest, which the source must have in this order.
+        source: Where to look instead of ``info.id``, for local folders; or the source itself.
+
+    Raises:
+        NotFoundError: a local folder that is not in this machine's cache, and no ``source`` given.
+        SourceError: the source has other classes or channels.
+    """
+    real = source if isinstance(source, RealData) else _cached(info) if source is None else None
+    real = real or _found_again(info, source)
+    if real.class_names != class_names:
+        ours, theirs = next(
+            (a, b) for a, b in zip((*class_names, None), (*real.class_names, None), strict=False) if a != b
+        )
+        raise SourceError(
+            f"{real.info.id} is not the source of this set: it has the class {theirs!r} where the set has {ours!r}.",
+            "Name the right one with --source PATH.",
+        )
+    if (real.info.channels, real.info.size) != (info.channels, info.size):
+        found, wanted = (f"{i.channels} channels of {i.size}x{i.size}" for i in (real.info, info))
+        raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
+    if real.info.fingerprint != info.fingerprint:
+        warnings.warn(
+            f"The images of {real.info.id} are not bit-equal to those the set was made from "
+            "(another version of the data or of the decoder).",
+            AtomhubWarning,
+            stacklevel=2,
+        )
+    return real
+
+
+def _cached(info: SourceInfo) -> RealData | None:
+    """Return the decoded copy of exactly these images, if there is one."""
+    for folder, meta in kept.metas():
+        if meta["info"]["fingerprint"] == info.fingerprint and (real := kept.open_kept(folder)):
+            return real
+    return None
+
+
+def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
+    options = SourceOptions(
+        size=info.size,
+        image_column=info.image_column,
+        label_column=info.label_column,
+        train_split=None if info.train_split == "all" else info.train_split,
+        test_split=None if info.test_fraction is not None else info.test_split,
+        test_fraction=info.test_fraction,
+        config=info.config,
+        revision=info.revision,
+        flip=info.flip,
+        skip_unreadable=True,
+    )
+    place: Place | None
+    if source is not None:
+        place = locate(str(source), options)
+    else:  # the manifest may be a stranger's: it names no path of this machine
+        named = locate_named(info.id, options)
+        place = named or (locate_hub(info.id, Alias(info.id), options) if info.kind == "hub" else None)
+    if place is None:
+        raise NotFoundError(
+            f"The real images of {info.id.removeprefix('folder:')!r} are not on this machine.",
+            "Say where they are with --source PATH.",
+        )
+    return open_place(place, options)

@@ -1,0 +1,123 @@
+"""Tables of the ``datasets`` library as rows of encoded images: columns, classes and splits are detected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atomhub.data.rows import IMAGE_NAMES, LABEL_NAMES, TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick
+from atomhub.errors import SourceError, UsageError
+
+
+def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
+    """Read the splits of a ``datasets.DatasetDict``; detect image and label columns and the splits."""
+    train_name = pick(columns.train, TRAIN_NAMES, splits, "train split")
+    if train_name is None:
+        if len(splits) != 1:
+            raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with --train-split.")
+        train_name = next(iter(splits))
+    test_name = pick(columns.test, TEST_NAMES, {n: None for n in splits if n != train_name}, "test split")
+    train = splits[train_name]
+    image = _image_column(train.features, columns)
+    label = _label_column(train.features, columns)
+    class_names, number = _classes(train, label)
+    return Raw(
+        class_names,
+        _table_rows(train, train_name, image, label, number),
+        _table_rows(splits[test_name], test_name, image, label, number) if test_name else None,
+        train_name,
+        test_name,
+        image,
+        label,
+    )
+
+
+def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int]) -> Rows:
+    """Read a split; ``number`` maps labels, or the names behind them where both are known, to class numbers."""
+    from datasets import ClassLabel, Image
+
+    for column in (image, label):
+        if column not in table.features:
+            raise SourceError(f"The split {split!r} has no column {column!r}: it has {', '.join(table.features)}.")
+    values = table.select_columns([label])[label]
+    feature = table.features[label]
+    if isinstance(feature, ClassLabel) and any(isinstance(key, str) for key in number):
+        # every split may number its classes in its own way
+        values = (feature.names[v] if v is not None and 0 <= v < len(feature.names) else None for v in values)
+    labels = np.fromiter((number.get(v, -1) for v in values), dtype=np.int64, count=len(table))
+    if (labels < 0).any():
+        raise SourceError(
+            f"The split {split!r} has images without a class of the training split (row {int((labels < 0).argmax())}).",
+            "Name another split with --test-split or --train-split.",
+        )
+    if isinstance(table.features[image], Image):
+        table = table.cast_column(image, Image(decode=False))
+    column = table.select_columns([image])
+    return Rows(labels, lambda i: column[i][image], lambda i: f"row {i} of the split {split!r}")
+
+
+def _image_column(features: Mapping[str, Any], columns: Columns) -> str:
+    from datasets import Image, Value
+
+    def encoded(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return set(feature) == {"bytes", "path"}
+        return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+    candidates = [name for name, feature in features.items() if encoded(feature)]
+    if columns.image is not None:
+        if columns.image in features and columns.image not in candidates:
+            raise SourceError(f"The column {columns.image!r} holds {features[columns.image]}, not images.")
+        return _known(columns.image, features, "image")
+    return _only(candidates, columns.preferred, IMAGE_NAMES, features, "image")
+
+
+def _label_column(features: Mapping[str, Any], columns: Columns) -> str:
+    from datasets import ClassLabel
+
+    if columns.label is not None:
+        return _known(columns.label, features, "label")
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    candidates = candidates or [name for name in features if name.lower() in LABEL_NAMES]
+    return _only(candidates, columns.preferred, LABEL_NAMES, features, "label")
+
+
+def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Return class names, and the class numbers of labels, by name as well as by value."""
+    from datasets import ClassLabel, Value
+
+    feature = table.features[label]
+    if isinstance(feature, ClassLabel):
+        names = tuple(feature.names)
+        return names, {i: i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
+    kind = feature.dtype if isinstance(feature, Value) else str(feature)
+    if not (kind.startswith(("int", "uint")) or kind in ("string", "large_string", "bool")):
+        raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with --label-column.")
+    values = sorted({v for v in table.select_columns([label])[label] if v is not None})
+    if len(values) * 2 > max(len(table), 4):
+        raise SourceError(
+            f"The column {label!r} has {len(values)} values in {len(table)} rows: that is not a class.",
+            "Name the classes with --label-column.",
+        )
+    return tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
+
+
+def _known(name: str, features: Mapping[str, Any], what: str) -> str:
+    if name not in features:
+        raise UsageError(f"There is no {what} column {name!r}: the columns are {', '.join(features)}.")
+    return name
+
+
+def _only(
+    candidates: list[str], preferred: tuple[str, ...], usual: tuple[str, ...], features: Mapping[str, Any], what: str
+) -> str:
+    """Return the one candidate, or the one that is preferred or usually so named."""
+    for name in (*preferred, *usual):
+        if name in candidates:
+            return name
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"{what} columns {', '.join(candidates)}" if candidates else f"no {what} column among {', '.join(features)}"
+    raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")

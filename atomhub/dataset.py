@@ -1,0 +1,259 @@
+"""A distilled set in memory, and its views for training any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atomhub.core.augment import OPERATIONS
+from atomhub.core.synthetic import decode
+from atomhub.core.whitening import Normalization, Whitening
+from atomhub.data.real import RealData
+from atomhub.data.reopen import real_of
+from atomhub.errors import UsageError, closest
+from atomhub.manifest import Manifest
+from atomhub.recipe import safe_operations
+from atomhub.views import Collate, Labelled, PictureTransform, as_grid, to_pil
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+Augmentation = Sequence[str] | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(eq=False)
+class DistilledDataset:
+    """A few synthetic images per class, with all that is known about them.
+
+    Every view normalises by :meth:`normalize`, with the constants the set was distilled under; test images go through
+    :meth:`test_transform`, which does the same.
+
+    In a multi-formation set (``manifest.format.formation`` above 1) an image holds several views, and it is those that
+    networks are trained on: :meth:`as_tensors`, :meth:`loader` and their like give them, enlarged.
+
+    Attributes:
+        images: (N, C, H, W), uint8 in 0..255 or float32 in 0..1, class-major, N = classes * ipc, as they are stored.
+        labels: (N,) int64.
+        manifest: Format, provenance and measured results (:func:`atomhub.evaluate` adds them).
+        path: Folder it was loaded from or saved to; None: in memory only.
+        whitening: ZCA fit on the real training images, where the recipe has it.
+        soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any; in a
+            multi-formation set a row for every view.
+        repo: ``user/name`` on the Hub, if it was pulled from there.
+    """
+
+    images: Tensor
+    labels: Tensor
+    manifest: Manifest
+    path: Path | None = None
+    whitening: Whitening | None = None
+    soft_labels: Tensor | None = None
+    repo: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the set, such as ``cifar10-ipc10``."""
+        return self.manifest.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes; label k is ``class_names[k]``."""
+        return self.manifest.format.class_names
+
+    @property
+    def ipc(self) -> int:
+        """Stored images per class."""
+        return self.manifest.format.ipc
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation, and whitening if any, under which the set was distilled."""
+        return self.whitening or Normalization(self.manifest.format.mean, self.manifest.format.std)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"DistilledDataset({self.name!r}, {len(self.class_names)} classes x {self.ipc} of {shape})"
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Return images as networks expect them.
+
+        Args:
+            pixels: (..., C, H, W), uint8 in 0..255 or float in 0..1: synthetic or real.
+
+        Returns:
+            float32, per channel (pixels / 255 - mean) / std, then whitened if the set is.
+        """
+        return self.normalization.apply(pixels)
+
+    def test_transform(self) -> Callable[[Any], Tensor]:
+        """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor.
+
+        It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.cache.to_pixels`).
+        """
+        return PictureTransform(self.manifest.format.size, self.manifest.format.channels, self.normalization)
+
+    def as_tensors(self) -> tuple[Tensor, Tensor]:
+        """Return normalised float32 images (N, C, H, W), and int64 labels (N,): what networks are trained on."""
+        return self.normalize(self.training_pixels()), self.training_labels()
+
+    def training_labels(self) -> Tensor:
+        """Return the int64 labels of what networks are trained on, (N,)."""
+        return self.labels.repeat_interleave(self.manifest.format.views_per_image)  # class-major before and after
+
+    def training_pixels(self, rounded: bool = False) -> Tensor:
+        """Return the pixels networks are trained on, (N, C, H, W): the images, or float views in 0..1 of them.
+
+        Args:
+            rounded: Take the images rounded to 8 bits, where the set is float32.
+        """
+        images = self.pixels8() if rounded else self.images
+        if self.manifest.format.formation == 1:
+            return images
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return decode(pixels.unflatten(0, (-1, self.ipc)), self.manifest.format.formation).flatten(0, 1)
+
+    def as_torch_dataset(self, transform: Callable[[Image.Image], Any] | None = None) -> Dataset[Any]:
+        """Return a map-style dataset of (image, label).
+
+        Args:
+            transform: Called with a PIL image, as torchvision's datasets do, in place of the normalised tensor. It must
+                normalise: end it with ``Normalize(manifest.format.mean, manifest.format.std)``.
+        """
+        images, labels = self.as_tensors()
+        return Labelled(images, labels) if transform is None else Labelled(self.pictures(), labels, transform)
+
+    def loader(
+        self, batch_size: int = 256, augment: Augmentation | str = "dsa", shuffle: bool = True, **options: Any
+    ) -> DataLoader[Any]:
+        """Return a DataLoader of normalised, augmented (images, labels) batches for any training loop.
+
+        Args:
+            batch_size: Images in a batch.
+            augment: ``dsa``: differentiable siamese augmentation, one operation drawn per image, as in the protocols;
+                a list of its operations; a function of a normalised batch (B, C, H, W); or None.
+            shuffle: New order every epoch.
+            options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
+
+        Raises:
+            UsageError: an augmentation that does not exist.
+        """
+        if augment == "dsa":
+            augment = self.operations(tuple(OPERATIONS))
+        if isinstance(augment, str):
+            raise UsageError(f"There is no augmentation {augment!r}.", f"Use 'dsa', None or a list: [{augment!r}].")
+        for name in () if augment is None or callable(augment) else augment:
+            if name not in OPERATIONS:
+                raise UsageError(f"There is no augmentation {name!r}.", closest(str(name), OPERATIONS))
+        return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=Collate(augment), **options)
+
+    def operations(self, operations: Sequence[Any]) -> tuple[Any, ...]:
+        """Return those augmentation operations that keep this set's classes (no flips for digits)."""
+        return safe_operations(tuple(operations), self.manifest.format.flip)
+
+    def as_hf_dataset(self, stored: bool = False) -> datasets.Dataset:
+        """Return a ``datasets.Dataset`` with columns ``image`` (PIL) and ``label`` (ClassLabel), 8 bits per channel.
+
+        Args:
+            stored: Give the images of a multi-formation set as they are, in place of their views.
+        """
+        from datasets import ClassLabel, Features, Image
+        from datasets import Dataset as HfDataset
+
+        features = Features({"image": Image(), "label": ClassLabel(names=list(self.class_names))})
+        labels = self.labels if stored else self.training_labels()
+        return HfDataset.from_dict({"image": self.pictures(stored), "label": labels.tolist()}, features=features)
+
+    def pictures(self, stored: bool = False) -> list[Image.Image]:
+        """Return what networks are trained on as PIL images, mode L or RGB, 8 bits per channel.
+
+        Args:
+            stored: Give the images of a multi-formation set as they are, in place of their views.
+        """
+        pixels = self.pixels8() if stored else self.training_pixels()
+        whole = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+        return [to_pil(image) for image in whole]
+
+    def pixels8(self) -> Tensor:
+        """Return the images as uint8 (N, C, H, W): themselves, or rounded where the set is float32."""
+        return self.images if self.images.dtype == torch.uint8 else (self.images * 255).round().to(torch.uint8)
+
+    def preview(self, ipc: int = 10) -> Image.Image:
+        """Return the stored images as one picture, class by class, up to ``ipc`` of each, enlarged unsmoothed."""
+        return as_grid(self.pixels8().unflatten(0, (-1, self.ipc))[:, :ipc])
+
+    def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
+        """Write the set in format v1, all or nothing, and return it with its path.
+
+        Args:
+            folder: Where; None: under its name in the local store, where :func:`atomhub.load` finds it.
+            overwrite: Replace an existing set.
+
+        Raises:
+            AtomhubError: the folder exists, or cannot be written.
+        """
+        from atomhub.storage import store
+
+        return store.save(self, folder, overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] = (),
+    ) -> str:
+        """Publish the set on the Hugging Face Hub in one commit, and return its address.
+
+        Arguments and errors as in :func:`atomhub.hub.push.push`.
+        """
+        from atomhub.hub.push import push
+
+        return push(
+            self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
+            create_pr=create_pr, tags=tags,
+        ).url  # fmt: skip
+
+    def real(self, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
+        """Return the real images the set stands for: ``real().test`` holds the images to test on.
+
+        Args:
+            source: Where a local source lies now, if it is not in this machine's cache.
+            tested: Whether there must be a test split.
+
+        Raises:
+            NotFoundError: the source is not at hand, or has no test split.
+            SourceError: what is there has other classes or another shape.
+        """
+        return real_of(self.manifest, source, tested)
+
+    def test_split(self, source: str | Path | RealData | None = None) -> tuple[Tensor, Tensor]:
+        """Return the real test images, uint8 (M, C, H, W), and labels, int64 (M,), of the set's source.
+
+        Arguments and errors as in :meth:`real`.
+        """
+        return self.real(source).test_tensors()
+
+    def subset(
+        self, classes: Sequence[int | str] | None = None, ipc: int | None = None, name: str | None = None
+    ) -> DistilledDataset:
+        """Return some classes, and the first ``ipc`` images of each; see :func:`atomhub.combine.subset`."""
+        from atomhub.combine import subset
+
+        return subset(self, classes, ipc, name)
+
+    def with_manifest(self, manifest: Manifest) -> DistilledDataset:
+        """Return the same images under another manifest."""
+        return replace(self, manifest=manifest)

@@ -1,0 +1,39 @@
+"""How a name becomes a set: a folder, the local store, the sets that come with atomhub, the Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from atomhub.dataset import DistilledDataset
+from atomhub.storage import format_v1, store
+
+
+def load(
+    name_or_path: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> DistilledDataset:
+    """Load a distilled set and verify it.
+
+    Args:
+        name_or_path: A folder in format v1; the name of a set in the local store, or of one that comes with atomhub; or
+            a set on the Hub, ``user/name`` or ``user/name@revision``, which is downloaded once. Any other bare name
+            means ``$ATOMHUB_NAMESPACE/name``, where that is set. The first that is there counts.
+        revision: Branch, tag or commit on the Hub.
+        token: For private sets on the Hub; None: the one you are logged in with.
+        local_files_only: Use what was downloaded before; the Hub is not asked.
+
+    Raises:
+        NotFoundError: there is no such set.
+        IntegrityError: the set was tampered with or is incomplete; nothing of it is used.
+        AtomhubError: the Hub cannot be reached and nothing was downloaded before.
+    """
+    if revision is None and (folder := store.find(name_or_path)):
+        return format_v1.read(folder)
+    name = str(name_or_path)
+    bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name) and os.environ.get("ATOMHUB_NAMESPACE")
+    if isinstance(name_or_path, Path) or not (bare or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name)):
+        raise store.missing(name)
+    from atomhub.hub.pull import pull
+
+    return pull(name, revision, token=token, local_files_only=local_files_only)

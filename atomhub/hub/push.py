@@ -1,0 +1,221 @@
+"""Publish on the Hugging Face Hub: what changed, in one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from atomhub.dataset import DistilledDataset
+from atomhub.errors import AtomhubError, NotFoundError, UsageError
+from atomhub.hub.requests import call_hub
+from atomhub.storage import cards, format_v1
+
+Kind = Literal["dataset", "model"]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do.
+
+    Attributes:
+        repo_id: ``user/name``.
+        url: Where to look at it.
+        commit: Commit that holds the files now; None for a dry run.
+        changed: Whether there was anything to upload.
+        files: Size in bytes of every file.
+        card: The card.
+    """
+
+    repo_id: str
+    url: str
+    commit: str | None
+    changed: bool
+    files: dict[str, int]
+    card: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a repository is to hold.
+
+    Attributes:
+        kind: ``dataset`` or ``model``.
+        name: What it is, for the message of the commit.
+        files: Path in the repository to content, without the card.
+        marker: The file that tells a repository of ours from any other.
+        card: From the repository's id, and the card that is there (None: there is none), to the card to publish.
+        ours: Whether a path is a file of ours, which is deleted where it is not in ``files``.
+    """
+
+    kind: Kind
+    name: str
+    files: Mapping[str, bytes]
+    marker: str
+    card: Callable[[str, str | None], str]
+    ours: Callable[[str], bool] = lambda path: False
+
+
+def push(
+    distilled: DistilledDataset,
+    repo_id: str | None = None,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Pushed:
+    """Publish a set: create the repository if need be, upload what changed in one commit, tag it.
+
+    Unchanged content makes no new commit. The owner's edits of the card on the Hub are kept. The tag ``format-v1``
+    follows the newest commit of the main branch.
+
+    Args:
+        distilled: The set; one that is not on disk yet is written to a temporary folder.
+        repo_id: ``user/name``; None: the set's name under your own account.
+        private: Whether a new repository is private; None: the account's default.
+        token: None: the one you are logged in with.
+        revision: Branch to commit to.
+        commit_message: None: says what is pushed.
+        create_pr: Open a pull request instead of committing.
+        tags: Tags to give to the commit.
+        dry_run: Change nothing.
+
+    Raises:
+        UsageError: an impossible id, a tag that names another commit.
+        NotFoundError: no such repository to open a pull request on.
+        AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
+        IntegrityError: the set on disk is not what its manifest says.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        if distilled.path is None:
+            distilled = format_v1.write(distilled, Path(temporary) / distilled.name)
+        folder = Path(str(distilled.path))
+        whole = format_v1.read(folder)  # nothing broken is published
+        format_v1.check_parquet(whole, folder)
+        manifest = whole.manifest
+        own = (folder / format_v1.CARD).read_text(encoding="utf-8") if (folder / format_v1.CARD).exists() else None
+        content = Content(
+            "dataset",
+            manifest.name,
+            {path: (folder / path).read_bytes() for path in (*manifest.files, format_v1.MANIFEST)},
+            format_v1.MANIFEST,
+            lambda repo, theirs: cards.merged(own, theirs, manifest, repo),
+            format_v1.is_file,
+        )
+    return publish(
+        content, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
+        create_pr=create_pr, tags=tags, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def publish(
+    content: Content,
+    repo_id: str | None,
+    *,
+    private: bool | None,
+    token: str | None,
+    revision: str | None = None,
+    commit_message: str | None,
+    create_pr: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Pushed:
+    """Bring a repository to hold some content, in one commit; arguments and errors as in :func:`push`."""
+    api, kind = HfApi(token=token), content.kind
+    account = call_hub(lambda: str(api.whoami()["name"]), repo_id or "the Hub", token)
+    name = repo_id or f"{account}/{content.name}"
+
+    def ask(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return call_hub(lambda: work(name, *arguments, repo_type=kind, **options), name, token, account)
+
+    if not dry_run and not create_pr:
+        name = ask(api.create_repo, private=private, exist_ok=True).repo_id
+
+    def bring() -> Pushed:
+        head, theirs = _there(ask, api, content, name, revision, new=dry_run)
+        known = format_v1.CARD in theirs and content.marker in theirs
+        old = Path(ask(api.hf_hub_download, format_v1.CARD, revision=head)) if known else None
+        card = content.card(name, old.read_text(encoding="utf-8", errors="replace") if old else None)
+        files = {**content.files, format_v1.CARD: card.encode()}
+        changes = [CommitOperationAdd(path, data) for path, data in files.items() if not _same(theirs.get(path), data)]
+        stale = [CommitOperationDelete(path) for path in theirs if path not in files and content.ours(path)]
+        changed, url = bool(changes or stale), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{name}"
+        sizes = {path: len(data) for path, data in files.items()}
+        if dry_run:
+            return Pushed(name, url, None, changed, sizes, card)
+        there = {t.name: t.target_commit for t in ask(api.list_repo_refs).tags}
+        for tag in tags:
+            if there.get(tag) not in (None, head) or (tag in there and changed):
+                raise UsageError(f"{name} has a tag {tag!r} already, of another commit.", "Choose another --tag.")
+        commit = head
+        if changed:
+            made = api.create_commit(
+                name, [*changes, *stale], commit_message=commit_message or f"Publish {content.name} (atomhub)",
+                repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
+            )  # fmt: skip
+            commit, url = made.oid, made.pr_url or url
+        if revision is None and not create_pr and there.get(format_v1.tag()) != commit:  # the one tag that moves
+            if format_v1.tag() in there:
+                ask(api.delete_tag, tag=format_v1.tag())
+            ask(api.create_tag, tag=format_v1.tag(), revision=commit)
+        for tag in set(tags) - set(there):
+            ask(api.create_tag, tag=tag, revision=commit)
+        return Pushed(name, url, commit, changed, sizes, card)
+
+    # a lost answer may have been a commit, and another client may have been faster: every attempt looks anew
+    return call_hub(bring, name, token, account)
+
+
+def _there(
+    ask: Callable[..., Any], api: HfApi, content: Content, name: str, revision: str | None, new: bool
+) -> tuple[str | None, dict[str, Any]]:
+    """Return the commit of a repository and its files, or nothing for a new one; AtomhubError if it is not ours."""
+    try:
+        info = ask(api.repo_info, revision=revision, files_metadata=True)
+    except NotFoundError:
+        if not new:
+            raise
+        return None, {}
+    theirs = {s.rfilename: s for s in info.siblings or []}
+    others = set(theirs) - {".gitattributes", format_v1.CARD}
+    if others and content.marker not in theirs:
+        raise AtomhubError(
+            f"{name} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
+            "Name another repository.",
+        )
+    return info.sha, theirs
+
+
+def _same(there: Any, content: bytes) -> bool:
+    """Whether a file of the Hub has this content, by its digest."""
+    if there is None:
+        return False
+    if there.lfs is not None:
+        return bool(there.lfs["sha256"] == hashlib.sha256(content).hexdigest())
+    return bool(there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+
+
+def check_account(repo_id: str | None = None, token: str | None = None) -> str:
+    """Return the account that would push, before long work is done; AtomhubError if it may not.
+
+    Args:
+        repo_id: Where to.
+        token: None: the one you are logged in with.
+    """
+    who = call_hub(lambda: HfApi(token=token).whoami(), repo_id or "the Hub", token)
+    name = str(who["name"])
+    role = (who.get("auth") or {}).get("accessToken", {}).get("role")
+    spaces = {name, *(org["name"] for org in who.get("orgs") or [])}
+    if role == "read" or (repo_id and "/" in repo_id and repo_id.split("/")[0] not in spaces):
+        why = "this token can only read" if role == "read" else f"{repo_id} belongs to another account"
+        raise AtomhubError(f"You are {name!r}, and {why}.", "Use a token with write access: hf auth login")
+    return name

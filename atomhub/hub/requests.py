@@ -1,0 +1,159 @@
+"""Asking the Hub: again what may pass a little later, and a sentence for what does not."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from atomhub.errors import AtomhubError, NotFoundError, UsageError, first_line
+
+_TRIES = 4
+_TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+_PATIENCE = 30.0
+"""Most seconds waited between two tries."""
+T = TypeVar("T")
+
+
+class Unreachable(AtomhubError):
+    """The Hub did not answer, or not in a useful way."""
+
+
+def call_hub(work: Callable[[], T], what: str, token: str | None, account: str | None = None) -> T:
+    """Call the Hub, again if a failure may pass, and turn what remains into a sentence.
+
+    Args:
+        work: The call.
+        what: The repository, for the sentence.
+        token: The token in use, which is kept out of the sentence.
+        account: Whose it is, if that is known.
+
+    Raises:
+        AtomhubError: the Hub cannot be reached, or does not allow it; NotFoundError and UsageError where they fit.
+    """
+    for attempt in range(_TRIES):
+        try:
+            return work()
+        except Exception as error:
+            if not _expected(error):
+                raise
+            if attempt + 1 == _TRIES or not _passing(error):
+                raise _explained(error, what, token, account) from None
+            _wait(error, attempt)
+    raise AssertionError("the loop returns or raises")
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the error behind a missing cache entry, which is what the clients raise for everything."""
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None)
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later; 412 is for a commit that another client was faster with."""
+    error = _root(error)
+    status = _status(error)
+    if status is not None:
+        return status in (412, 429, 500, 502, 503, 504)
+    return isinstance(error, ConnectionError | TimeoutError) or (
+        _library(error) in _TRANSPORTS and not isinstance(error, ValueError)
+    )
+
+
+def _expected(error: BaseException) -> bool:
+    """Whether an error comes from talking to the Hub, and not from a mistake in this program."""
+    return isinstance(error, AtomhubError | OSError) or _library(error) in ("huggingface_hub", *_TRANSPORTS)
+
+
+def _library(error: BaseException) -> str:
+    return type(error).__module__.split(".")[0]
+
+
+def _wait(error: BaseException, attempt: int) -> None:
+    """Wait as long as the Hub asks for, or longer with every attempt."""
+    response = getattr(_root(error), "response", None)
+    asked = (getattr(response, "headers", None) or {}).get("Retry-After", "")
+    time.sleep(min(_PATIENCE, float(asked) if asked.isdecimal() else 0.5 * 2**attempt))
+
+
+def _explained(error: BaseException, what: str, token: str | None, account: str | None) -> AtomhubError:
+    """Return the sentence for an error of the Hub's clients; a token is never part of it."""
+    error = _root(error)
+    if isinstance(error, AtomhubError):
+        return error
+    status = _status(error)
+    said = _without_token(first_line(error), token)
+    login = "Log in with: hf auth login"
+    if isinstance(error, HFValidationError):
+        return UsageError(f"{what!r} cannot be a repository: {said}.", "Ids look like user/name.")
+    if isinstance(error, GatedRepoError):
+        return AtomhubError(f"{what} is gated: its owner has to let you in.", f"Ask for access on its page. {login}")
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        missing = token is None and get_token() is None
+        return AtomhubError(
+            "You are not logged in to the Hub."
+            if missing
+            else "The Hub does not know this token: it is wrong or expired.",
+            login,
+        )
+    if status == 403:
+        who = f"You are {account!r}, and that account" if account else "Your account"
+        return AtomhubError(
+            f"{who} may not write to {what}: the token is read-only, or it is somebody else's.",
+            f"Use a token with write access, or open a pull request (--create-pr). {login}",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return NotFoundError(
+            f"There is no repository {what!r} on the Hub, or it is private.", f"Check the name. {login}"
+        )
+    if isinstance(error, EntryNotFoundError):
+        return NotFoundError(f"{what}: {said}.")
+    if status == 412:
+        return AtomhubError(f"Somebody else keeps changing {what}.", "Push again.")
+    if status is not None and isinstance(error, HfHubHTTPError):
+        return Unreachable(f"The Hub answers {status} for {what}: nothing was changed.", "Try again later.")
+    return Unreachable(f"The Hub cannot be reached for {what}: {said}.", "Check the network and try again.")
+
+
+def _without_token(text: str, token: str | None) -> str:
+    text = text.replace(token, "***") if token else text
+    return re.sub(r"hf_\w+", "***", text)
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show huggingface_hub's progress bars in the block, or do not."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown:
+        yield
+        return
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -1,0 +1,1 @@
+"""Distilled sets in the files of other projects and tools."""

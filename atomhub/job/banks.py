@@ -1,0 +1,80 @@
+"""The networks of a bank, each trained once per source and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from atomhub.core.bank import Bank
+from atomhub.core.whitening import Normalization
+from atomhub.data.real import RealData
+from atomhub.files import home, replace_file
+from atomhub.recipe import Recipe
+from atomhub.training.bank import DEPENDS, VERSION, RealImages, group_size, train_bank
+
+
+def find_bank(
+    real: RealData,
+    recipe: Recipe,
+    normalization: Normalization,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Bank:
+    """Return the bank of a resolved recipe for a source: networks from the cache, and those it lacks trained now.
+
+    Each network is kept as soon as it is trained, so an interrupted run continues with the next, and a larger bank has
+    the networks of a smaller one.
+
+    Args:
+        real: The source.
+        recipe: A resolved recipe.
+        normalization: From pixels to the space of the networks.
+        device: Where to train.
+        progress: Called with the networks there are and those there will be, when one is trained.
+
+    Raises:
+        AtomhubError: a loss is not finite, or the cache cannot be written.
+    """
+    part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in DEPENDS}
+    part |= {"source": real.info.fingerprint, "device": device.type, "version": VERSION}
+    keys = [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]
+    found = {member: kept for member, key in enumerate(keys) if (kept := _read(key)) is not None}
+    missing = [member for member in range(recipe.bank) if member not in found]
+    if missing:
+        images = RealImages(real.train.images, normalization, device)
+        group = group_size(device, real.info.size)
+        for i in range(0, len(missing), group):
+            some = missing[i : i + group]
+            progress(len(found), recipe.bank)
+            for member, one in zip(some, train_bank(real, recipe, images, some), strict=True):
+                tensors = {f"{s}.{name}": t for s in ("initial", "trained") for name, t in getattr(one, s).items()}
+                replace_file(_path(keys[member]), save(tensors, {"key": keys[member], "seconds": str(one.seconds)}))
+                found[member] = one
+        progress(len(found), recipe.bank)
+        if device.type == "cuda":
+            del images
+            torch.cuda.empty_cache()  # the engine asks how much is free
+    return Bank.joined([found[member] for member in range(recipe.bank)])
+
+
+def _path(key: str) -> Path:
+    return home() / "banks" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _read(key: str) -> Bank | None:
+    try:
+        with safe_open(_path(key), "pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except (OSError, SafetensorError):
+        return None
+    sides = {s: {n.removeprefix(s): t for n, t in tensors.items() if n.startswith(s)} for s in ("initial.", "trained.")}
+    return Bank(sides["initial."], sides["trained."], float(about["seconds"]))

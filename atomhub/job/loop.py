@@ -1,0 +1,157 @@
+"""The loop of a distillation: iterations, reports, measurements on the way, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from atomhub.core.engine import Engine, Report
+from atomhub.core.synthetic import stored
+from atomhub.core.whitening import Whitening
+from atomhub.data.real import RealData
+from atomhub.dataset import DistilledDataset
+from atomhub.devices import peak_memory
+from atomhub.errors import AtomhubError, AtomhubWarning
+from atomhub.job.checkpoints import Checkpoint, Checkpoints, signals
+from atomhub.manifest import Manifest
+from atomhub.training.measure import measure
+
+Progress = Callable[[str, int, int, float | None], None]
+"""Called with ``networks`` or ``iterations``, how many are done, how many there are, and the loss of an iteration."""
+
+_HISTORY = 200
+_REPORT_EVERY = 10
+
+
+@dataclass
+class Run:
+    """The loop around the engine: reports, measurements and checkpoints.
+
+    Attributes:
+        engine: Does the work of an iteration.
+        manifest: All that is known of the set beforehand.
+        real: Its source.
+        device: Where to measure.
+        measure_every: Iterations between measurements; 0: none.
+        kept: Where checkpoints go, if they do.
+        checkpoint_every: Iterations between them.
+        progress: Called now and then.
+    """
+
+    engine: Engine
+    manifest: Manifest
+    real: RealData
+    device: str
+    measure_every: int
+    kept: Checkpoints | None
+    checkpoint_every: int
+    progress: Progress | None
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    clipped: list[tuple[int, float]] = field(default_factory=list)
+    accuracies: list[tuple[int, float]] = field(default_factory=list)
+    own: list[Report] = field(default_factory=list)
+    """Reports of this process alone, not yet added up."""
+    start: float = 0.0
+
+    def finish(self, begin: Checkpoint | None, seconds: float) -> DistilledDataset:
+        """Run to the end, and return the set, in memory.
+
+        Args:
+            begin: Where to continue; None: from the start.
+            seconds: Time that was spent before the start.
+
+        Raises:
+            AtomhubError: the loss is not finite; a good checkpoint is named.
+            KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
+        """
+        engine, team = self.engine, self.engine.team
+        iterations, first = engine.recipe.iterations, 0
+        if begin is not None:
+            engine.restore(begin.state)
+            first, seconds = begin.iteration, begin.record["seconds"]
+            self.losses, self.clipped, self.accuracies = (
+                [(int(i), v) for i, v in begin.record[key]] for key in ("losses", "clipped", "accuracies")
+            )
+        self.start = time.perf_counter() - seconds
+        every = math.gcd(_REPORT_EVERY, self.measure_every, self.checkpoint_every if self.kept is not None else 0)
+        last = first
+        # processes cannot agree on an iteration to stop at without exchanging more than they need to
+        heed = self.kept is not None and team.size == 1
+        with signals() if heed else nullcontext(lambda: False) as stop:
+            try:
+                for report in engine.run(first, every, stop):
+                    if report.done % _REPORT_EVERY == 0 or report.done in (1, iterations):
+                        self.own.append(report)  # the same ones whatever else is done on the way
+                    if self.progress:
+                        self.progress("iterations", report.done, iterations, report.loss)
+                    if self.measure_every and report.done % self.measure_every == 0:
+                        self._measure(report.done)
+                    due = self.kept is not None and report.done % self.checkpoint_every == 0
+                    if (due or stop()) and report.done < iterations:
+                        self._save(report.done)
+                        last = report.done
+                    if stop():
+                        note = f"Stopped at iteration {report.done}: --resume continues from there."
+                        warnings.warn(note, AtomhubWarning, stacklevel=4)
+                        raise KeyboardInterrupt
+            except AtomhubError as error:
+                if last and "--resume" not in error.hint:
+                    error.hint += f" The checkpoint at iteration {last} is good."
+                raise
+        self._add_up()
+        state = engine.state()
+        if self.kept is not None and (begin is None or begin.iteration < iterations):
+            self._save(iterations)  # until the set is saved as well
+        thin = -(-len(self.losses) // _HISTORY)
+        done = {
+            "history": tuple(self.losses[::thin]),
+            "clipped_history": tuple(self.clipped[::thin]),
+            "accuracy_history": tuple(self.accuracies),
+            "seconds": round(time.perf_counter() - self.start, 2),
+            "peak_memory": peak_memory(engine.device),
+        }
+        return self._set(state["images"], self.manifest.replace(provenance=done))
+
+    def _set(self, images: Tensor, manifest: Manifest) -> DistilledDataset:
+        """Return normalised images (K, ipc, C, H, W) as a set."""
+        exact = self.engine.normalization.to(torch.device("cpu"), self.engine.dtype)
+        pixels = stored(images, self.engine.synthetic.rounds, exact)
+        labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
+        normalization = self.engine.normalization.to(torch.device("cpu"), torch.float32)
+        whitening = normalization if isinstance(normalization, Whitening) else None
+        return DistilledDataset(pixels, labels, manifest, whitening=whitening)
+
+    def _add_up(self) -> None:
+        """Add the reports of all processes up: losses are sums over classes, clipped shares averages."""
+        team, share = self.engine.team, len(self.engine.owned) / self.engine.classes
+        done = [report.done for report in self.own]
+        self.losses += zip(done, team.total([report.loss for report in self.own]), strict=True)
+        self.clipped += zip(done, team.total([report.clipped * share for report in self.own]), strict=True)
+        self.own = []
+
+    def _save(self, done: int) -> None:
+        self._add_up()
+        state = self.engine.state()
+        if self.kept is not None and self.engine.team.rank == 0:
+            record = {
+                "losses": self.losses, "clipped": self.clipped, "accuracies": self.accuracies,
+                "seconds": time.perf_counter() - self.start,
+            }  # fmt: skip
+            self.kept.save(Checkpoint(done, state, record))
+
+    def _measure(self, done: int) -> None:
+        """Measure one quickly trained network; its time is not counted."""
+        state = self.engine.state()
+        if self.engine.team.rank == 0:
+            before = time.perf_counter()
+            snapshot = self._set(state["images"], self.manifest)
+            found = measure(snapshot, protocol="quick", runs=1, baseline=None, device=self.device, source=self.real)
+            self.accuracies.append((done, found.score.mean))
+            self.start += time.perf_counter() - before

@@ -1,0 +1,230 @@
+"""From real images to a distilled set: the main job, and the one place where it is set up."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atomhub.command import command
+from atomhub.core.engine import Engine
+from atomhub.core.plan import worth_compiling
+from atomhub.core.whitening import Normalization, fit_zca
+from atomhub.data.real import RealData
+from atomhub.data.sources import open_source
+from atomhub.dataset import DistilledDataset
+from atomhub.devices import (
+    describe_device,
+    enough_memory,
+    fast_bfloat16,
+    find_device,
+    first_of_machine,
+    keep_large_buffers,
+    parse_size,
+    processes,
+)
+from atomhub.errors import AtomhubWarning, SourceError, UsageError, check_whole
+from atomhub.files import check_target, home
+from atomhub.job.banks import find_bank
+from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
+from atomhub.job.loop import Progress, Run
+from atomhub.manifest import Format, Manifest, check_name
+from atomhub.presets import PRESETS
+from atomhub.provenance import Provenance
+from atomhub.recipe import Recipe, choose_recipe
+from atomhub.results import Results
+from atomhub.storage import format_v1, store
+from atomhub.version import versions
+
+
+def distill(
+    source: str | Path | RealData,
+    ipc: int,
+    recipe: str | Path | Recipe = "atom",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    memory: int | str | None = None,
+    name: str | None = None,
+    save: bool | str | Path = False,
+    overwrite: bool = False,
+    measure_every: int = 0,
+    checkpoints: bool | str | Path = False,
+    checkpoint_every: int = 500,
+    resume: bool | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> DistilledDataset:
+    """Distil a labelled image dataset into ``ipc`` synthetic images per class.
+
+    The same arguments give the same images, bit for bit, on the same CPU and versions, resumed or not; a GPU, another
+    number of processes or another memory limit adds floats in another order, so there they agree up to rounding.
+    Under ``torchrun`` the processes share the classes, and all return the set.
+
+    Args:
+        source: What :func:`atomhub.open_source` understands, or its result.
+        ipc: Images per class, 1 to the size of the smallest class.
+        recipe: Preset name (adapted to sources that have tuned values), TOML file, or a Recipe, taken as it is.
+        overrides: Recipe fields to replace.
+        seed: Keys every random draw.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        memory: Limit for the work of an iteration, in bytes or as ``"8GiB"``; None: as fast as possible.
+        name: Name of the set; None: ``<source>-ipc<ipc>``.
+        save: True: save the set under its name in the local store; a folder: there; False: it stays in memory.
+        overwrite: Replace a set that is there.
+        measure_every: Measure one network under ``quick`` every so many iterations, for the curve; 0: never.
+        checkpoints: True: keep checkpoints under the name of the set in ``ATOMHUB_HOME``; a folder: there; False: keep
+            none. They are deleted when the run has saved the set.
+        checkpoint_every: Iterations between checkpoints; SIGINT and SIGTERM write one as well.
+        resume: Continue from the checkpoints (True) or start anew (False); None: refuse if there are any.
+        progress: Called now and then.
+        options: Source options (:class:`atomhub.data.real.SourceOptions`).
+
+    Raises:
+        UsageError: a value that is not possible, checkpoints of another run.
+        AtomhubError: data that cannot be used, a loss that is not finite, not enough memory or disk, a set that exists.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
+    """
+    check_whole("ipc", ipc, 1)
+    check_whole("seed", seed, 0)
+    check_whole("measure_every", measure_every, 0)
+    check_whole("checkpoint_every", checkpoint_every, 1)
+    limit = None if memory is None else parse_size(memory)
+    given = source.info.id if isinstance(source, RealData) else str(source)
+    chosen = choose_recipe(recipe, given, overrides)
+    where = find_device(device)
+    if isinstance(source, RealData) and options:
+        raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
+    with processes(where) as team:
+        with first_of_machine(team):
+            real = source if isinstance(source, RealData) else open_source(source, **options)
+        if measure_every and real.test is None:
+            raise UsageError(
+                "measure_every needs test images, and the source has none.", "Set some aside: test_fraction."
+            )
+        for note in real.info.notes:
+            warnings.warn(note, AtomhubWarning, stacklevel=2)
+        resolved = _resolved(chosen, real, ipc, where)
+        name = check_name(name or f"{real.name}-ipc{ipc}")
+        target = None
+        if save is not False:
+            target = (store.place(name) if save is True else Path(save)).expanduser().absolute()
+            check_target(target, overwrite, format_v1.MANIFEST)
+        kept = None
+        if checkpoints is not False:
+            folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
+            kept = Checkpoints(folder, _identity(real, resolved, ipc, seed))
+        begin = _begin(kept, resume)
+        keep_large_buffers()
+        with enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
+            normalization = Normalization(real.mean, real.std)
+            if resolved.zca:
+                normalization = fit_zca(real.train.images, normalization)
+            bank = None
+            if resolved.bank:
+                with first_of_machine(team):
+                    bank = find_bank(
+                        real, resolved, normalization, where,
+                        lambda done, total: progress("networks", done, total, None) if progress else None,
+                    )  # fmt: skip
+            engine = Engine(
+                real.train.images, real.train.offsets(len(real.class_names)), resolved, ipc,
+                normalization, seed, where, memory=limit, team=team, bank=bank,
+            )  # fmt: skip
+            manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
+            run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
+            distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not
+        if target is not None and team.rank == 0:
+            distilled = distilled.save(target, overwrite)
+            if kept is not None:
+                clear(kept.folder)
+        return distilled
+
+
+def recorded_command(real: RealData, ipc: int, recipe: Recipe, seed: int, name: str) -> str:
+    """Return the command that makes a set again, with every choice that changes the images.
+
+    A folder's place is left to whoever runs it; a recipe is spelt out by what differs from a preset.
+    """
+    base = recipe.name if recipe.name in PRESETS else "atom"
+    default = f"{real.name}-ipc{ipc}"
+    return command(
+        "distill", real.info.id.removeprefix("folder:"), ipc=ipc, recipe=base,
+        settings=recipe.settings(choose_recipe(base, real.info.id)), seed=seed,
+        name=None if name == default else name, **real.options.chosen(),
+    )  # fmt: skip
+
+
+def _manifest(
+    name: str, real: RealData, ipc: int, chosen: Recipe, resolved: Recipe, seed: int, device: torch.device
+) -> Manifest:
+    """Return all that is known of a set before it is distilled."""
+    return Manifest(
+        name=name,
+        format=Format(
+            class_names=real.class_names,
+            ipc=ipc,
+            channels=real.info.channels,
+            size=real.info.size,
+            pixels=resolved.pixels,
+            formation=resolved.formation,
+            mean=real.mean,
+            std=real.std,
+            whitening="zca" if resolved.zca else "none",
+            flip=real.info.flip,
+        ),
+        provenance=Provenance(
+            source=real.info,
+            recipe=resolved,
+            seed=seed,
+            command=recorded_command(real, ipc, chosen, seed, name),
+            versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
+            device=describe_device(device),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        results=Results(network=resolved.network()),
+    )
+
+
+def _identity(real: RealData, recipe: Recipe, ipc: int, seed: int) -> dict[str, Any]:
+    """Return what a run is: checkpoints of another one are refused."""
+    return {"source": real.info.fingerprint, "ipc": ipc, "seed": seed, "recipe": recipe.model_dump(mode="json")}
+
+
+def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:
+    """Fill in what follows from the data and the device; SourceError if a class is too small."""
+    counts = np.diff(real.train.offsets(len(real.class_names)))
+    if counts.min() < ipc * recipe.views_per_image:
+        scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
+        raise SourceError(
+            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
+            f"{ipc}{each}.",
+            f"Use --ipc {counts[scarce] // recipe.views_per_image} or less.",
+        )
+    resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
+    if resolved.precision == "auto":
+        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
+        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, real.info.channels, real.info.size)
+        resolved = resolved.replace(precision="bfloat16" if long and fast_bfloat16(device) else "float32")
+    return resolved
+
+
+def _begin(kept: Checkpoints | None, resume: bool | None) -> Checkpoint | None:
+    """Return the checkpoint to continue from, if there is one and that is wanted."""
+    if kept is None or not kept:
+        return None
+    if resume is None:
+        raise UsageError(
+            f"There is an unfinished run in {kept.folder}.", "Continue it (--resume), or start anew (--no-resume)."
+        )
+    if resume:
+        return kept.latest()
+    clear(kept.folder)
+    return None

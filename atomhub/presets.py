@@ -1,0 +1,24 @@
+"""The shipped recipes, as data: what differs from the defaults of :class:`atomhub.recipe.Recipe`."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # DM, WACV 2023, section 4: feature term alone, unscaled, 20 000 iterations, 256 real images per class
+    "dm": {"feature": 1.0, "loss_scale": 1.0, "iterations": 20000, "real_batch": 256},
+    "datadam": {"spatial": 1.0},
+    "channel": {"channel": 1.0},
+    "atom": {"spatial": 1.0, "channel": 1.0},
+    # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
+    "atom-plus": {
+        "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "bank": 5, "bank_epochs": 3,
+        "calibration": 0.3, "statistics": "real",
+    },
+}  # fmt: skip
+"""By name."""
+
+TUNED: dict[str, dict[str, Any]] = {
+    # 16x16 images on a CPU: small and short; instance norm was a little better than batch norm on held-out training
+    # images (benchmarks/ablation.py)
+    "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "bank_epochs": 30}
+}
+"""What the size of a source asks for, by the source's name; applied to presets unless the user sets the field."""

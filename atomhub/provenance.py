@@ -1,0 +1,209 @@
+"""Where a distilled set comes from: the part of its manifest that decides nothing. Plain data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from atomhub.recipe import Recipe
+
+SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class SourceInfo(_Open):
+    """Where the real images come from and how they were read: enough to find the same test split again.
+
+    Attributes:
+        id: ``digits``, an alias, a Hub id, or ``folder:NAME`` for local files (never a path of someone's machine).
+        kind: Which reader read it: ``digits``, ``images``, ``parquet``, ``arrow`` or ``hub``.
+        revision: Commit of a Hub dataset.
+        fingerprint: SHA-256 of the decoded images, labels and class names.
+        size: Side of the square images in pixels.
+        channels: 1 or 3.
+        flip: Whether a mirrored image keeps its class.
+        license: Identifier of the source's licence as the Hub spells it.
+        notes: What was converted or left out, a sentence each.
+    """
+
+    id: str
+    kind: str
+    revision: str | None = None
+    config: str | None = None
+    train_split: str = "train"
+    test_split: str | None = "test"
+    test_fraction: float | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    fingerprint: Sha256
+    size: int = Field(ge=1, le=8192)
+    channels: Literal[1, 3]
+    train_images: int
+    test_images: int
+    flip: bool = True
+    license: str = "unknown"
+    notes: tuple[str, ...] = ()
+
+
+class Teacher(_Open):
+    """What gave a set its soft labels.
+
+    Attributes:
+        network: Its name, with options.
+        epochs: Passes over the real training set.
+        temperature: What its logits were divided by.
+        seed: Of its weights, order and augmentation.
+        accuracy: Its own, in percent on the real test images; None: there are none.
+    """
+
+    network: str
+    epochs: int = Field(ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    seed: int
+    accuracy: float | None = Field(default=None, ge=0, le=100)
+
+
+class Imported(_Open):
+    """A file of another project that a set was read from.
+
+    Attributes:
+        file: Its name.
+        sha256: Of the file.
+        layout: How the images lay in it: ``dc`` (DC, DSA, DM, DataDAM), ``pair`` (IDC, DREAM, DANCE, NCFM) or
+            ``tensors`` (MTT and its family).
+        space: What its numbers were: ``pixels`` in 0..1, ``normalized``, or ``zca``, whitened.
+        formation: Views per side that each stored image held; they were decoded (IDC, ICML 2022, section 3).
+        clipped: Share of pixel values outside 0..1, which were clipped.
+    """
+
+    file: str
+    sha256: Sha256
+    layout: str
+    space: str
+    formation: int = Field(ge=1)
+    clipped: float = Field(ge=0, le=1)
+
+
+AnyRecipe = Annotated[Recipe | dict[str, JsonValue], Field(union_mode="left_to_right")]
+"""A recipe, or the fields of one that only a later atomhub understands."""
+
+
+class Part(_Open):
+    """A set that classes of this one were taken from (:mod:`atomhub.combine`).
+
+    Attributes:
+        name: Of that set.
+        source: Its real images.
+        source_classes: All classes of its source, in order.
+        classes: For each of ``source_classes``, its label in this set, or None where it was left out.
+        recipe: Its recipe, if it was distilled with one.
+        seed: Its seed.
+        tensors: SHA-256 of its tensors' file, where it was on disk.
+        imported: The file of another project that it was read from, if it was.
+    """
+
+    name: SetName
+    source: SourceInfo
+    source_classes: tuple[str, ...]
+    classes: tuple[int | None, ...]
+    recipe: AnyRecipe | None = None
+    seed: int | None = None
+    tensors: Sha256 | None = None
+    imported: Imported | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Part:
+        if len(self.classes) != len(self.source_classes):
+            raise ValueError("a part must say for each class of its source where it went")
+        return self
+
+
+class Provenance(_Open):
+    """How a set was made; all of it may be absent.
+
+    Attributes:
+        source: The real images that the set stands for.
+        recipe: How it was distilled, with every field resolved.
+        seed: Seed of the distillation.
+        parts: The sets it was put together from.
+        imported: The file of another project that it was read from.
+        teacher: What gave it its soft labels.
+        command: What to type to make it again.
+        versions: Of the packages that matter.
+        device: Where it was distilled.
+        created: UTC time, ISO 8601.
+        seconds: Wall time of the distillation.
+        peak_memory: Most bytes used by it: of a GPU by tensors, of a CPU by the process; with several, by the first.
+        history: (iteration, loss) pairs of the distillation, thinned.
+        clipped_history: (iteration, share of pixel values that a step pushed out of 0..1) pairs.
+        accuracy_history: (iteration, accuracy in percent) of one network under ``quick``, where it was asked for;
+            drawn, never used to choose anything.
+    """
+
+    source: SourceInfo | None = None
+    recipe: AnyRecipe | None = None
+    seed: int | None = None
+    parts: tuple[Part, ...] = ()
+    imported: Imported | None = None
+    teacher: Teacher | None = None
+    command: str | None = None
+    versions: dict[str, str] = {}
+    device: str | None = None
+    created: str | None = None
+    seconds: float | None = None
+    peak_memory: int | None = None
+    history: tuple[tuple[int, float], ...] = ()
+    clipped_history: tuple[tuple[int, float], ...] = ()
+    accuracy_history: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def source_id(self) -> str:
+        """The id of the source, or ``unknown``."""
+        return self.source.id if self.source else "unknown"
+
+    @property
+    def license(self) -> str:
+        """The source's licence as the Hub spells it, or ``unknown``."""
+        return self.source.license if self.source else "unknown"
+
+    @property
+    def method(self) -> str:
+        """How the set was made, in a word or two: the name of its recipe or those of its parts' recipes."""
+        if self.imported:
+            return "imported"
+        if self.parts:
+            return " and ".join(dict.fromkeys("imported" if p.imported else recipe_name(p.recipe) for p in self.parts))
+        return recipe_name(self.recipe)
+
+
+def recipe_name(recipe: Recipe | Mapping[str, Any] | None) -> str:
+    """Return the name of a recipe, of whatever version, or ``unknown``."""
+    return recipe.name if isinstance(recipe, Recipe) else str((recipe or {}).get("name", "unknown"))
+
+
+def joined(sources: Sequence[SourceInfo]) -> SourceInfo:
+    """Return one description of one or more sources."""
+    different = list({s.fingerprint: s for s in sources}.values())
+    if len(different) == 1:
+        return different[0]
+    first = different[0]
+    licenses = {s.license for s in different}
+    return first.model_copy(
+        update={
+            "id": "+".join(dict.fromkeys(s.id for s in different)),
+            "revision": None,
+            "fingerprint": hashlib.sha256("".join(s.fingerprint for s in different).encode()).hexdigest(),
+            "train_images": sum(s.train_images for s in different),
+            "test_images": sum(s.test_images for s in different),
+            "flip": all(s.flip for s in different),
+            "license": first.license if len(licenses) == 1 else "other",
+            "notes": tuple(note for s in different for note in s.notes),
+        }
+    )

@@ -1,0 +1,75 @@
+"""What was measured of a distilled set: a part of its manifest. Plain data."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class Score(_Open):
+    """Test accuracy in percent after the last epoch, over independently trained networks.
+
+    Attributes:
+        mean: Mean over the networks.
+        std: Sample standard deviation over the networks; 0 for one.
+        runs: Number of networks.
+        accuracies: Each network's accuracy, in the order of the seeds.
+        seconds: Wall time of all of them.
+    """
+
+    mean: float = Field(ge=0, le=100)
+    std: float = Field(ge=0)
+    runs: int = Field(ge=1)
+    accuracies: tuple[float, ...]
+    seconds: float
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the 95 % confidence interval of the mean, in points (Student's t); infinite for one run."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, self.runs - 1)) * self.std / math.sqrt(self.runs) if self.runs > 1 else math.inf
+
+
+class Measurement(_Open):
+    """Result of one network under one protocol, with baselines under the same protocol and seeds.
+
+    Attributes:
+        protocol: Name of the protocol.
+        network: Name of the network, with what was chosen for it; atomhub's own are read back by that name.
+        labels: What the networks were trained on: the classes, or the set's soft labels.
+        score: Networks trained on the distilled set.
+        baseline: ``random``: as many random real images, drawn anew for every run; ``herding``: as many of those
+            nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,
+            for float32 sets.
+        seed: Seed of the first run; run r uses ``seed + r``.
+        test_images: Real test images behind each accuracy.
+        device: Where it ran.
+    """
+
+    protocol: str
+    network: str
+    labels: Literal["hard", "soft"] = "hard"
+    score: Score
+    baseline: dict[str, Score] = {}
+    seed: int
+    test_images: int
+    device: str
+
+
+class Results(_Open):
+    """What was measured.
+
+    Attributes:
+        network: The network that the set is measured with unless another is asked for: the one it was distilled with.
+        measured: Accuracies, in the order in which they were measured.
+    """
+
+    network: str = "convnet"
+    measured: tuple[Measurement, ...] = ()

@@ -1,0 +1,1 @@
+"""Distilled sets on disk: the format, the store of this machine, and the cards."""

@@ -1,0 +1,208 @@
+"""Render cards from the templates in ``cards/``. Text from manifests is escaped wherever it is printed."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from atomhub.data.places import ALIASES
+from atomhub.manifest import Manifest
+from atomhub.provenance import recipe_name
+from atomhub.recipe import Recipe
+from atomhub.results import Measurement
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def dataset_card(manifest: Manifest, repo: str | None = None) -> str:
+    """Return the README.md of a distilled set: YAML metadata and Markdown.
+
+    Args:
+        manifest: What is known of the set.
+        repo: ``user/name`` on the Hub, for the lines that show how to use it; None: the set's name.
+    """
+    return (
+        _environment()
+        .get_template("dataset_card.md.j2")
+        .render(
+            **_parts(manifest),
+            where=repo or manifest.name,
+            hosted=repo is not None,
+            metadata=Markup(_metadata(manifest)),
+        )
+    )
+
+
+def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: str | None = None) -> str:
+    """Return the README.md of a network that was trained on a distilled set, with its result in ``model-index``.
+
+    Args:
+        manifest: Of the set.
+        result: What was measured of the network.
+        parameters: Numbers in the network.
+        repo: The set on the Hub, if it is there.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    source = manifest.provenance.source_id
+    metadata = ModelCardData(
+        license=manifest.provenance.license,
+        tags=["atomhub", "dataset-distillation", f"source:{slug(source)}", f"ipc:{manifest.format.ipc}"],
+        datasets=[repo] if repo else None,
+        pipeline_tag="image-classification",
+        model_name=f"{result.network} on {manifest.name}",
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=source,
+                dataset_name=f"{source} (test split)",
+                metric_type="accuracy",
+                metric_name=f"test accuracy (%), protocol {result.protocol}",
+                metric_value=result.score.mean,
+            )
+        ],
+    ).to_yaml()
+    template = _environment().get_template("model_card.md.j2")
+    return template.render(
+        **_parts(manifest), result=result, where=repo or manifest.name, parameters=parameters, metadata=Markup(metadata)
+    )
+
+
+def _parts(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest as the templates know it: ``f`` format, ``p`` provenance, ``results`` what was measured."""
+    p = manifest.provenance
+    return {
+        "m": manifest,
+        "f": manifest.format,
+        "p": p,
+        "results": manifest.results.measured,
+        "recipe": p.recipe if isinstance(p.recipe, Recipe) else None,
+        "images": manifest.format.shape[0],
+    }
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("atomhub.cards", ""),
+        finalize=_escape,  # every expression, so that a template cannot forget to
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"code": _code, "recipe": _recipe}
+    return environment
+
+
+def refresh(card: str, manifest: Manifest, repo: str | None = None) -> str:
+    """Return an existing card with its metadata and its generated sections, those between markers, up to date.
+
+    Everything else is its owner's; a section whose markers were taken out is theirs as well.
+    """
+    return renewed(card, dataset_card(manifest, repo))
+
+
+def renewed(card: str, fresh: str) -> str:
+    """Return an existing card with metadata and generated sections of a fresh one; everything else is its owner's."""
+    sections = {section["name"]: section[0] for section in _SECTION.finditer(fresh)}
+    card = _SECTION.sub(lambda old: sections.get(old["name"], old[0]), card)
+    front = _FRONT.match(fresh)
+    metadata = front[1] if front else ""
+    return _FRONT.sub(lambda old: f"---\n{_merged_metadata(old[1], metadata)}\n---\n", card, count=1)
+
+
+def merged(own: str | None, theirs: str | None, manifest: Manifest, repo: str) -> str:
+    """Return the card to publish, of the one beside the set and the one on the Hub.
+
+    Words that their owner wrote are kept: those beside the set if there are any, else those on the Hub.
+    """
+    plain = _SECTION.sub("", _FRONT.sub("", dataset_card(manifest)))
+    edited = own is not None and _SECTION.sub("", _FRONT.sub("", own)) != plain
+    base = own if edited else theirs
+    return dataset_card(manifest, repo) if base is None else refresh(base, manifest, repo)
+
+
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+def _merged_metadata(old: str, new: str) -> str:
+    """Return the YAML block with our fields up to date and the owner's kept."""
+    import yaml
+    from huggingface_hub.utils import yaml_dump
+
+    try:
+        owner = yaml.safe_load(old)
+    except yaml.YAMLError:
+        return old  # theirs to mend
+    if not isinstance(owner, dict):
+        return old
+    fresh = yaml.safe_load(new)
+    tags = [
+        t for t in owner.get("tags") or [] if not re.match(r"(source|ipc|recipe):", str(t)) and t not in fresh["tags"]
+    ]
+    return str(yaml_dump(owner | fresh | {"tags": fresh["tags"] + tags}, sort_keys=False)).strip()
+
+
+_SECTION = re.compile(r"<!-- atomhub: (?P<name>\w+) -->.*?<!-- /atomhub: (?P=name) -->", re.DOTALL)
+
+
+def _metadata(manifest: Manifest) -> str:
+    """Return the YAML block of the Hub: licence, task, size, tags, and where the parquet lies."""
+    from huggingface_hub import DatasetCardData
+
+    form, p = manifest.format, manifest.provenance
+    count, *shape = form.shape
+    alias = ALIASES.get(p.source_id)
+    repo = alias.repo if alias else p.source_id if p.source and p.source.kind == "hub" else None
+    result = next((r for r in manifest.results.measured if r.labels == "hard"), None)
+    claim = {"mean": result.score.mean, "std": result.score.std, "protocol": result.protocol} if result else None
+    size = count * math.prod(shape) * (4 if form.pixels == "float32" else 1)
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    if form.formation > 1:
+        files.append({"split": "views", "path": "data/views-*.parquet"})
+    return DatasetCardData(
+        license=p.license,
+        task_categories=["image-classification"],
+        size_categories=["n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"],
+        source_datasets=[repo] if repo else None,
+        pretty_name=manifest.name,
+        tags=[
+            "atomhub",
+            "dataset-distillation",
+            f"source:{slug(p.source_id)}",
+            f"ipc:{form.ipc}",
+            f"recipe:{slug(p.method)}",
+        ],
+        atomhub={"size": size} | ({"result": claim} if claim else {}),
+        configs=[{"config_name": "default", "data_files": files}],
+    ).to_yaml()
+
+
+def slug(text: str) -> str:
+    """Return text as part of a tag."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def _escape(value: Any) -> Any:
+    """Make text mean itself in Markdown and HTML, on one line; numbers and trusted Markup pass."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    line = " ".join(value.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|!~$@]|:(?=//))", r"\\\1", line)
+
+
+def _recipe(recipe: Recipe | dict[str, Any]) -> str:
+    """Return a recipe in a line: its name and what differs from the preset of that name."""
+    return recipe.describe() if isinstance(recipe, Recipe) else recipe_name(recipe)
+
+
+def _code(value: Any) -> Markup:
+    """Return text for a line of a code block or an inline code span: one line without backquotes."""
+    return Markup(" ".join(str(value).split()).replace("`", "'"))

@@ -1,0 +1,290 @@
+"""Format v1 on disk: write, read and check a distilled set. The one place that knows the names of its files.
+
+Described in ``docs/format.md`` for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from atomhub.core.whitening import Whitening
+from atomhub.dataset import DistilledDataset
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
+from atomhub.files import check_target, new_folder, quiet_datasets, replace_file
+from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, digest
+from atomhub.results import Measurement
+from atomhub.storage import cards
+from atomhub.storage.curve import draw_curve
+
+MANIFEST = "manifest.json"
+PARQUET = "data/train-00000-of-00001.parquet"
+VIEWS = "data/views-00000-of-00001.parquet"
+WHITENING = "whitening.safetensors"
+PREVIEW = "preview.png"
+CURVE = "curve.png"
+CARD = "README.md"
+_PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
+"""Names of pictures, which a set may have or not."""
+_RESTORE = "Distil the set again, or get a fresh copy."
+
+
+def required(form: Format) -> tuple[str, ...]:
+    """Return the files that a set of this format must have, besides its manifest."""
+    return (TENSORS, PARQUET) + (WHITENING,) * (form.whitening == "zca") + (VIEWS,) * (form.formation > 1)
+
+
+def is_file(path: str) -> bool:
+    """Whether a path is one that a set of this format may have, besides its card."""
+    known = (TENSORS, MANIFEST, PARQUET, VIEWS, WHITENING)
+    return path in known or _PICTURE.fullmatch(path) is not None
+
+
+def largest(path: str, form: Format) -> int:
+    """Return the most bytes a file of a set may have: tensors and headers, or pictures that cannot be compressed."""
+    images, *shape = form.shape
+    numbers, classes = int(np.prod(shape)), len(form.class_names)
+    if path == WHITENING:
+        return 4 * numbers * (numbers + 1) + 2**20
+    if path == TENSORS:
+        soft = 2 * classes * form.views_per_image
+        return images * (numbers * (4 if form.pixels == "float32" else 1) + 8 + soft) + 2**20
+    return 2 * images * numbers * (form.views_per_image if path == VIEWS else 1) + 2**24
+
+
+def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
+    """Write a set to a folder, all or nothing; return it with that path.
+
+    Raises:
+        AtomhubError: the folder exists and may not be replaced, or cannot be written.
+    """
+    manifest = distilled.manifest
+    folder = folder.expanduser().absolute()
+    check_target(folder, overwrite, MANIFEST)
+    with new_folder(folder, overwrite) as temporary:
+        about = digest(manifest.model_dump(mode="json"))
+        header = {"format": FORMAT_VERSION, "name": manifest.name, "manifest": about}
+        tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
+        if distilled.soft_labels is not None:
+            tensors["soft_labels"] = distilled.soft_labels
+        # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
+        (temporary / TENSORS).write_bytes(save(tensors, {"atomhub": json.dumps(header)}))
+        (temporary / PARQUET).parent.mkdir()
+        with quiet_datasets():
+            distilled.as_hf_dataset(stored=True).to_parquet(str(temporary / PARQUET))
+            if manifest.format.formation > 1:
+                distilled.as_hf_dataset().to_parquet(str(temporary / VIEWS))
+        distilled.preview().save(temporary / PREVIEW)
+        if manifest.provenance.history:
+            draw_curve(manifest.name, manifest.provenance, temporary / CURVE)
+        if distilled.whitening is not None:
+            arrays = {"center": distilled.whitening.center, "matrix": distilled.whitening.matrix}
+            (temporary / WHITENING).write_bytes(save({name: array.contiguous() for name, array in arrays.items()}))
+        files = {p.relative_to(temporary).as_posix(): _described(p) for p in temporary.rglob("*") if p.is_file()}
+        manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+        (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
+        (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
+    return replace(distilled, manifest=manifest, path=folder)
+
+
+def read(folder: Path) -> DistilledDataset:
+    """Read a set and verify it: every digest, and that the tensors are what the manifest says.
+
+    Raises:
+        NotFoundError: the folder holds no distilled set.
+        IntegrityError: something does not match; the sentence names the file.
+    """
+    data = _read_json(folder)
+    manifest = _validated(data, folder)
+    for name, expected in manifest.files.items():
+        try:
+            found = _described(folder / name, expected.size)
+        except OSError as error:
+            raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
+        if found != expected:
+            raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
+    images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest.format, digest(data))
+    whitening = _read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
+    return DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``manifest.json`` alone; errors as in :func:`read`."""
+    return _validated(_read_json(folder), folder)
+
+
+def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
+    """Store a measurement in the manifest, then in the card; each file is replaced in one step.
+
+    Args:
+        folder: Where the set is.
+        measured: Manifest of the set that was measured.
+        result: What was measured.
+
+    Raises:
+        AtomhubError: another set lies in the folder now, or it cannot be written.
+    """
+    data = _read_json(folder)
+    manifest = _validated(data, folder)
+    if manifest.tensors != measured.tensors:
+        raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
+    manifest = manifest.with_result(result)
+    path = folder / CARD
+    card = cards.refresh(path.read_text(encoding="utf-8"), manifest) if path.exists() else cards.dataset_card(manifest)
+    # the JSON as it was, so that its digest stays whatever version wrote it
+    replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
+    replace_file(path, card.encode())
+
+
+def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
+    """Check that the parquet holds the images, labels and class names of the tensors; IntegrityError otherwise.
+
+    Its digest says that it is the publisher's; this, that those who load it without atomhub get the same set.
+    """
+    _check_table(folder / PARQUET, distilled, distilled.pictures(stored=True), distilled.labels.tolist())
+    if distilled.manifest.format.formation > 1:
+        _check_table(folder / VIEWS, distilled, distilled.pictures(), distilled.training_labels().tolist())
+
+
+def _check_table(path: Path, distilled: DistilledDataset, pictures: list[Any], labels: list[int]) -> None:
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    form = distilled.manifest.format
+    # views are enlarged in floating point, which another processor may round otherwise
+    slack = 0 if path.name == Path(PARQUET).name else 1
+    try:
+        table = parquet.read_table(path)
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        same = tuple(features["label"]["names"]) == distilled.class_names
+        same = same and table["label"].to_pylist() == labels
+        for row, expected in zip(table["image"].to_pylist() if same else [], pictures, strict=False):
+            picture = Image.open(io.BytesIO(row["bytes"]), formats=["PNG"])
+            if picture.size != (form.size, form.size) or picture.mode != ("L" if form.channels == 1 else "RGB"):
+                same = False
+                break
+            difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
+            same = bool(difference.max() <= slack)
+            if not same:
+                break
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
+    if not same:
+        raise IntegrityError(f"{path} does not hold the images and classes of {TENSORS}.", _RESTORE)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{folder} is not a distilled set: it has no {MANIFEST}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
+    form = data.get("format") if isinstance(data, dict) else None
+    version = form.get("version") if isinstance(form, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise IntegrityError(f"{path} is not a valid manifest: it names no version of its format.", _RESTORE)
+    if version > FORMAT_VERSION:
+        raise IntegrityError(
+            f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.",
+            f"Upgrade atomhub, or load the set's last revision in this format: @{tag()}.",
+        )
+    return dict(data)
+
+
+def tag() -> str:
+    """Return the tag on the Hub that names the newest commit of a repository in this format."""
+    return f"format-v{FORMAT_VERSION}"
+
+
+def _validated(data: dict[str, Any], folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise IntegrityError(f"{path} is not a valid manifest: {where}: {first['msg']}.", _RESTORE) from error
+    needed = required(manifest.format)
+    if missing := set(needed) - set(manifest.files):
+        raise IntegrityError(f"{path} has no digest of {min(missing)}.", _RESTORE)
+    for name, file in manifest.files.items():
+        if name not in needed and not _PICTURE.fullmatch(name):
+            raise IntegrityError(f"{path} names the file {name!r}, which no set has.", _RESTORE)
+        if file.size > largest(name, manifest.format):
+            raise IntegrityError(
+                f"{path} says that {name} has {file.size} bytes, more than such a set can have.", _RESTORE
+            )
+    return manifest
+
+
+def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    classes, soft = len(form.class_names), form.labels == "soft"
+    expected = {
+        "images": ("U8" if form.pixels == "uint8" else "F32", list(form.shape)),
+        "labels": ("I64", [form.shape[0]]),
+    }
+    if soft:
+        expected["soft_labels"] = ("F16", [form.shape[0] * form.views_per_image, classes])
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("atomhub", "null"))
+            found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
+            for name, what in expected.items():
+                if found.get(name) != what:
+                    raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+            soft_labels = file.get_tensor("soft_labels") if soft else None
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+    if not isinstance(header, dict) or header.get("manifest") != about:
+        raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", _RESTORE)
+    if not torch.equal(labels, torch.arange(classes).repeat_interleave(form.ipc)):
+        raise IntegrityError(f"{path}: the labels are not {form.ipc} of each class in order.", _RESTORE)
+    if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
+        raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", _RESTORE)
+    if soft_labels is not None:
+        sums = soft_labels.float().sum(1)
+        if not bool((soft_labels >= 0).all() and ((sums - 1).abs() < 0.01).all()):
+            raise IntegrityError(f"{path}: the soft labels are not probabilities.", _RESTORE)
+    return images, labels, soft_labels
+
+
+def _read_whitening(path: Path, form: Format) -> Whitening:
+    size = form.channels * form.size**2
+    try:
+        arrays = load_file(path)
+        center, matrix = arrays["center"], arrays["matrix"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+    good = center.shape == (size,) and matrix.shape == (size, size) and center.dtype == matrix.dtype == torch.float32
+    if not good or not bool(center.isfinite().all() and matrix.isfinite().all()):
+        raise IntegrityError(f"{path} is not the whitening of images of {size} numbers.", _RESTORE)
+    return Whitening(form.mean, form.std, center, matrix)
+
+
+def _as_json(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _described(path: Path, expected: int | None = None) -> File:
+    """Return size and digest of a file; one of another size than expected is not read."""
+    size = path.stat().st_size
+    if expected is not None and size != expected:
+        return File(sha256="0" * 64, size=size)
+    with path.open("rb") as file:
+        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=size)

@@ -1,0 +1,102 @@
+"""Brief training of a bank's networks on real images. Nothing is kept here: see ``job/banks.py``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atomhub.core import draws
+from atomhub.core.bank import Bank
+from atomhub.core.convnet import ConvNet
+from atomhub.core.plan import fits
+from atomhub.core.whitening import Normalization
+from atomhub.data.real import RealData
+from atomhub.recipe import Recipe
+from atomhub.training.fit import fastest_group, fit
+from atomhub.training.protocols import Protocol
+
+VERSION = 1
+"""Version of the training below: networks of another version are trained anew."""
+DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "augmentation", "precision")
+"""Fields of a recipe that a network of a bank depends on."""
+_SEED = 0
+"""One bank serves all seeds of a source."""
+_BATCH = 64
+"""On a CPU the maps of so few images stay nearer to the caches, and a brief training takes more steps."""
+
+
+class RealImages:
+    """Real images as :func:`fit` takes them: gathered and normalised when they are asked for.
+
+    Args:
+        images: (N, C, H, W) uint8, may be memory-mapped.
+        normalization: From pixels to the space of the networks.
+        device: Where to give them.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], normalization: Normalization, device: torch.device) -> None:
+        self.device, self.images = device, images
+        self.normalization = normalization.to(device, torch.float32)
+        self.resident = torch.from_numpy(np.array(images)).to(device) if fits(images, device) else None
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        if self.resident is not None:
+            pixels = self.resident[rows]
+        else:
+            rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+            pixels = torch.tensor(self.images[rows]).to(self.device)
+        with torch.autocast(self.device.type, enabled=False):  # whitening is a product that needs float32
+            return self.normalization.apply(pixels)
+
+
+def group_size(device: torch.device, size: int) -> int:
+    """Return how many networks to train together on images of ``size`` pixels a side."""
+    return fastest_group(device, _BATCH * size**2)
+
+
+def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list[int]) -> list[Bank]:
+    """Train some networks of a bank together, and return each as a bank of one.
+
+    SGD (learning rate 0.01, momentum 0.9, decay 5e-4, batch 64) under the recipe's augmentation, one operation per
+    image; norm layers stay the identity.
+
+    Args:
+        real: The source.
+        recipe: A resolved recipe.
+        images: Its training images.
+        members: Numbers of the networks, which key their weights, order and augmentation.
+
+    Raises:
+        AtomhubError: a loss is not finite.
+    """
+    start, networks = time.perf_counter(), []
+    seeds = [draws.generator_seed(_SEED, draws.BANK, 0, member) for member in members]
+    for seed in seeds:
+        network = ConvNet(
+            real.info.channels, len(real.class_names), real.info.size, recipe.width, recipe.depth, recipe.norm
+        )
+        network.reinitialise(torch.Generator().manual_seed(seed))
+        network.norms.requires_grad_(False)
+        networks.append(network.to(images.device))
+    initial = [_weights(network) for network in networks]
+    labels = torch.from_numpy(real.train.labels).to(images.device)
+    protocol = Protocol(recipe.bank_epochs, _BATCH, "DANCE", drops=())
+    half = recipe.precision == "bfloat16"
+    # its cache would keep the weights of the first step to the end
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+        fit(
+            networks, [images] * len(networks), labels, protocol, recipe.augmentation, len(real.class_names), seeds,
+            (members[0], recipe.bank),
+        )  # fmt: skip
+    seconds = round((time.perf_counter() - start) / len(members), 2)
+    return [Bank(before, _weights(network), seconds) for before, network in zip(initial, networks, strict=True)]
+
+
+def _weights(network: ConvNet) -> dict[str, Tensor]:
+    """Return a copy of the weights of a network but those of norm layers, name to (1, ...), on the CPU."""
+    return {name: p.detach().cpu().clone()[None] for name, p in network.named_parameters() if p.requires_grad}

@@ -1,0 +1,204 @@
+"""How good is a distilled set: networks trained on it, tested on real images, beside baselines. Nothing is written."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atomhub.data.real import RealData
+from atomhub.dataset import DistilledDataset
+from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
+from atomhub.errors import NotFoundError, UsageError, check_whole
+from atomhub.results import Measurement, Score
+from atomhub.training.accuracy import accuracy
+from atomhub.training.baselines import herding_real, random_real, whole_real
+from atomhub.training.fit import fastest_group, fit, seeded
+from atomhub.training.nets import InputSpec
+from atomhub.training.networks import Network, find_network
+from atomhub.training.protocols import find_protocol
+
+Baseline = Literal["random", "herding", "whole"]
+AnyNetwork = str | Callable[[], nn.Module]
+Progress = Callable[[str, int, int], None]
+"""Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done and in all."""
+
+
+def measure(
+    distilled: DistilledDataset,
+    network: AnyNetwork | None = None,
+    protocol: str = "dm",
+    runs: int = 5,
+    *,
+    baseline: Sequence[Baseline] | None = ("random",),
+    labels: Literal["hard", "soft"] = "hard",
+    seed: int = 0,
+    device: str = "auto",
+    together: int | None = None,
+    source: str | Path | RealData | None = None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
+
+    Run r of the set and of every baseline uses seed ``seed + r`` for weights, order and augmentation, so they are
+    paired. A float32 set is measured rounded to 8 bits as well, which is what its parquet holds.
+
+    Args:
+        distilled: The set.
+        network: Name of a network, with options if need be (:func:`atomhub.training.networks.find_network`); or a
+            function without arguments that returns a new untrained model from normalised (B, C, H, W) to (B, K) logits;
+            None: the network that the set was distilled with.
+        protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
+        runs: Networks to train; the literature asks for 5 or more.
+        baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
+            mean is closest to the class mean; ``whole``: the whole training set; empty: none of them; None: not
+            even the set rounded to 8 bits.
+        labels: ``soft``: train on the set's soft labels, and report that apart; baselines have none.
+        seed: Seed of the first run.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        together: Networks to train in one vectorised pass; None: as many as the device is fastest with. It changes
+            results by rounding only.
+        source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
+        progress: Called after every network, or after those trained together.
+
+    Raises:
+        UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
+            take the images.
+        NotFoundError: the source or its test split is not at hand, or the set has no soft labels.
+        SourceError: the source has other classes than the set.
+        AtomhubError: a training loss is not finite.
+    """
+    check_whole("runs", runs, 1)
+    check_whole("seed", seed, 0)
+    check_whole("together", 1 if together is None else together, 1)
+    rules, where = find_protocol(protocol), find_device(device)
+    kinds = _kinds(distilled, baseline)
+    targets = targets_of(distilled, labels)
+    build, label = builder(network, distilled)
+    real = distilled.real(source)
+    test = real.test_tensors()
+    operations = distilled.operations(rules.augmentation)
+    classes = len(distilled.class_names)
+    trained = 0
+    keep_large_buffers()
+    last: nn.Module | None = None
+
+    def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
+        nonlocal trained, last
+        start, found = time.perf_counter(), []
+        images, target = training_set(seed)
+        group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2)
+        with enough_memory("use a smaller network, or train fewer at once (together=1)"):
+            target = target.to(where)
+            for first in range(0, runs, group):
+                seeds = [seed + run for run in range(first, min(first + group, runs))]
+                models: list[nn.Module] = []
+                for s in seeds:
+                    with seeded(s, where):
+                        models.append(_new(build(), [*models, last], where))
+                last = models[-1]
+                # one tensor for all networks, but where every run has images of its own
+                same = [images.to(where)] * len(seeds) if kind != "random" else []
+                own = same or [training_set(s)[0].to(where) for s in seeds]
+                fit(models, own, target, rules, operations, classes, seeds, (first, runs))
+                found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
+                trained += len(seeds)
+                if progress:
+                    progress(kind, trained, runs * (1 + len(kinds)))
+        return summary(found, time.perf_counter() - start)
+
+    sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+        "random": lambda s: random_real(distilled, real, s),
+        "herding": lambda _: herding_real(distilled, real),
+        "whole": lambda _: whole_real(distilled, real),
+        "rounded": lambda _: (distilled.normalize(distilled.training_pixels(rounded=True)), targets),
+    }
+    return Measurement(
+        protocol=protocol,
+        network=label,
+        labels=labels,
+        score=score("distilled", lambda _: (distilled.as_tensors()[0], targets)),
+        baseline={kind: score(kind, sets[kind]) for kind in kinds},
+        seed=seed,
+        test_images=len(test[1]),
+        device=describe_device(where),
+    )
+
+
+def _new(model: object, others: Sequence[nn.Module | None], device: torch.device) -> nn.Module:
+    """Return a model on the device; UsageError if it is none, or not a new one."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"The network function gives {type(model).__name__}, not a torch.nn.Module.")
+    if any(model is other for other in others):
+        raise UsageError(
+            f"The network function gives the same {type(model).__name__} every time.",
+            "Make a new one in it: every run needs fresh weights.",
+        )
+    return model.to(device)
+
+
+def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[str]:
+    """Return what to train beside the set itself; UsageError for an unknown baseline."""
+    if baseline is None:
+        return []
+    given = [baseline] if isinstance(baseline, str) else list(baseline)
+    for kind in given:
+        if kind not in ("random", "herding", "whole"):
+            raise UsageError(f"There is no baseline {kind!r}.", "Use random, herding or whole.")
+    return [*given, *["rounded"] * distilled.images.is_floating_point()]
+
+
+def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
+    """Return the labels to train on: (N,) int64 or (N, K) float32."""
+    if labels == "hard":
+        return distilled.training_labels()
+    if labels != "soft":
+        raise UsageError(f"There are no {labels!r} labels.", "Use hard or soft.")
+    if distilled.soft_labels is None:
+        raise NotFoundError(f"{distilled.name!r} has no soft labels.", "Make a set that has: atomhub soften")
+    return distilled.soft_labels.float()
+
+
+def summary(accuracies: Sequence[float], seconds: float) -> Score:
+    """Summarise accuracies in percent: mean and sample standard deviation (0 for one run)."""
+    std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    mean = statistics.fmean(accuracies)
+    return Score(
+        mean=round(mean, 4),
+        std=round(std, 4),
+        runs=len(accuracies),
+        accuracies=tuple(round(a, 4) for a in accuracies),
+        seconds=round(seconds, 2),
+    )
+
+
+def builder(network: AnyNetwork | None, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
+    """Return how to build a network, and the label it is reported under."""
+    if network is None or isinstance(network, str):
+        found = network_for(distilled, network)
+        return found.build, found.spec
+    if isinstance(network, nn.Module) or not callable(network):
+        raise UsageError(
+            f"The network cannot be {type(network).__name__}: every run needs a new one.",
+            "Give a function that returns a new model, such as lambda: MyNet().",
+        )
+    named = getattr(network, "__name__", "<lambda>")
+    if named == "<lambda>":
+        with seeded(0, torch.device("cpu")):
+            named = type(network()).__name__
+    return network, f"{named}()"  # never the name of one of ours
+
+
+def network_for(distilled: DistilledDataset, spec: str | None = None, tried: bool = True) -> Network:
+    """Return a network by name for the images of a set; None: the one that the set was distilled with.
+
+    Arguments and errors as in :func:`atomhub.training.networks.find_network`.
+    """
+    f = distilled.manifest.format
+    inputs = InputSpec(f.channels, len(f.class_names), f.size)
+    return find_network(spec, inputs, distilled.manifest.results.network, tried)

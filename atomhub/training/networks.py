@@ -1,0 +1,175 @@
+"""Networks by name: those of the literature and torchvision's classifiers, with options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from atomhub.errors import UsageError, closest, first_line
+from atomhub.training.nets import NETWORKS, InputSpec
+
+TORCHVISION = "torchvision/"
+"""Prefix of torchvision's classifiers; needed only for those that have a namesake above."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by name, with every option spelt out.
+
+    Attributes:
+        spec: ``name`` or ``name:option=value,...``; :func:`find_network` reads it back.
+        build: Makes a new one with fresh weights, from torch's global generator.
+        inputs: What it classifies.
+    """
+
+    spec: str
+    build: Callable[[], nn.Module]
+    inputs: InputSpec
+
+    def parameters(self) -> int:
+        """Return how many numbers it learns."""
+        return sum(p.numel() for p in _sketch(self.build).parameters())
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Return name and options of ``name:option=value,...``; UsageError for anything else."""
+    name, colon, text = spec.partition(":")
+    options: dict[str, str] = {}
+    for part in text.split(",") if colon else ():
+        key, sign, value = part.partition("=")
+        if not sign or not key.strip() or not value.strip() or key.strip() in options:
+            raise UsageError(
+                f"The network {spec!r} cannot be read at {part!r}.",
+                "Write options as name=value, once each: convnet:width=64,norm=batch",
+            )
+        options[key.strip()] = value.strip()
+    return name.strip(), options
+
+
+def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tried: bool = True) -> Network:
+    """Return a network by name.
+
+    Args:
+        spec: One of :data:`NETWORKS` or a classifier of torchvision, with options: ``convnet:width=64,norm=batch``;
+            None: the usual one.
+        inputs: What it is to classify.
+        usual: The network of a set (``manifest.results.network``), whose options count where ``spec`` names the same
+            network without them; other networks have its norm.
+        tried: Whether to see that it takes the inputs.
+
+    Raises:
+        UsageError: an unknown name or option (with the closest match), a value that is not possible, or a network that
+            cannot take images of that size.
+    """
+    name, given = split_spec(spec or usual)
+    make = NETWORKS.get(name)
+    if make is None:
+        network = _torchvision(name, given, inputs)
+        return _tried(network) if tried else network
+    hints = get_type_hints(make, include_extras=True)
+    signature = inspect.signature(make).parameters
+    defaults = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    model, options = split_spec(usual)
+    own = options if name == model else {"norm": options["norm"]} if "norm" in options else {}
+    defaults |= {key: _read(name, key, value, defaults, hints) for key, value in own.items() if key in defaults}
+    chosen = defaults | {key: _read(name, key, value, defaults, hints) for key, value in given.items()}
+    known = {key: value for key, value in chosen.items() if value is not None}
+    # a spec names what may differ between two results: all that the set or the user chose
+    named = [f"{k}={v}" for k, v in known.items() if v != signature[k].default or k in ("width", "depth", "norm")]
+    full = name + (":" + ",".join(named) if named else "")
+    network = Network(full, lambda: make(inputs, **known), inputs)
+    return _tried(network) if tried else network
+
+
+def _read(name: str, key: str, value: str, defaults: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
+    if key not in defaults:
+        hint = closest(key, defaults) if defaults else f"{name} has no options."
+        raise UsageError(f"The network {name!r} has no option {key!r}.", hint)
+    try:
+        return TypeAdapter(hints[key], config=ConfigDict(strict=False)).validate_python(value)
+    except ValidationError as error:
+        reason = first_line(ValueError(error.errors()[0]["msg"]))
+        raise UsageError(f"{key} of the network {name!r} cannot be {value!r}.", f"{reason}.") from None
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classifiers."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _torchvision(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
+    from torchvision import models
+
+    plain = name.removeprefix(TORCHVISION)
+    names = torchvision_names()
+    if plain not in names:
+        shown = closest(plain, [*NETWORKS, *names])
+        hint = shown if shown.startswith("Did") else f"Known: {', '.join(NETWORKS)}, and torchvision's classifiers."
+        raise UsageError(f"There is no network {name!r}.", hint)
+    if options:
+        raise UsageError(
+            f"The network {name!r} has no option {min(options)!r}.", "torchvision's networks have none here."
+        )
+    extra: dict[str, Any] = {}
+    if plain in ("googlenet", "inception_v3"):
+        extra = {"aux_logits": False, "init_weights": True}
+    elif plain.startswith("vit_"):
+        extra = {"image_size": inputs.size}
+    elif plain.startswith("maxvit"):
+        extra = {"input_size": (inputs.size, inputs.size)}
+
+    def build() -> nn.Module:
+        model: nn.Module = models.get_model(plain, weights=None, num_classes=inputs.classes, **extra)
+        return model if inputs.channels == 3 else _AsColour(model)
+
+    return Network(TORCHVISION + plain if plain in NETWORKS else plain, build, inputs)
+
+
+def _sketch(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network without memory for its weights, where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # some draw their sizes as tensors
+        with torch.random.fork_rng([]):
+            return build()
+
+
+def _tried(network: Network) -> Network:
+    """Return a network that can be built and takes its images; UsageError otherwise. Costs no memory."""
+    inputs = network.inputs
+    shape = (2, inputs.channels, inputs.size, inputs.size)
+    try:
+        model = _sketch(network.build).eval()
+        with torch.no_grad():
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            found = model(torch.empty(shape, device=device)).shape
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError, TypeError) as error:
+        reason = re.sub(r"\s+", " ", first_line(error))[:200]
+        raise UsageError(
+            f"The network {network.spec!r} cannot take images of {inputs.size}x{inputs.size}: {reason}.",
+            "Use another network, or a set of larger inputs.",
+        ) from error
+    if tuple(found) != (2, inputs.classes):
+        raise UsageError(f"The network {network.spec!r} gives {tuple(found)}, not (2, {inputs.classes}).")
+    return network
+
+
+class _AsColour(nn.Module):
+    """Give a network for colour images grey ones."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x.expand(-1, 3, -1, -1))

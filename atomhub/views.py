@@ -1,0 +1,96 @@
+"""What other libraries want to see of a distilled set: pictures, torch datasets, batches, transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from atomhub.core.augment import augment_each
+from atomhub.core.whitening import Normalization
+from atomhub.data.cache import to_pixels
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class PictureTransform:
+    """Brings PIL images of any size and mode to normalised (C, H, W); a class, so that worker processes can have it."""
+
+    size: int
+    channels: int
+    normalization: Normalization
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the tensor of a picture."""
+        return self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
+
+
+@dataclass(frozen=True)
+class Labelled(Dataset[Any]):
+    """A map-style dataset of (image, label): ``transform`` of an image, or the image itself.
+
+    Attributes:
+        images: N tensors or pictures.
+        labels: (N,) int64.
+        transform: Called with each image when it is asked for.
+    """
+
+    images: Any
+    labels: Tensor
+    transform: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        return image if self.transform is None else self.transform(image), int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Stacks samples and augments the batch; a class, so that worker processes can be given it.
+
+    Attributes:
+        augment: Names of operations, a function of a batch (B, C, H, W), or None.
+    """
+
+    augment: Any
+
+    def __call__(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) and labels (B,)."""
+        images = torch.stack([image for image, _ in samples])
+        labels = torch.tensor([label for _, label in samples])
+        if callable(self.augment):
+            return self.augment(images), labels
+        return augment_each(images, self.augment or ()), labels
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Return a uint8 image (C, H, W) as PIL, mode L or RGB."""
+    from PIL import Image
+
+    array = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def as_grid(rows: Tensor) -> Image.Image:
+    """Return images as one picture, class by class, ten or so in a row, small ones enlarged unsmoothed.
+
+    Args:
+        rows: (K, n, C, H, W) uint8.
+    """
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    shown = rows.shape[1]
+    grid = make_grid(rows.flatten(0, 1), nrow=shown * max(1, 10 // shown), padding=1, pad_value=255)
+    factor = max(1, 64 // rows.shape[-1])
+    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

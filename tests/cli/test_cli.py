@@ -1,0 +1,456 @@
+"""The command line: data on standard output, talk on standard error, sentences and exit codes for errors."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import atomhub
+from atomhub.cli.main import cli, main
+from atomhub.cli.output import Steps
+from atomhub.presets import TUNED
+from atomhub.training.protocols import PROTOCOLS, Protocol
+
+BRIEF = ("--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
+
+
+@pytest.fixture
+def run(capsys, home):
+    """Run the command line in this process; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as leave:
+            code = leave.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def spawn(*arguments, **options):
+    """Start the command line in a process of its own."""
+    code = (
+        f"import sys, atomhub; atomhub.__path__.append({str(ROOT)!r})\n"
+        "from atomhub.cli.main import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
+    code, out, err = run("distill", "digits", "--ipc", 1, *BRIEF)
+    assert code == 0
+    assert out.strip() == str(home / "sets" / "digits-ipc1")
+    assert "Note: Images 8x8 were resized to 16x16" in err
+    assert "Distilling digits-ipc1: 3/3  loss" in err
+    assert "atomhub evaluate digits-ipc1" in err
+
+    code, out, err = run("evaluate", "digits-ipc1", "--protocol", "quick", "--runs", 2)
+    assert code == 0
+    assert "random real images" in out
+    assert "convnet:width=4,depth=2,norm=instance" in out
+    code, out, err = run("evaluate", "digits-ipc1", "--network", "mlp", "--network", "convnt")
+    assert (code, out) == (2, "")  # before any of them is trained
+    assert "Did you mean 'convnet'?" in err
+
+    code, out, _ = run("list")
+    assert code == 0
+    assert "digits-ipc1" in out
+    assert "(quick)" in out
+
+    code, out, _ = run("info", "digits-ipc1")
+    assert code == 0
+    assert "10 of 1x16x16 uint8: 10 classes x ipc 1" in out
+    assert "all digests verified" in out
+    assert "atomhub distill digits --ipc 1 --recipe atom --set width=4" in out
+
+    code, out, _ = run("preview", "digits-ipc1", "--output", tmp_path / "digits.png")
+    assert code == 0
+    assert Image.open(tmp_path / "digits.png").width > 100
+
+    assert run("remove", "digits-ipc1", "--yes")[0] == 0
+    assert not (home / "sets" / "digits-ipc1").exists()
+
+
+def test_json_is_one_object_and_nothing_else(run):
+    code, out, err = run("distill", "digits", "--ipc", 1, *BRIEF, "--name", "mine", "--json")
+    assert code == 0
+    assert json.loads(out)["name"] == "mine"
+
+    code, out, err = run("evaluate", "mine", "--protocol", "quick", "--runs", 2, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert set(report) == {"name", "protocol", "results"}
+    assert (report["name"], report["protocol"]) == ("mine", "quick")
+    keys = {"network", "labels", "mean", "std", "runs", "seconds", "interval95", "test_images", "baseline"}
+    assert set(report["results"][0]) == keys
+    assert set(report["results"][0]["baseline"]["random"]) == {"mean", "std", "runs"}
+    assert 0 <= report["results"][0]["mean"] <= 100
+
+    code, out, _ = run("evaluate", "mine", "--protocol", "quick", "--runs", 1, "--no-baseline", "--json")
+    assert json.loads(out)["results"][0]["baseline"] == {}
+    assert json.loads(run("list", "--json")[1])["sets"][0]["name"] == "mine"
+    assert json.loads(run("info", "mine", "--json")[1])["ipc"] == 1
+    assert json.loads(run("recipes", "atom", "--json")[1])["power"] == atomhub.Recipe.named("atom").power
+    assert "atom" in json.loads(run("recipes", "--json")[1])["recipes"]
+
+
+def test_recipes_show_every_field_with_unit_value_and_source(run):
+    code, out, _ = run("recipes", "datadam")
+    assert code == 0
+    for field in atomhub.Recipe.model_fields:
+        assert field in out
+    assert "DataDAM" in out
+    assert "channels" in out
+    assert all(name in run("recipes")[1] for name in ("dm", "datadam", "channel", "atom"))
+
+
+def test_a_recipe_of_ones_own(run, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(run("recipes", "channel", "--toml")[1].replace('"channel"', '"mine"'))
+    code, out, _ = run("distill", "digits", "--ipc", 1, "--recipe", path, *BRIEF, "--json")
+    assert code == 0
+    assert json.loads(out)["recipe"] == "mine"
+
+
+def test_a_set_written_to_a_folder(run, tmp_path, home):
+    folder = tmp_path / "out"
+    assert run("distill", "digits", "--ipc", 1, *BRIEF, "--output", folder)[0] == 0
+    assert len(atomhub.load(folder)) == 10
+    assert not (home / "sets").exists()
+    assert run("evaluate", folder, "--protocol", "quick", "--runs", 1, "--no-baseline")[0] == 0
+
+
+def test_the_recorded_command_makes_the_same_images(run, photos):
+    options = ("--test-fraction", "0", "--no-flip", "--size", "16", "--train-split", "train")
+    (photos / "test").rename(photos.parent / "other")
+    assert run("distill", photos, "--ipc", 1, *BRIEF, *options, "--seed", 3)[0] == 0
+    first = atomhub.load("photos-ipc1")
+    words = first.manifest.provenance.command.split()[1:]
+    words[1] = str(photos)  # a folder's place is not recorded
+    assert run(*words, "--overwrite")[0] == 0
+    assert (atomhub.load("photos-ipc1").images == first.images).all()
+
+
+def test_distil_push_list_pull_verify(run, hub, home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=30))
+    name = "cli-digits-ipc1"
+    code, out, err = run("distill", "digits", "--ipc", 1, *BRIEF, "--name", name, "--push")
+    assert code == 0
+    assert f"{hub.url}/datasets/alice/{name}" in out
+    assert f"Published alice/{name}" in err
+    assert run("evaluate", name, "--protocol", "quick", "--runs", 2, "--no-baseline")[0] == 0
+
+    code, out, err = run("push", name, "--dry-run")
+    assert code == 0
+    assert "distilled.safetensors" in out
+    assert "tags:" in out  # the card
+    assert "Nothing was changed." in err
+    assert run("push", name, "--tag", "v1")[0] == 0
+    code, out, err = run("push", name, "--json")
+    assert json.loads(out)["changed"] is False
+    assert "no new commit" in run("push", name)[2]
+
+    code, out, _ = run("list", "--remote", "--source", "digits", "--sort", "accuracy")
+    assert code == 0
+    assert f"alice/{name}" in out
+    assert "(quick)" in out
+    assert json.loads(run("list", "--remote", "--ipc", 7, "--json")[1])["sets"] == []
+    assert "add --remote" in run("list", "--ipc", 1)[2]
+
+    code, _, err = run("pull", f"alice/{name}@v1")
+    assert code == 0
+    assert "Pulled and verified" in err
+    assert f"alice/{name}@" in run("list")[1]
+
+    code, out, err = run("verify", f"alice/{name}", "--runs", 2)
+    assert "the files are whole" in err
+    assert ("does NOT hold" in out, "holds" in out) == (bool(code), True)
+    manifest = json.loads((home / "sets" / name / "manifest.json").read_text())
+    manifest["results"][0]["score"]["mean"] = 1.5
+    (home / "sets" / name / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = run("verify", name, "--runs", 2)
+    assert code == 1
+    assert "does NOT hold" in out
+
+
+def test_a_push_that_will_not_be_allowed_is_told_before_the_work(run, hub, home, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--push")
+    assert code == 1
+    assert "this token can only read" in err
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--push", "bob/digits")
+    assert code == 1
+    assert "bob/digits belongs to another account" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["distill", "digits", "--ipc", "0"], 2, "0 is not in the range x>=1"),
+        (["distill", "digits", "--ipc", "x"], 2, "'x' is not a valid integer"),
+        (["distill", "digits"], 2, "Missing option '--ipc'"),
+        (["distill", "digits", "--ipc", "1", "--set", "power"], 2, "'power' is not KEY=VALUE"),
+        (["distill", "digits", "--ipc", "1", "--set", "powr=2"], 2, "Did you mean 'power'?"),
+        (["distill", "digits", "--ipc", "1", "--set", "power=99"], 2, "a number >= 1 and <= 8"),
+        (["distill", "digits", "--ipc", "1", "--recipe", "atmo"], 2, "Did you mean 'atom'?"),
+        (["distill", "digits", "--ipc", "1", "--device", "gpu"], 2, "no device 'gpu'"),
+        (["distill", "digits", "--ipc", "1", "--name", "a/b"], 2, "cannot be named 'a/b'"),
+        (["distill", "digits", "--ipc", "1", "--memory", "lots"], 2, "memory cannot be 'lots'"),
+        (["distill", "digits", "--ipc", "1", "--memory", "1KB"], 1, "too small for one class"),
+        (["distill", "digits", "--ipc", "500"], 1, "fewer than ipc 500"),
+        (["distill", "digit", "--ipc", "1"], 1, "Did you mean 'digits'?"),
+        (["distill", "/nowhere/at/all", "--ipc", "1"], 1, "There is no source '/nowhere/at/all'"),
+        (["evaluate", "nothing"], 1, "no distilled set 'nothing'"),
+        (["search", "nothing"], 1, "no distilled set 'nothing'"),
+        (["train", "nothing"], 1, "no distilled set 'nothing'"),
+        (["soften", "nothing"], 1, "no distilled set 'nothing'"),
+        (["export", "nothing", "--format", "npz"], 1, "no distilled set 'nothing'"),
+        (["export", "nothing", "--format", "gif"], 2, "'gif' is not one of"),
+        (["import", "nothing.pt", "--like", "digits"], 1, "The file 'nothing.pt' cannot be read"),
+        (["import", "nothing.pt", "--like", "digits", "--network", "mlp"], 2, "The network cannot be 'mlp'"),
+        (["info", "nothing"], 1, "no distilled set 'nothing'"),
+        (["preview", "nothing"], 1, "no distilled set 'nothing'"),
+        (["remove", "nothing", "--yes"], 1, "no distilled set 'nothing'"),
+        (["recipes", "nothing"], 2, "no recipe 'nothing'"),
+        (["distil", "digits"], 2, "No such command 'distil'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(run, home, arguments, code, words):
+    got, out, err = run(*arguments)
+    assert got == code
+    assert words in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (home / "sets").exists()
+
+
+def test_an_existing_name_is_refused_before_the_work(run):
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9)
+    assert code == 1
+    assert "'digits-ipc1' already exists" in err
+    assert "--overwrite" in err
+    assert run("distill", "digits", "--ipc", 1, *BRIEF, "--overwrite")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    monkeypatch.chdir(tmp_path / "full")
+    for output, words in (
+        (".", "is the folder you are in"),
+        ("/dev/null/set", "part of the path is a file"),
+        (tmp_path / "file", "'file' already exists"),
+        (tmp_path / "full" / "..", "already exists"),
+    ):
+        code, _, err = run("distill", "digits", "--ipc", 1, "--iterations", 10**9, "--output", output)
+        assert code == 1
+        assert words in err
+    code, _, err = run(
+        "distill", "digits", "--ipc", 1, "--iterations", 10**9, "--output", tmp_path / "file", "--overwrite"
+    )
+    assert (code, "was not written by this command" in err) == (1, True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(home):
+    process = spawn("distill", "someone/pictures", "--ipc", "1", env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1"})
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Error: The Hub cannot be reached to read 'someone/pictures'" in err
+    assert "Hint: Check the network." in err
+
+
+def test_a_traceback_only_with_debug(run, monkeypatch):
+    assert "Traceback" not in run("info", "nothing")[2]
+    assert "Traceback" in run("info", "nothing", "--debug")[2]
+    monkeypatch.setenv("ATOMHUB_DEBUG", "1")
+    assert "Traceback" in run("info", "nothing")[2]
+
+
+def test_names_from_strangers_cannot_steer_the_terminal(run, photos):
+    for split in ("train", "test"):
+        (photos / split / "cat").rename(photos / split / "\x1b[2J\x1b]0;cat")
+    assert run("distill", photos, "--ipc", 1, *BRIEF)[0] == 0
+    assert "\x1b" not in run("info", "photos-ipc1")[1]
+
+
+def test_a_set_is_listed_under_the_name_that_loads_it(run, home):
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    (home / "sets" / "digits-ipc1").rename(home / "sets" / "renamed")
+    (entry,) = json.loads(run("list", "--json")[1])["sets"]
+    assert (entry["name"], entry["path"]) == ("renamed", str(home / "sets" / "renamed"))
+    assert run("info", entry["name"])[0] == 0
+
+
+def test_output_to_nowhere(home):
+    """Standard streams may be closed, and a reader may have seen enough."""
+    process = spawn("recipes", preexec_fn=lambda: (os.close(0), os.close(2)))
+    assert "atom" in process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+
+
+def test_removing_asks_first(run, home, monkeypatch):
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    monkeypatch.setattr(click.termui, "visible_prompt_func", lambda _: "n")
+    assert "Kept." in run("remove", "digits-ipc1")[2]
+    process = spawn("remove", "digits-ipc1", stdin=subprocess.DEVNULL)
+    assert "say --yes" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert (home / "sets" / "digits-ipc1").exists()
+    assert (home / "sets" / "digits-ipc1").exists()
+
+
+def test_the_rate_counts_steps_alone(capsys, monkeypatch):
+    """A pool of networks was trained for an hour before the first of 20 steps, which take 2 seconds each."""
+    clock = iter([0, *range(3600, 3700, 2)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    with Steps("Distilling") as steps:
+        for done in range(1, 21):
+            steps(done, 20, "loss 1")
+    assert "Distilling: 10/20  loss 1  0.5 it/s  20 s left" in capsys.readouterr().err
+
+
+def test_a_damaged_set_does_not_hide_the_others(run, home):
+    for name in ("good", "bad"):
+        assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", name)[0] == 0
+    (home / "sets" / "bad" / "manifest.json").write_text("{}")
+    code, out, err = run("list")
+    assert code == 0
+    assert "good" in out
+    assert "Skipped:" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_checkpoint_and_no_set(home, run, number):
+    arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--set", "real_batch=8", "--iterations", "150")
+    process = spawn(*arguments)
+    deadline = time.monotonic() + 60
+    while "Distilling" not in process.stderr.readline() and time.monotonic() < deadline:
+        pass
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped at iteration" in err
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+    assert not (home / "sets").exists()
+
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "There is an unfinished run" in err
+    assert run(*arguments, "--resume")[0] == 0
+    assert not (home / "runs").exists()
+    resumed = atomhub.load("digits-ipc1").images
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert (atomhub.load("digits-ipc1").images == resumed).all()
+
+
+@pytest.mark.parametrize(("limit", "prepared"), [(100_000, False), (20_000, True)])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(home, run, limit, prepared):
+    """A limit on the size of files stands in for the disk: first the decoded images do not fit, then the pictures."""
+    resource = pytest.importorskip("resource")
+    if prepared:
+        assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", "other")[0] == 0
+    process = spawn(
+        "distill", "digits", "--ipc", "1", *BRIEF,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Error: Cannot write" in err
+    assert "File too large" in err
+    assert "Traceback" not in err
+    left = {p.name for folder in ("sets", "real") for p in (home / folder).glob("*")}
+    assert {name for name in left if not (home / "real" / name / "meta.json").exists()} == (
+        {"other"} if prepared else set()
+    )
+
+
+def test_help_comes_without_heavy_imports():
+    code = (
+        f"import sys, atomhub; atomhub.__path__.append({str(ROOT)!r})\n"
+        "from atomhub.cli.main import main\n"
+        "main(['--help'])\n"
+        "heavy = {'torch', 'datasets', 'pydantic', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: atomhub" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_with_an_example_and_is_in_the_readme(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"atomhub {name}" in out
+    assert f"atomhub {name}" in (ROOT / "README.md").read_text()
+
+
+def test_the_demo_prints_its_table(run, home, monkeypatch):
+    monkeypatch.setitem(TUNED["digits"], "iterations", 5)
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=5))
+    code, out, _ = run("demo", "--runs", 2)
+    assert code == 0
+    for word in ("ipc", "random real images", "distilled", "whole training set", "protocol quick"):
+        assert word in out
+    assert out.count("±") == 6 + 1  # three figures for each ipc, and the title
+    assert sorted(p.name for p in (home / "sets").iterdir()) == ["demo-digits-ipc1", "demo-digits-ipc10"]
+
+
+def test_train_soften_search_export_import(run, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(3, 256, "test"))
+    assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
+    brief = ("--protocol", "quick")
+
+    code, out, err = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief)
+    assert (code, out.strip()) == (0, str(tmp_path / "digits-ipc1-mlp"))
+    assert "% right on the real test images" in err
+    assert set(atomhub.load_model("digits-ipc1-mlp").class_names) == {str(k) for k in range(10)}
+    code, _, err = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief)
+    assert code == 1
+    assert "already exists" in err
+    code, out, _ = run("train", "digits-ipc1", "--network", "mlp:width=8", *brief, "--overwrite", "--json")
+    assert (code, json.loads(out)["network"]) == (0, "mlp:width=8")
+
+    code, out, err = run("soften", "digits-ipc1", "--teacher", "mlp:width=8", "--epochs", 1)
+    assert (code, out.strip()) == (0, str(home / "sets" / "digits-ipc1-soft"))
+    code, out, _ = run("evaluate", "digits-ipc1-soft", "--labels", "soft", "--network", "mlp", *brief, "--json")
+    assert (code, json.loads(out)["results"][0]["labels"]) == (0, "soft")
+
+    (tmp_path / "mine.toml").write_text('network = "mlp"\n[options]\nwidth = [2, 4, 8]\n')
+    search = ("search", "digits-ipc1", "--space", "mine.toml", "--check", 3, "--check-epochs", 1)
+    code, out, err = run(*search)
+    assert code == 0
+    assert "the best of 3 networks" in out
+    assert "rank correlation" in err
+    assert (tmp_path / "digits-ipc1-search" / "check.png").exists()
+    code, out, _ = run(*search, "--json")
+    assert (code, json.loads(out)["tried"]) == (0, 3)
+    code, _, err = run(*search, "--seed", 1)
+    assert code == 2
+    assert "is the log of another search" in err
+
+    code, out, _ = run("export", "digits-ipc1", "--format", "dc")
+    assert (code, out.strip()) == (0, str(tmp_path / "digits-ipc1-dc"))
+    code, out, err = run("import", "digits-ipc1-dc/digits-ipc1.pt", "--like", "digits", "--name", "back")
+    assert (code, out.strip()) == (0, str(home / "sets" / "back"))
+    assert "0.00% of the pixel values were clipped" in err

@@ -1,0 +1,587 @@
+"""The Hub: published in one commit, found, pulled and verified; whatever goes wrong, nothing is half done."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import LIVE_TOKEN, ROOT
+from datasets import load_dataset
+from hub_server import Fault, HubServer
+from huggingface_hub import DatasetCard, HfApi, ModelCard
+from safetensors.torch import load_file, save_file
+
+import atomhub
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
+from atomhub.hub import requests
+from atomhub.hub.find import search
+from atomhub.hub.pull import pulled
+from atomhub.hub.push import HfApi, push
+from atomhub.storage import cards, format_v1
+from atomhub.training.protocols import PROTOCOLS
+
+FILES = {"README.md", "manifest.json", "distilled.safetensors", format_v1.PARQUET, "preview.png", "curve.png"}
+
+
+@pytest.fixture(autouse=True)
+def writer(hub, monkeypatch):
+    """Alice, logged in with a token that may write; nothing waits long."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setattr(requests, "_PATIENCE", 0.01)
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=40))
+    return hub
+
+
+@pytest.fixture
+def saved(digits1, home, tmp_path):
+    """Digits at ipc 1 in the store, under a name of the test's own (clients remember names)."""
+    name = re.sub(r"[^a-z0-9]+", "-", tmp_path.name)[:80].strip("-")
+    manifest = digits1.manifest.model_copy(update={"name": name})
+    return digits1.with_manifest(manifest).save()
+
+
+def content(folder):
+    """Return the files of a set but the card."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".md"
+    }
+
+
+def validate(card, kind):
+    """Ask the Hub whether a card is valid, with the clients that ask the endpoint they were told."""
+    if int(version("huggingface_hub").split(".")[0]) >= 2:
+        card.validate(repo_type=kind)
+
+
+class TestPush:
+    def test_a_set_is_published_whole_in_one_commit_and_comes_back_as_it_was(self, hub, saved):
+        url = saved.push_to_hub()
+        repo = f"alice/{saved.name}"
+        assert url == f"{hub.url}/datasets/{repo}"
+        assert set(hub.files(repo)) - {".gitattributes"} == FILES
+        assert len(hub.repos[repo].commits) == 2  # the empty repository, and the set
+        again = atomhub.load(repo)
+        assert torch.equal(again.images, saved.images)
+        assert again.manifest == saved.manifest
+        assert again.path is None  # the cache is not ours to write to
+
+    def test_unchanged_content_makes_no_commit(self, hub, saved):
+        assert push(saved).changed
+        before = hub.sha(f"alice/{saved.name}")
+        done = push(saved)
+        assert not done.changed
+        assert done.commit == hub.sha(f"alice/{saved.name}") == before
+
+    def test_a_new_result_changes_the_manifest_and_the_card_alone(self, hub, saved):
+        saved.push_to_hub()
+        before = hub.files(f"alice/{saved.name}")
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+        atomhub.load(saved.name).push_to_hub()
+        after = hub.files(f"alice/{saved.name}")
+        assert {path for path in FILES if before[path] != after[path]} == {"README.md", "manifest.json"}
+        assert b"| quick |" in after["README.md"]
+
+    def test_words_that_the_owner_wrote_on_the_hub_are_kept(self, hub, saved):
+        saved.push_to_hub()
+        repo = f"alice/{saved.name}"
+        card = hub.files(repo)["README.md"].replace(b"## Citation", b"## Thanks\n\nTo my cat.\n\n## Citation")
+        card = card.replace(b"tags:\n", b"language: en\ntags:\n- cats\n", 1)
+        hub.repos[repo].commit("words", hub.files(repo) | {"README.md": card})
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+        atomhub.load(saved.name).push_to_hub()
+        text = hub.files(repo)["README.md"].decode()
+        assert "To my cat." in text
+        assert "| quick |" in text
+        metadata = yaml.safe_load(text.split("---")[1])
+        assert metadata["language"] == "en"
+        assert {"cats", "atomhub", "ipc:1"} <= set(metadata["tags"])
+        assert metadata["atomhub"]["result"]["protocol"] == "quick"
+
+    def test_a_dry_run_changes_nothing(self, hub, saved):
+        done = push(saved, dry_run=True)
+        assert set(done.files) == FILES
+        assert done.files["distilled.safetensors"] == (saved.path / "distilled.safetensors").stat().st_size
+        assert f'atomhub.load("alice/{saved.name}")' in done.card
+        assert hub.repos == {}
+
+    def test_private_tagged_and_named_otherwise(self, hub, saved):
+        push(saved, f"alice/other-{saved.name}", private=True, tags=["v1"], commit_message="mine")
+        repo = hub.repos[f"alice/other-{saved.name}"]
+        assert repo.private
+        assert repo.commits[-1].title == "mine"
+        assert repo.tags == {"v1": repo.commits[-1].oid}
+        assert push(saved, f"alice/other-{saved.name}", tags=["v1"]).changed is False
+        assert atomhub.load(f"alice/other-{saved.name}@v1").name == saved.name
+
+    def test_a_tag_never_moves(self, hub, saved, digits1):
+        saved.push_to_hub(tags=["v1"])
+        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, name=saved.name)
+        with pytest.raises(UsageError, match="has a tag 'v1' already"):
+            push(other, f"alice/{saved.name}", tags=["v1"])
+        assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
+
+    def test_a_pull_request_on_somebody_elses_set(self, hub, saved, monkeypatch):
+        saved.push_to_hub()
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, name=saved.name)
+        url = other.push_to_hub(f"alice/{saved.name}", create_pr=True)
+        assert url.endswith("/discussions/1")
+        assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
+
+    def test_a_set_in_memory(self, hub, digits1, tmp_path):
+        digits1.push_to_hub(f"alice/{tmp_path.name.replace('_', '-')}")
+        assert digits1.path is None
+
+    def test_plain_datasets_reads_the_repository(self, hub, saved):
+        saved.push_to_hub()
+        rows = load_dataset(f"alice/{saved.name}", split="train")
+        assert rows.features["label"].names == list("0123456789")
+        assert np.array_equal(np.asarray(rows[4]["image"]), saved.images[4, 0].numpy())
+
+    def test_the_card_is_valid_for_the_hub(self, hub, saved):
+        card = DatasetCard(push(saved, dry_run=True).card)
+        validate(card, "dataset")
+        data = card.data.to_dict()
+        assert data["license"] == "cc-by-4.0"
+        assert data["task_categories"] == ["image-classification"]
+        assert data["configs"][0]["data_files"][0]["path"] == "data/train-*.parquet"
+        assert {"atomhub", "dataset-distillation", "source:digits", "ipc:1", "recipe:atom"} <= set(data["tags"])
+
+
+class TestPull:
+    def test_afterwards_no_network_is_needed(self, hub, saved):
+        repo = f"alice/{saved.name}"
+        saved.push_to_hub(tags=["v1"])
+        atomhub.load(f"{repo}@v1")
+        atomhub.load(repo)
+        hub.downloads.clear()
+        hub.down = True
+        assert torch.equal(atomhub.load(repo, local_files_only=True).images, saved.images)
+        with pytest.warns(AtomhubWarning, match="Using what was downloaded before"):
+            assert torch.equal(atomhub.load(repo).images, saved.images)
+        assert hub.downloads == []
+        with pytest.raises(NotFoundError, match=r"(?s)alice/never was not downloaded.*atomhub pull alice/never"):
+            atomhub.load("alice/never", local_files_only=True)
+
+    def test_a_bare_name_means_the_namespace(self, hub, saved, home, monkeypatch):
+        saved.push_to_hub()
+        (home / "sets").rename(home / "gone")
+        with pytest.raises(NotFoundError, match="no distilled set"):
+            atomhub.load(saved.name)
+        monkeypatch.setenv("ATOMHUB_NAMESPACE", "alice")
+        assert len(atomhub.load(saved.name)) == 10
+
+    def test_only_the_files_of_the_format_are_fetched(self, hub, saved):
+        saved.push_to_hub()
+        repo = f"alice/{saved.name}"
+        hub.repos[repo].commit("more", hub.files(repo) | {"huge.bin": b"x" * 10**6, "evil.pkl": b"x"})
+        atomhub.load(repo)
+        assert not [path for path in hub.downloads if "huge" in path or "evil" in path]
+
+    def test_what_was_pulled_is_listed(self, hub, saved):
+        saved.push_to_hub()
+        atomhub.load(f"alice/{saved.name}")
+        (found,) = [p for p in pulled() if p.repo == f"alice/{saved.name}"]
+        assert found.commit == hub.sha(f"alice/{saved.name}")
+        assert found.manifest.format.ipc == 1
+
+    def test_names_and_revisions_that_do_not_exist(self, hub, saved):
+        saved.push_to_hub()
+        with pytest.raises(NotFoundError, match=r"(?s)no repository 'alice/nothing'.*hf auth login"):
+            atomhub.load("alice/nothing")
+        with pytest.raises(NotFoundError, match="no such revision"):
+            atomhub.load(f"alice/{saved.name}@v9")
+        with pytest.raises(UsageError, match="names the revision 'v1', and 'v2' was asked for"):
+            atomhub.load("alice/x@v1", revision="v2")
+
+    def test_a_private_set_is_for_those_who_may(self, hub, saved, monkeypatch):
+        saved.push_to_hub(private=True)
+        atomhub.load(f"alice/{saved.name}", token="hf_reader")
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+        with pytest.raises(NotFoundError, match="or it is private"):
+            atomhub.load(f"alice/{saved.name}")
+
+
+class TestSearch:
+    def test_sets_are_found_by_their_tags(self, hub, digits1):
+        for author, token, ipc in (("alice", "hf_writer", 1), ("alice", "hf_writer", 2), ("bob", "hf_other", 1)):
+            made = digits1 if ipc == 1 else atomhub.distill("digits", 2, overrides={"iterations": 1})
+            made.push_to_hub(f"{author}/search-digits-{ipc}", token=token)
+        hub.add("bob/holidays", {"README.md": b"---\ntags:\n- holidays\n---\n"})
+        hub.repos["alice/search-digits-2"].downloads = 7
+        assert [item.name for item in search()][0] == "alice/search-digits-2"
+        assert {item.name for item in search(ipc=1)} == {"alice/search-digits-1", "bob/search-digits-1"}
+        (found,) = search(author="bob", source="digits")
+        assert (found.source, found.ipc, found.recipe, found.claim) == ("digits", 1, "atom", None)
+        assert found.size == 10 * 16 * 16
+        assert search(source="cifar10") == []
+
+    def test_claims_are_shown_with_spread_and_protocol(self, hub, saved):
+        atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
+        saved.push_to_hub()
+        (found,) = search(sort="accuracy")
+        score = saved.manifest.results.measured[0].score
+        assert found.claim == {"mean": score.mean, "std": score.std, "protocol": "quick"}
+
+    def test_a_card_of_nonsense_does_not_stop_the_search(self, hub, saved):
+        saved.push_to_hub()
+        nonsense = b"---\natomhub: [1]\ntags: [atomhub, dataset-distillation, 'ipc:many', 'source:']\n---\n"
+        hub.add("bob/nonsense", {"README.md": nonsense})
+        assert {item.name for item in search()} == {f"alice/{saved.name}", "bob/nonsense"}
+
+
+class TestFaults:
+    """Every failure is a sentence; the remote is whole or untouched, and trying again succeeds."""
+
+    def untouched(self, hub, saved):
+        repo = hub.repos.get(f"alice/{saved.name}")
+        return repo is None or set(repo.commits[-1].files) == {".gitattributes"}
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault("PUT", "/upload/", cut=100),
+            Fault("POST", "/commit/", cut=10),
+            Fault("POST", "/commit/", status=500),
+            Fault("POST", "/commit/", status=502, times=2),
+            Fault("POST", "/commit/", status=429, headers={"Retry-After": "1"}),
+            Fault("POST", "/repos/create", status=503),
+            Fault("GET", "/api/datasets/alice", status=500, times=2),
+            Fault("GET", "/whoami", cut=5),
+        ],
+        ids=lambda f: f"{f.method} {f.path} {f.status if f.cut is None else 'cut'}",
+    )
+    def test_a_failure_that_passes_is_tried_again(self, hub, saved, fault):
+        hub.faults = [dataclasses.replace(fault)]
+        saved.push_to_hub()
+        assert hub.faults[0].times == 0  # it did happen
+        assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
+        assert torch.equal(atomhub.load(f"alice/{saved.name}").images, saved.images)
+
+    def test_an_answer_lost_after_the_commit_does_not_commit_twice(self, hub, saved):
+        plain = HfApi.create_commit
+        calls = []
+
+        def lost(self, *arguments, **options):
+            plain(self, *arguments, **options)
+            calls.append(1)
+            if len(calls) == 1:
+                raise ConnectionError("reset by peer")
+            raise AssertionError("committed twice")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(HfApi, "create_commit", lost)
+            saved.push_to_hub()
+        assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
+
+    def test_a_commit_that_another_client_raced_is_made_on_top(self, hub, saved):
+        repo = f"alice/{saved.name}"
+        saved.push_to_hub()
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+
+        def race():
+            hub.repos[repo].commit("somebody", hub.files(repo) | {"notes.txt": b"hello"})
+
+        hub.faults = [Fault("POST", "/commit/", before=race)]
+        atomhub.load(saved.name).push_to_hub()
+        assert hub.files(repo)["notes.txt"] == b"hello"
+        assert b"| quick |" in hub.files(repo)["README.md"]
+
+    def test_a_hub_that_stays_broken(self, hub, saved):
+        hub.faults = [Fault("POST", "/commit/", status=500, times=99)]
+        with pytest.raises(AtomhubError, match=r"(?s)The Hub answers 500 for alice/.*nothing was changed"):
+            saved.push_to_hub()
+        assert self.untouched(hub, saved)
+        hub.faults = []
+        saved.push_to_hub()
+
+    @pytest.mark.parametrize(
+        ("token", "repo", "message"),
+        [
+            ("hf_wrong", None, r"(?s)does not know this token.*hf auth login"),
+            ("hf_reader", None, r"(?s)You are 'alice'.*may not write.*read-only"),
+            ("hf_other", "alice/{}", r"(?s)You are 'bob'.*may not write to alice/"),
+        ],
+    )
+    def test_tokens_that_will_not_do(self, hub, saved, token, repo, message, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(AtomhubError, match=message) as caught:
+            push(saved, repo and repo.format(saved.name))
+        assert "hf_" not in str(caught.value)
+        assert self.untouched(hub, saved)
+
+    def test_without_a_token(self, hub, saved, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        with pytest.raises(AtomhubError, match=r"(?s)not logged in.*hf auth login"):
+            saved.push_to_hub()
+
+    def test_a_repository_of_something_else_is_left_alone(self, hub, saved):
+        hub.add(f"alice/{saved.name}", {"README.md": b"my holidays", "beach.jpg": b"x"})
+        with pytest.raises(AtomhubError, match=r"is not a distilled set: it holds README.md, beach.jpg"):
+            saved.push_to_hub()
+        assert set(hub.files(f"alice/{saved.name}")) == {"README.md", "beach.jpg"}
+        with pytest.raises(NotFoundError, match="is not a distilled set: it has no manifest.json"):
+            atomhub.load(f"alice/{saved.name}")
+
+    def test_an_impossible_id(self, saved):
+        with pytest.raises(UsageError, match="cannot be a repository"):
+            push(saved, "alice/a--b")
+
+    @pytest.mark.parametrize("fault", [Fault("GET", r"/cdn/.*\.safetensors", cut=50),
+                                       Fault("GET", r"/cdn/.*\.parquet", status=500),
+                                       Fault("GET", r"/cdn/.*\.png", status=429, headers={"Retry-After": "0"}),
+                                       Fault("GET", r"/resolve/.*manifest", before=lambda: time.sleep(1)),
+                                       Fault("POST", "/paths-info/", status=502)],
+                             ids=lambda f: f"{f.path} {f.status if f.cut is None else 'cut'}")  # fmt: skip
+    def test_downloads_that_fail_once(self, hub, saved, fault):
+        saved.push_to_hub()
+        hub.faults = [dataclasses.replace(fault)]
+        assert torch.equal(atomhub.load(f"alice/{saved.name}").images, saved.images)
+        assert hub.faults[0].times == 0
+
+    def test_a_link_to_something_else_is_not_published(self, hub, saved, tmp_path):
+        (tmp_path / "secret").write_text("password")
+        (saved.path / "preview.png").unlink()
+        (saved.path / "preview.png").symlink_to(tmp_path / "secret")
+        with pytest.raises(IntegrityError, match="preview.png is not the file"):
+            saved.push_to_hub()
+        assert hub.repos == {}
+
+    def test_a_broken_set_is_not_published(self, hub, saved):
+        path = saved.path / "preview.png"
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(IntegrityError, match="preview.png"):
+            saved.push_to_hub()
+        assert hub.repos == {}
+
+
+class TestAttacks:
+    """A stranger's repository can be refused, but never do harm."""
+
+    @pytest.fixture
+    def attack(self, hub, saved, tmp_path):
+        """Return a function that publishes altered files as somebody who knows the format would, and loads them."""
+        folder = tmp_path / "evil"
+        shutil.copytree(saved.path, folder)
+        count = iter(range(99))
+
+        def publish(files=None, manifest=None, tensors=None, digests=True):
+            for path, data in (files or {}).items():
+                (folder / path).write_bytes(data)
+            data = json.loads((folder / "manifest.json").read_text()) | (manifest or {})
+            if tensors is not None:
+                header = {"atomhub": json.dumps({"provenance": provenance(data)})}
+                save_file(
+                    {**load_file(saved.path / "distilled.safetensors"), **tensors},
+                    folder / "distilled.safetensors",
+                    header,
+                )
+            if digests:
+                data["files"] = {n: format_v1._digest(folder / n) for n in data["files"] if (folder / n).exists()} | {
+                    n: d for n, d in data["files"].items() if not (folder / n).exists()
+                }
+            (folder / "manifest.json").write_text(json.dumps(data))
+            repo = f"alice/evil-{next(count)}-{saved.name}"
+            hub.add(repo, content(folder))
+            return atomhub.load(repo)
+
+        return publish
+
+    def test_the_way_attacks_are_made_is_sound(self, attack, saved):
+        assert torch.equal(attack(tensors={}).images, saved.images)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"files": {"preview.png": b"x"}, "digests": False}, "preview.png is not the file"),
+            ({"tensors": {"images": torch.zeros(10, 1, 16, 16, dtype=torch.uint8)}}, "does not hold the images"),
+            ({"tensors": {"images": torch.zeros(10, 1, 16, 16)}}, "'images' should be"),
+            ({"tensors": {"images": torch.full((10, 1, 16, 16), float("nan"))}}, "'images' should be"),
+            ({"tensors": {"labels": torch.full((10,), 77)}}, "the labels are not 1 of each class"),
+            ({"manifest": {"ipc": 10**12}, "tensors": {}}, "should be"),
+            ({"manifest": {"files": {"../../../etc/passwd": "0" * 64}}}, r"names the file '\.\./"),
+            ({"manifest": {"files": {"/etc/passwd": "0" * 64}}}, "names the file '/etc/passwd'"),
+            ({"manifest": {"format_version": 99}}, "Upgrade atomhub"),
+            ({"files": {"distilled.safetensors": (2**40).to_bytes(8, "little") + b"{}"}}, "not a readable safetensors"),
+            (
+                {"files": {"distilled.safetensors": b"\x80\x04cos\nsystem\n(S'touch /tmp/pwned'\ntR."}},
+                "not a readable safetensors",
+            ),
+            ({"files": {"distilled.safetensors": b"x" * 2**21}}, "more than its manifest can explain"),
+            ({"files": {format_v1.PARQUET: b"PAR1"}}, "cannot be read"),
+        ],
+        ids=lambda value: None if isinstance(value, dict) else value,
+    )
+    def test_refused(self, attack, change, message):
+        with pytest.raises(IntegrityError, match=message):
+            attack(**change)
+
+    def test_a_parquet_of_other_images(self, attack, saved, tmp_path):
+        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=9)
+        other.as_hf_dataset().to_parquet(str(tmp_path / "other.parquet"))
+        with pytest.raises(IntegrityError, match="does not hold the images and classes"):
+            attack(files={format_v1.PARQUET: (tmp_path / "other.parquet").read_bytes()})
+
+    def test_a_token_is_never_told(self, hub, saved, capfd, caplog, monkeypatch):
+        token = "hf_" + "S3cret" * 5
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(AtomhubError) as caught:
+            saved.push_to_hub()
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        saved.push_to_hub()
+        told = str(caught.value) + str(capfd.readouterr()) + caplog.text
+        told += "".join(str(data) for data in hub.files(f"alice/{saved.name}").values())
+        assert token not in told
+        assert "hf_writer" not in told
+
+    @pytest.mark.parametrize(
+        "name",
+        ["<script>alert(1)</script>", "](http://evil)", "![x](http://evil/x.png)", "a\n---\nlicense: mit\n---", "`rm`",
+         "| a | b |", "{{ m }}", "{% raw %}", "<!-- /atomhub: results -->", "# title", "\u202etxt", "&lt;b&gt;",
+         "--- !!python/object"],
+    )  # fmt: skip
+    def test_hostile_class_names_mean_themselves(self, digits1, name):
+        pytest.importorskip("markdown_it")
+        from markdown_it import MarkdownIt
+
+        def card_with(text):
+            m = digits1.manifest
+            source = m.source.model_copy(update={"id": text, "license": text, "notes": (text,), "revision": text})
+            recipe = m.recipe.model_copy(update={"name": text})
+            return cards.dataset_card(m.model_copy(update={
+                "class_names": (text, *"123456789"), "source": source, "recipe": recipe, "device": text,
+                "command": text, "versions": {"atomhub": text, text: text}, "created": text,
+            }))  # fmt: skip
+
+        card, plain = card_with(name), card_with("plain")
+        bodies = [cards._FRONT.sub("", text) for text in (card, plain)]
+        tokens, usual = (MarkdownIt("commonmark").enable("table").parse(body) for body in bodies)
+        assert [t.type for t in tokens] == [t.type for t in usual]
+        kinds = [[c.type for t in found for c in (t.children or []) if c.type != "text"] for found in (tokens, usual)]
+        assert kinds[0] == kinds[1]
+        hostile, usual = (yaml.safe_load(cards._FRONT.match(text)[1]) for text in (card, plain))
+        assert list(hostile) == list(usual)
+        assert hostile["license"] == name
+        assert hostile["configs"] == usual["configs"]
+
+
+class TestCards:
+    def test_the_snippets_of_a_card_run_as_they_are(self, hub, saved, tmp_path, monkeypatch):
+        """Both the card in the folder, run beside it, and the one on the Hub, run anywhere."""
+        published = push(saved).card
+        local = (saved.path / "README.md").read_text()
+        for card, place in ((local, saved.path.parent), (published, tmp_path)):
+            monkeypatch.chdir(place)
+            snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+            assert len(snippets) == 3
+            for snippet in snippets:
+                exec(compile(snippet, "card", "exec"), {})
+
+    def test_a_model_card_names_the_set_and_its_result(self, home, digits1):
+        result = atomhub.evaluate(digits1, protocol="quick", runs=2, baseline=None)
+        card = ModelCard(cards.model_card(digits1.manifest, result, 1234567, "alice/digits-ipc1"))
+        assert card.data.datasets == ["alice/digits-ipc1"]
+        assert card.data.eval_results[0].metric_value == result.score.mean
+        assert "1,234,567 parameters" in card.text
+        validate(card, "model")
+
+
+class TestVerify:
+    @pytest.fixture
+    def measured(self, home):
+        distilled = atomhub.distill("digits", 1, overrides={"iterations": 40}).save()
+        atomhub.evaluate(distilled, protocol="quick", runs=3, baseline=None)
+        return distilled
+
+    def test_an_honest_claim_holds(self, measured):
+        (verdict,) = atomhub.verify(measured, runs=2)
+        assert verdict.holds
+        assert verdict.measured.seed != verdict.claim.seed
+        assert len(atomhub.load(measured.name).manifest.results.measured) == 1  # nothing is stored
+
+    def test_a_claim_that_is_not_true_does_not_hold(self, measured):
+        claim = measured.manifest.results.measured[0]
+        score = claim.score.model_copy(update={"mean": claim.score.mean + 9, "std": 0.1})
+        lie = measured.manifest.model_copy(update={"results": (claim.model_copy(update={"score": score}),)})
+        (verdict,) = atomhub.verify(measured.with_manifest(lie), runs=2)
+        assert not verdict.holds
+
+    def test_a_set_that_claims_nothing(self, digits1):
+        with pytest.raises(NotFoundError, match="claims no accuracy"):
+            atomhub.verify(digits1)
+
+
+def test_datasets_alone_reads_a_published_set_without_atomhub(hub, saved):
+    """A process in which atomhub cannot be imported."""
+    saved.push_to_hub()
+    code = (
+        "import sys; sys.modules['atomhub'] = None\n"
+        "from datasets import load_dataset\n"
+        f"rows = load_dataset('alice/{saved.name}', split='train')\n"
+        "print(rows.features['label'].names[3], rows[3]['image'].size, len(rows))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests", env=os.environ
+    )
+    assert done.stdout.split() == ["3", "(16,", "16)", "10"], done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _own_errors_only():
+    """Deprecation warnings of the clients are theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=FutureWarning)
+        yield
+
+
+class TestTheServer:
+    """The Hub of the tests itself, where a test of the product would not notice."""
+
+    def test_repositories_survive_on_disk(self, saved, tmp_path, monkeypatch):
+        kept = HubServer(tmp_path / "root")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", kept.url)
+        api = HfApi(endpoint=kept.url, token="hf_writer")
+        api.create_repo("alice/kept", repo_type="dataset")
+        api.upload_file(path_or_fileobj=b"hello", path_in_repo="a.txt", repo_id="alice/kept", repo_type="dataset")
+        api.create_tag("alice/kept", tag="v1", repo_type="dataset")
+        again = HubServer(tmp_path / "root")
+        assert again.files("alice/kept", "v1")["a.txt"] == b"hello"
+        HfApi(endpoint=again.url, token="hf_writer").delete_repo("alice/kept", repo_type="dataset")
+        assert HubServer(tmp_path / "root").repos == {}
+
+    def test_what_it_does_not_know_is_a_complaint(self, hub):
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{hub.url}/api/models")
+        assert hub.complaints
+        hub.complaints.clear()
+
+
+@pytest.mark.skipif(os.environ.get("ATOMHUB_LIVE_TESTS") != "1", reason="needs ATOMHUB_LIVE_TESTS=1 and HF_TOKEN")
+def test_the_real_hub(tmp_path):
+    """Push a private set, load it from a clean cache, delete it; in a process that is not told of the local Hub."""
+    code = (
+        "import atomhub, huggingface_hub as h\n"
+        "made = atomhub.distill('digits', 1, overrides={'iterations': 3}, name='atomhub-live-test')\n"
+        "url = made.push_to_hub(private=True)\n"
+        "repo = '/'.join(url.split('/')[-2:])\n"
+        "try:\n"
+        "    assert (atomhub.load(repo).images == made.images).all()\n"
+        "finally:\n"
+        "    h.HfApi().delete_repo(repo, repo_type='dataset')\n"
+    )
+    keep = {k: v for k, v in os.environ.items() if k not in ("HF_ENDPOINT", "HF_HUB_DISABLE_XET")}
+    environment = keep | {"HF_TOKEN": LIVE_TOKEN, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,98 @@
+"""Networks by name: the sizes of the literature, options, torchvision's, and what does not fit."""
+
+import pytest
+import torch
+
+from atomhub.errors import UsageError
+from atomhub.recipe import Recipe
+from atomhub.training.nets import NETWORKS, InputSpec
+from atomhub.training.networks import find_network, torchvision_names
+
+CIFAR = InputSpec(3, 10, 32)
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "parameters"),
+    [
+        ("convnet", 32, 320_010),
+        ("convnet", 64, 128 * 27 + 128 + 3 * (128 * 128 * 9 + 128) + 4 * 256 + 128 * 16 * 10 + 10),
+        ("mlp", 32, 411_146),
+        ("lenet", 32, 62_006),
+        ("alexnet", 32, 1_872_202),
+        ("vgg11", 32, 9_231_114),
+        ("resnet18:norm=batch", 32, 11_173_962),
+        ("resnet18:norm=batch", 64, 11_173_962),
+        (
+            "vit",
+            32,
+            6 * (4 * 512**2 + 2 * 512**2 + 4 * 512 + 512 + 512 + 4 * 512) + 48 * 512 + 67 * 512 + 2 * 512 + 5130,
+        ),
+        ("torchvision/resnet18", 32, 11_181_642),
+    ],
+)
+def test_sizes_are_those_of_the_literature(spec, size, parameters):
+    assert find_network(spec, InputSpec(3, 10, size)).parameters() == parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "images", [InputSpec(1, 10, 16), InputSpec(1, 10, 28), InputSpec(3, 7, 32), InputSpec(3, 200, 64)]
+)
+def test_every_network_takes_every_usual_size(name, images):
+    network = find_network(name, images)
+    with torch.no_grad():
+        found = network.build().eval()(torch.randn(2, images.channels, images.size, images.size))
+    assert found.shape == (2, images.classes)
+
+
+def test_the_recipe_says_what_the_spec_does_not():
+    recipe = Recipe(width=32, depth=2, norm="batch")
+    assert find_network("convnet", CIFAR, recipe).spec == "convnet:width=32,depth=2,norm=batch"
+    assert find_network("convnet:width=64", CIFAR, recipe).spec == "convnet:width=64,depth=2,norm=batch"
+    assert find_network("resnet18", CIFAR, recipe).spec == "resnet18:norm=batch"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "convnet:width=8,depth=2,norm=layer,activation=leakyrelu,pooling=max",
+        "vit:width=64,depth=2,heads=4,dropout=0.0",
+        "mlp:width=16",
+        "alexnet",
+        "torchvision/squeezenet1_1",
+    ],
+)
+def test_a_spec_is_read_back_as_it_was(spec):
+    first = find_network(spec, CIFAR)
+    again = find_network(first.spec, CIFAR, Recipe(width=3, norm="none"))
+    assert (again.spec, again.parameters()) == (first.spec, first.parameters())
+
+
+def test_torchvision_classifiers_go_by_their_names_and_take_grey_images():
+    assert {"resnet50", "mobilenet_v3_small", "vit_b_16", "regnet_x_400mf"} <= set(torchvision_names())
+    for name in ("squeezenet1_1", "regnet_x_400mf", "googlenet"):
+        model = find_network(name, InputSpec(1, 7, 32)).build().train()
+        output = model(torch.randn(2, 1, 32, 32))
+        assert output.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("convent", "(?s)no network 'convent'.*'convnet'"),
+        ("resnet9", "(?s)no network 'resnet9'.*'resnet"),
+        ("convnet:wdth=3", "(?s)no option 'wdth'.*'width'"),
+        ("lenet:width=3", "(?s)no option 'width'.*lenet has no options"),
+        ("resnet50:norm=batch", "no option 'norm'"),
+        ("convnet:norm=bath", "(?s)norm of the network 'convnet' cannot be 'bath'.*'instance', 'batch'"),
+        ("convnet:width=0", "width of the network 'convnet' cannot be '0'"),
+        ("convnet:width", "(?s)cannot be read at 'width'.*convnet:width=64"),
+        ("convnet:width=1,width=2", "cannot be read at 'width=2'"),
+        ("convnet:depth=6", "cannot take images of 32x32: nothing is left of them after 6 poolings"),
+        ("inception_v3", "(?s)'inception_v3' cannot take images of 32x32.*larger images"),
+        ("vit:patch=5", "cannot take images of 32x32: Input shape indivisible"),
+    ],
+)
+def test_what_is_not_possible_is_said(spec, message):
+    with pytest.raises(UsageError, match=message):
+        find_network(spec, CIFAR)
