@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from atomhub.command import python_command
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import UsageError, check_whole, closest
 from atomhub.manifest import Format, Manifest, check_name
@@ -51,7 +52,10 @@ def subset(
         source=distilled.manifest.provenance.source,
         parts=tuple(_moved(part, place.get) for part in _parts(distilled)),
         teacher=distilled.manifest.provenance.teacher if soft is not None else None,
-        command=f"{_expression(distilled)}.subset(classes={list(names)!r}, ipc={count!r})",
+        command=python_command(
+            f"atomhub.load({distilled.repo or distilled.name!r}).subset({list(names)!r}, {count}, {name!r})",
+            _unkept(distilled),
+        ),
         **_now(distilled),
     )
     manifest = Manifest(
@@ -94,6 +98,7 @@ def concat(
         )
     parts = tuple(_moved(part, own.__getitem__) for own, s in zip(labels, sets, strict=True) for part in _parts(s))
     _check_distinct(parts)
+    loads = ", ".join(f"atomhub.load({s.repo or s.name!r})" for s in sets)
     known = all(s.manifest.provenance.source for s in sets)
     networks = {s.manifest.results.network for s in sets}
     manifest = Manifest(
@@ -102,7 +107,7 @@ def concat(
         provenance=Provenance(
             source=joined([part.source for part in parts]) if known else None,
             parts=parts if known else (),
-            command=f"atomhub.concat([{', '.join(map(_expression, sets))}], by={by!r})",
+            command=python_command(f"atomhub.concat([{loads}], {by!r}, {name!r})", *map(_unkept, sets)),
             **_now(*sets),
         ),
         results=Results(network=networks.pop()) if len(networks) == 1 else Results(),
@@ -180,11 +185,10 @@ def _class_number(distilled: DistilledDataset, given: int | str) -> int:
     return check_whole("A class number", given, 0, len(names) - 1)
 
 
-def _expression(distilled: DistilledDataset) -> str:
-    """Return the Python expression that gives a set: how it was made if it was never kept, else that it is loaded."""
-    command = distilled.manifest.provenance.command or ""
-    kept = distilled.path is not None or distilled.repo is not None or not command.startswith("atomhub.")
-    return f"atomhub.load({distilled.repo or distilled.name!r})" if kept else command
+def _unkept(distilled: DistilledDataset) -> str | None:
+    """Return the command that makes a set which was never saved; None: it can be loaded."""
+    kept = distilled.path is not None or distilled.repo is not None
+    return None if kept else distilled.manifest.provenance.command
 
 
 def _parts(distilled: DistilledDataset) -> tuple[Part, ...]:

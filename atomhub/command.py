@@ -1,4 +1,4 @@
-"""The command that is recorded with a set: what to type to make it again."""
+"""The command that is recorded with a set: what to type in a shell to make it again."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def command(verb: str, *arguments: Any, settings: Mapping[str, str] | None = Non
     for key, text in (settings or {}).items():
         words += ["--set", f"{key}={text}"]
     return shlex.join(words)
+
+
+def python_command(expression: str, *before: str | None) -> str:
+    """Return a line of the shell that saves what a Python expression of atomhub gives.
+
+    Args:
+        expression: Such as ``atomhub.load('digits-ipc10').subset(ipc=1)``.
+        before: Commands that make what the expression loads.
+    """
+    made = shlex.join(["python", "-c", f"import atomhub; {expression}.save()"])
+    return " && ".join([*dict.fromkeys(filter(None, before)), made])

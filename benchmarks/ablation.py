@@ -34,7 +34,7 @@ PARTS = {
     "atom-plus": ("atom-plus", {}),
     "without views": ("atom-plus", {"formation": 1}),
     "without calibration": ("atom-plus", {"calibration": 0.0}),
-    "without calibration and pool": ("atom-plus", {"calibration": 0.0, "pool": 0}),
+    "without calibration and bank": ("atom-plus", {"calibration": 0.0, "bank": 0}),
     "without schedule": ("atom-plus", {"image_schedule": "constant"}),
     "without attention": ("atom-plus", {"spatial": 0.0, "channel": 0.0}),
     "without real statistics": ("atom-plus", {"statistics": "own"}),

@@ -3,7 +3,7 @@
     python benchmarks/reproduce.py benchmarks/reproduce/cifar10.toml [--quick] [--results DIR] [--stage DIR]
 
 Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
-ends; run again, what is there is kept and an interrupted distillation goes on. Random real images and herding are
+ends; run again, what is there is kept, and an interrupted distillation continues. Random real images and herding are
 measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and is labelled.
 ``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there, which
 leaves tables and sets in ``$OUT``.
@@ -26,7 +26,7 @@ from atomhub.recipe import choose_recipe
 from atomhub.storage import store
 
 PLAIN = ("random", "herding")
-MISSING = ("datasets>=4.0", "pydantic>=2.7", "platformdirs>=4")
+MISSING = ("datasets>=4.0", "lazy-loader>=0.4", "pydantic>=2.7", "platformdirs>=4")
 """What a staged machine may not have, beside atomhub itself."""
 
 
@@ -71,9 +71,9 @@ def cells(config, ipc, recipe, plain, device):
     """Distil and measure a recipe, and plain selections of real images beside it; return their rows."""
     one = distilled(config, ipc, recipe, device)
     protocol, runs = of(config, "protocol", ipc), config["networks"]
-    result = atomhub.evaluate(one, "convnet", protocol, runs, baseline=plain, device=device, seed=config["seed"])
-    m = one.manifest
-    rows = [{"recipe": recipe, **row(result.score), "set": m.name, "command": m.command, "seconds": m.seconds,
+    result = atomhub.evaluate(one, None, protocol, runs, baseline=plain, device=device, seed=config["seed"])
+    m = one.manifest.provenance
+    rows = [{"recipe": recipe, **row(result.score), "set": one.name, "command": m.command, "seconds": m.seconds,
              "memory": m.peak_memory, "device": m.device, "settings": m.recipe.model_dump(mode="json")}]  # fmt: skip
     rows += [{"recipe": kind, **row(result.baseline[kind])} for kind in plain]
     return [r | {"ipc": ipc, "protocol": result.protocol, "network": result.network} for r in rows]
@@ -85,7 +85,7 @@ def row(score):
 
 
 def markdown(config, rows):
-    """Return a table for every ipc, as protocols may differ: a line a recipe, beside what was published."""
+    """Return a table for every ipc, as protocols may differ: one line per recipe, beside what was published."""
     published, parts = config.get("published", {}), []
     for ipc in config["ipcs"]:
         mine = {r["recipe"]: r for r in rows if r["ipc"] == ipc}

@@ -23,6 +23,7 @@ from atomhub.core import augment
 from atomhub.core import engine as engine_module
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
+from atomhub.core.plan import flops
 from atomhub.core.whitening import Normalization
 from atomhub.devices import fast_bfloat16, find_device, keep_large_buffers
 from atomhub.recipe import Recipe
@@ -149,7 +150,7 @@ def stages(e, device):
 def floor(recipe, ipc, rate, speed, itemsize):
     """Return the least seconds an iteration could take: forward of both sides, backward of one, maps read once."""
     images = CLASSES * (recipe.real_batch + 2 * ipc)
-    work = images * operations(recipe.width, recipe.depth, 3, SIZE) / rate
+    work = images * flops(recipe.width, recipe.depth, 3, SIZE) / rate
     maps = sum(recipe.width * (SIZE // 2**layer) ** 2 for layer in range(recipe.depth - 1)) * itemsize
     return work + (images * maps / speed if recipe.spatial or recipe.channel else 0)
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
+from atomhub.errors import AtomhubError, AtomhubWarning
+
 from . import distill, evaluate, exchange, hub, recipes, search, sets, train
 from .output import say
 
 EPILOG = (
-    "Environment: ATOMHUB_HOME (store and cache), ATOMHUB_DATA (folder of parquet data sets, one folder a name), "
-    "ATOMHUB_DEBUG=1 (tracebacks)."
+    "Environment: ATOMHUB_HOME (store and cache), ATOMHUB_DATA (local datasets, NAME/train*.parquet and "
+    "NAME/test*.parquet), ATOMHUB_DEBUG=1 (tracebacks)."
 )
 
 
@@ -24,7 +26,7 @@ EPILOG = (
 @click.version_option(package_name="atomhub", prog_name="atomhub")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something fails.")
 def cli() -> None:
-    """Distil image datasets into a few images per class, measure them, and train on them.
+    """Distil image datasets into a few images per class, and train on them.
 
     Start with: atomhub demo
     """
@@ -56,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
     warnings.showwarning = _note
+    warnings.filterwarnings("default", category=AtomhubWarning)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         # --debug is understood after the command as well
@@ -66,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             why = "This run was stopped, or another of its processes has ended"
-            say(f"{why}: --resume goes on from the last checkpoint.", error=True)
+            say(f"{why}: --resume continues from the last checkpoint.", error=True)
         else:
-            say("Interrupted: what was not finished was not kept.")
+            say("Interrupted.")
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -87,8 +90,6 @@ def _terminated(*_: Any) -> None:
 
 def _explain(error: Exception) -> int:
     """Print an error as a sentence with its hint; return the exit code."""
-    from atomhub.errors import AtomhubError
-
     if isinstance(error, AtomhubError):
         message, hint, code = error.message, error.hint, error.exit_code
     elif isinstance(error, OSError):
@@ -108,7 +109,5 @@ def _explain(error: Exception) -> int:
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show atomhub's own warnings as a line; those of libraries are for developers."""
-    from atomhub.errors import AtomhubWarning
-
     if isinstance(message, AtomhubWarning):
         say(f"Note: {message}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -43,6 +44,17 @@ def home(tmp_path, monkeypatch):
     """A store and cache of the test's own."""
     monkeypatch.setenv("ATOMHUB_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run a line of the shell in a process of its own, in the home of the test; returns its exit code."""
+
+    def run(line):
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, cwd=tmp_path).returncode
+
+    return run
 
 
 @pytest.fixture

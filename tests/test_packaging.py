@@ -7,6 +7,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import lazy_loader
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ def wheel(tree, tmp_path_factory):
 def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"atomhub"}
-    kinds = (".py", ".j2", ".toml", "py.typed")
+    kinds = (".py", ".pyi", ".j2", ".toml", "py.typed")
     expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
     for name in ("cards", "cli"):
         expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}
@@ -71,6 +72,7 @@ def test_an_editable_install_finds_cards_and_cli_in_the_checkout(tree, tmp_path)
     subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
     assert not {"cli", "cards"} & {p.stem for p in site.iterdir()}
+    shutil.copytree(Path(lazy_loader.__file__).parent, site / "lazy_loader")  # all that the package itself needs
     code = (
         f"import site; site.addsitedir({str(site)!r})\n"
         "import atomhub.cli, atomhub.cards, atomhub.errors as e; print(atomhub.cli.__file__, e.__file__)"

@@ -20,7 +20,7 @@ def test_the_examples_run_one_after_the_other(home, tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         if "load_model" in block:
-            atomhub.train_classifier(names["distilled"], "lenet", "quick").save("digits-resnet18")
+            atomhub.save_model(atomhub.train_classifier(names["distilled"], "lenet", "quick"), "digits-resnet18")
         block = block.replace("range(200)", "range(2)").replace("num_train_epochs=200", "num_train_epochs=1")
         exec(compile(block, "README.md", "exec"), names)
     assert len(names["buffer"]) == 25

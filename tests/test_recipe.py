@@ -21,7 +21,7 @@ def test_presets_are_the_mixes_of_the_literature():
 def test_atom_plus_is_atom_with_more():
     atom, plus = (Recipe.named(name) for name in ("atom", "atom-plus"))
     changed = {key for key, value in plus if value != getattr(atom, key)}
-    assert changed == {"name", "formation", "image_schedule", "pool", "pool_epochs", "calibration", "statistics"}
+    assert changed == {"name", "formation", "image_schedule", "bank", "bank_epochs", "calibration", "statistics"}
 
 
 def test_a_description_leaves_out_what_has_no_effect():
@@ -31,8 +31,8 @@ def test_a_description_leaves_out_what_has_no_effect():
     assert Recipe.named("atom-plus", {"statistics": "own"}).describe() == "atom-plus with statistics=own"
 
 
-def test_calibration_and_pools_name_what_they_need():
-    with pytest.raises(UsageError, match="calibration needs trained networks: set pool above 0"):
+def test_calibration_and_banks_name_what_they_need():
+    with pytest.raises(UsageError, match="calibration needs trained networks: set bank above 0"):
         Recipe.named("atom", {"calibration": 0.1})
     with pytest.raises(UsageError, match="one width and depth"):
         Recipe.named("atom-plus", {"widths": "32,64"})

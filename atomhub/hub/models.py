@@ -14,7 +14,7 @@ from atomhub.core.whitening import Normalization, Whitening
 from atomhub.errors import IntegrityError, NotFoundError, UsageError
 from atomhub.files import check_target, new_folder
 from atomhub.hub.pull import download, split_name
-from atomhub.hub.push import Content, publish
+from atomhub.hub.push import Content, check_account, publish
 from atomhub.storage import cards
 from atomhub.training.classifier import Classifier, ModelConfig, untrained
 
@@ -148,6 +148,7 @@ def push_model(
     Raises:
         AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
     """
+    check_account(repo_id, token)
 
     def card(repo: str, theirs: str | None) -> str:
         fresh = classifier.card.replace('load_model("user/name")', f'load_model("{repo}")')

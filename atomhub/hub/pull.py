@@ -135,9 +135,8 @@ def _downloaded(
     except LocalEntryNotFoundError:
         pass
     at = f" at {revision!r}" if revision else ""
-    raise NotFoundError(
-        f"{repo}{at} was not downloaded before, and no network is to be used.", "Load it once with a network."
-    )
+    how = f"atomhub pull {repo}" if kind == "dataset" else f"atomhub.load_model({repo!r})"
+    raise NotFoundError(f"{repo}{at} was not downloaded before, and no network is to be used.", f"With one: {how}")
 
 
 def split_name(name: str, revision: str | None) -> tuple[str, str | None]:

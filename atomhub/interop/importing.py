@@ -70,6 +70,7 @@ def import_set(
     if space not in ("auto", "pixels", "normalized", "zca"):
         raise UsageError(f"The space cannot be {space!r}.", "Use auto, pixels, normalized or zca.")
     check_whole("The formation", formation, 1, 64)
+    find_network(network, InputSpec(3, 10, 32), tried=False)  # a wrong name is reported before the work
     path = Path(file).expanduser()
     content = _load(path)
     layout, images, targets = _found(path, content, None if labels is None else Path(labels).expanduser())

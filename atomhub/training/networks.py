@@ -157,7 +157,7 @@ def _tried(network: Network) -> Network:
         reason = re.sub(r"\s+", " ", first_line(error))[:200]
         raise UsageError(
             f"The network {network.spec!r} cannot take images of {inputs.size}x{inputs.size}: {reason}.",
-            "Use another network, or a set of larger inputs.",
+            "Use another network, or a set of larger images.",
         ) from error
     if tuple(found) != (2, inputs.classes):
         raise UsageError(f"The network {network.spec!r} gives {tuple(found)}, not (2, {inputs.classes}).")

@@ -83,7 +83,8 @@ def soften(
         "soften", distilled.repo or distilled.name, teacher=network.spec, epochs=epochs, temperature=temperature,
         seed=seed, name=chosen,
     )  # fmt: skip
-    before = distilled.manifest.provenance.command
+    kept = distilled.path is not None or distilled.repo is not None
+    before = None if kept else distilled.manifest.provenance.command
     manifest = distilled.manifest.replace(
         name=chosen,
         format={"labels": "soft"},

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from atomhub.core import initial
+from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
 from atomhub.core.synthetic import decode, encode
@@ -33,21 +34,21 @@ def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, o
     normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
     if recipe.zca:
         normalization = fit_zca(images, normalization)
-    pool = make_pool(recipe, channels) if recipe.pool else None
-    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, pool=pool, **(options or {}))
+    bank = make_bank(recipe, channels) if recipe.bank else None
+    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, bank=bank, **(options or {}))
 
 
-def make_pool(recipe, channels=3):
+def make_bank(recipe, channels=3):
     """Networks before and after a training that is pretended: both ends are drawn."""
     ends = []
     for end in range(2):
         states = []
-        for member in range(recipe.pool):
+        for member in range(recipe.bank):
             network = ConvNet(channels, len(SIZES), SIZE, recipe.width, recipe.depth, recipe.norm)
             network.reinitialise(torch.Generator().manual_seed(10 * member + end))
             states.append({n: p.detach() for n, p in network.named_parameters() if not n.startswith("norms")})
         ends.append({name: torch.stack([state[name] for state in states]) for name in states[0]})
-    return Pool(*ends)
+    return Bank(*ends)
 
 
 def reference_loss_and_gradient(engine, iteration):
@@ -65,7 +66,7 @@ def reference_loss_and_gradient(engine, iteration):
     weights = {k: v.double() for k, v in engine.embedding.network.state_dict().items()}
     trained = None
     if engine.recipe.calibration:
-        trained = {k: v[engine.embedding.member].double() for k, v in make_pool(engine.recipe).trained.items()}
+        trained = {k: v[engine.embedding.member].double() for k, v in make_bank(engine.recipe).trained.items()}
     loss = reference.objective(weights, real, list(seen), draw.augmentation, engine.recipe, trained)
     loss.backward()
     return loss.detach(), seen.grad
@@ -104,10 +105,10 @@ def test_every_augmentation_agrees_with_the_reference(operation):
         {"widths": (3, 5), "depths": (1, 2, 3)},
         {"formation": 2},
         {"formation": 4, "norm": "batch", "pixels": "float32"},
-        {"pool": 2},
-        {"pool": 2, "norm": "batch", "calibration": 0.3},
-        {"pool": 2, "norm": "batch", "calibration": 0.3, "statistics": "real", "formation": 2},
-        {"pool": 3, "calibration": 2.0, "formation": 2, "power": 2},
+        {"bank": 2},
+        {"bank": 2, "norm": "batch", "calibration": 0.3},
+        {"bank": 2, "norm": "batch", "calibration": 0.3, "statistics": "real", "formation": 2},
+        {"bank": 3, "calibration": 2.0, "formation": 2, "power": 2},
     ],
     ids=str,
 )
@@ -242,14 +243,14 @@ def test_the_learning_rate_follows_half_a_cosine():
     assert steps == pytest.approx([-0.01] * 5 + [-lr for lr in cosine], rel=1e-6)
 
 
-def test_networks_of_a_pool_lie_between_their_ends():
-    engine = make_engine(pool=2, width=3)
-    pool, shares = make_pool(engine.recipe), []
+def test_networks_of_a_bank_lie_between_their_ends():
+    engine = make_engine(bank=2, width=3)
+    bank, shares = make_bank(engine.recipe), []
     for iteration in range(40):
         engine.draw(iteration)
         now = engine.embedding.network.convolutions[1].weight
         a, b = (
-            side["convolutions.1.weight"][engine.embedding.member].double() for side in (pool.initial, pool.trained)
+            side["convolutions.1.weight"][engine.embedding.member].double() for side in (bank.initial, bank.trained)
         )
         share = ((now - a) / (b - a)).mean()
         assert torch.allclose(now, a + share * (b - a))

@@ -1,6 +1,7 @@
 """The Hub: published in one commit, found, pulled and verified; whatever goes wrong, nothing is half done."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -28,7 +29,8 @@ from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoun
 from atomhub.hub import requests
 from atomhub.hub.find import search
 from atomhub.hub.pull import pulled
-from atomhub.hub.push import HfApi, push
+from atomhub.hub.push import push
+from atomhub.manifest import digest
 from atomhub.storage import cards, format_v1
 from atomhub.training.protocols import PROTOCOLS
 
@@ -121,9 +123,22 @@ class TestPush:
         repo = hub.repos[f"alice/other-{saved.name}"]
         assert repo.private
         assert repo.commits[-1].title == "mine"
-        assert repo.tags == {"v1": repo.commits[-1].oid}
+        assert repo.tags == {"v1": repo.commits[-1].oid, "format-v1": repo.commits[-1].oid}
         assert push(saved, f"alice/other-{saved.name}", tags=["v1"]).changed is False
         assert atomhub.load(f"alice/other-{saved.name}@v1").name == saved.name
+
+    def test_the_tag_of_the_format_follows_the_newest_commit(self, hub, saved):
+        saved.push_to_hub()
+        repo = hub.repos[f"alice/{saved.name}"]
+        assert repo.tags == {"format-v1": repo.commits[-1].oid}
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+        atomhub.load(saved.name).push_to_hub()
+        assert repo.tags == {"format-v1": repo.commits[-1].oid}
+        newer = {"manifest.json": json.dumps({"format": {"version": 2}}).encode()}
+        repo.commit("a later atomhub", hub.files(f"alice/{saved.name}") | newer)
+        with pytest.raises(IntegrityError, match="(?s)format version 2.*@format-v1"):
+            atomhub.load(f"alice/{saved.name}")
+        assert len(atomhub.load(f"alice/{saved.name}@format-v1").manifest.results.measured) == 1
 
     def test_a_tag_never_moves(self, hub, saved, digits1):
         saved.push_to_hub(tags=["v1"])
@@ -329,7 +344,7 @@ class TestFaults:
 
     def test_a_repository_of_something_else_is_left_alone(self, hub, saved):
         hub.add(f"alice/{saved.name}", {"README.md": b"my holidays", "beach.jpg": b"x"})
-        with pytest.raises(AtomhubError, match=r"is not a distilled set: it holds README.md, beach.jpg"):
+        with pytest.raises(AtomhubError, match=r"was not published by atomhub: it holds beach.jpg"):
             saved.push_to_hub()
         assert set(hub.files(f"alice/{saved.name}")) == {"README.md", "beach.jpg"}
         with pytest.raises(NotFoundError, match="is not a distilled set: it has no manifest.json"):
@@ -343,7 +358,7 @@ class TestFaults:
                                        Fault("GET", r"/cdn/.*\.parquet", status=500),
                                        Fault("GET", r"/cdn/.*\.png", status=429, headers={"Retry-After": "0"}),
                                        Fault("GET", r"/resolve/.*manifest", before=lambda: time.sleep(1)),
-                                       Fault("POST", "/paths-info/", status=502)],
+                                       Fault("GET", "/api/datasets/alice", status=502)],
                              ids=lambda f: f"{f.path} {f.status if f.cut is None else 'cut'}")  # fmt: skip
     def test_downloads_that_fail_once(self, hub, saved, fault):
         saved.push_to_hub()
@@ -367,6 +382,10 @@ class TestFaults:
         assert hub.repos == {}
 
 
+ONE = {"sha256": "0" * 64, "size": 1}
+EVIL = {name: ONE for name in FILES - {"README.md", "manifest.json"}}
+
+
 class TestAttacks:
     """A stranger's repository can be refused, but never do harm."""
 
@@ -380,17 +399,21 @@ class TestAttacks:
         def publish(files=None, manifest=None, tensors=None, digests=True):
             for path, data in (files or {}).items():
                 (folder / path).write_bytes(data)
-            data = json.loads((folder / "manifest.json").read_text()) | (manifest or {})
+            data = json.loads((folder / "manifest.json").read_text())
+            for key, value in (manifest or {}).items():
+                data[key] = data[key] | value if key == "format" else value
             if tensors is not None:
-                header = {"atomhub": json.dumps({"provenance": provenance(data)})}
+                header = {"atomhub": json.dumps({"manifest": digest(data)})}
                 save_file(
                     {**load_file(saved.path / "distilled.safetensors"), **tensors},
                     folder / "distilled.safetensors",
                     header,
                 )
             if digests:
-                data["files"] = {n: format_v1._digest(folder / n) for n in data["files"] if (folder / n).exists()} | {
-                    n: d for n, d in data["files"].items() if not (folder / n).exists()
+                there = {n: folder / n for n in data["files"] if (folder / n).exists()}
+                data["files"] |= {
+                    n: {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "size": p.stat().st_size}
+                    for n, p in there.items()
                 }
             (folder / "manifest.json").write_text(json.dumps(data))
             repo = f"alice/evil-{next(count)}-{saved.name}"
@@ -405,21 +428,21 @@ class TestAttacks:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"files": {"preview.png": b"x"}, "digests": False}, "preview.png is not the file"),
+            ({"files": {"preview.png": b"x"}, "digests": False}, "preview.png has 1 bytes, and may have"),
             ({"tensors": {"images": torch.zeros(10, 1, 16, 16, dtype=torch.uint8)}}, "does not hold the images"),
             ({"tensors": {"images": torch.zeros(10, 1, 16, 16)}}, "'images' should be"),
             ({"tensors": {"images": torch.full((10, 1, 16, 16), float("nan"))}}, "'images' should be"),
             ({"tensors": {"labels": torch.full((10,), 77)}}, "the labels are not 1 of each class"),
-            ({"manifest": {"ipc": 10**12}, "tensors": {}}, "should be"),
-            ({"manifest": {"files": {"../../../etc/passwd": "0" * 64}}}, r"names the file '\.\./"),
-            ({"manifest": {"files": {"/etc/passwd": "0" * 64}}}, "names the file '/etc/passwd'"),
-            ({"manifest": {"format_version": 99}}, "Upgrade atomhub"),
+            ({"manifest": {"format": {"ipc": 10**12}}, "tensors": {}}, "should be"),
+            ({"manifest": {"files": EVIL | {"../../../etc/passwd": ONE}}}, r"names the file '\.\./"),
+            ({"manifest": {"files": EVIL | {"/etc/passwd": ONE}}}, "names the file '/etc/passwd'"),
+            ({"manifest": {"format": {"version": 99}}}, "Upgrade atomhub"),
             ({"files": {"distilled.safetensors": (2**40).to_bytes(8, "little") + b"{}"}}, "not a readable safetensors"),
             (
                 {"files": {"distilled.safetensors": b"\x80\x04cos\nsystem\n(S'touch /tmp/pwned'\ntR."}},
                 "not a readable safetensors",
             ),
-            ({"files": {"distilled.safetensors": b"x" * 2**21}}, "more than its manifest can explain"),
+            ({"files": {"distilled.safetensors": b"x" * 2**21}}, "more than such a set can have"),
             ({"files": {format_v1.PARQUET: b"PAR1"}}, "cannot be read"),
         ],
         ids=lambda value: None if isinstance(value, dict) else value,
@@ -457,13 +480,16 @@ class TestAttacks:
         from markdown_it import MarkdownIt
 
         def card_with(text):
-            m = digits1.manifest
-            source = m.source.model_copy(update={"id": text, "license": text, "notes": (text,), "revision": text})
-            recipe = m.recipe.model_copy(update={"name": text})
-            return cards.dataset_card(m.model_copy(update={
-                "class_names": (text, *"123456789"), "source": source, "recipe": recipe, "device": text,
+            p = digits1.manifest.provenance
+            source = p.source.model_copy(update={"id": text, "license": text, "notes": (text,), "revision": text})
+            provenance = {
+                "source": source, "recipe": p.recipe.model_copy(update={"name": text}), "device": text,
                 "command": text, "versions": {"atomhub": text, text: text}, "created": text,
-            }))  # fmt: skip
+            }  # fmt: skip
+            changed = digits1.manifest.replace(
+                format={"class_names": (text, *"123456789")}, provenance=provenance, results={"network": text}
+            )
+            return cards.dataset_card(changed)
 
         card, plain = card_with(name), card_with("plain")
         bodies = [cards._FRONT.sub("", text) for text in (card, plain)]
@@ -514,7 +540,7 @@ class TestVerify:
     def test_a_claim_that_is_not_true_does_not_hold(self, measured):
         claim = measured.manifest.results.measured[0]
         score = claim.score.model_copy(update={"mean": claim.score.mean + 9, "std": 0.1})
-        lie = measured.manifest.model_copy(update={"results": (claim.model_copy(update={"score": score}),)})
+        lie = measured.manifest.replace(results={"measured": (claim.model_copy(update={"score": score}),)})
         (verdict,) = atomhub.verify(measured.with_manifest(lie), runs=2)
         assert not verdict.holds
 

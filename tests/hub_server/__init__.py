@@ -298,11 +298,20 @@ class Handler(BaseHTTPRequestHandler):
         tags = [t for t in card.get("tags") or []] + ([f"license:{card['license']}"] if "license" in card else [])
         return {
             "id": name.removeprefix("models:"), "_id": "0", "sha": commit.oid,
-            "siblings": [{"rfilename": path} for path in commit.files],
+            "siblings": [self.sibling(path, content) for path, content in commit.files.items()],
             "tags": tags, "cardData": card, "private": found.private, "gated": False, "disabled": False,
             "downloads": found.downloads, "likes": 0, "author": self.owner(name),
             "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
+
+    def sibling(self, path, content):
+        if "blobs" not in self.query:
+            return {"rfilename": path}
+        entry = self.entry(path, content)
+        described = {"rfilename": path, "size": entry["size"], "blobId": entry["oid"]}
+        if large := entry.get("lfs"):
+            described["lfs"] = {"sha256": large["oid"], "size": large["size"], "pointerSize": large["pointerSize"]}
+        return described
 
     def search(self):
         found = []
@@ -503,6 +512,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {})
         return None
 
+    def untag(self, repo, rev):
+        found = self.open(repo, write=True)
+        if found and found.tags.pop(rev, None) is None:
+            return self.error(404, "RevisionNotFound", "Invalid rev id")
+        return self.reply(200, {}) if found else None
+
 
 REPO = r"(?P<repo>(models:)?[\w.-]+/[\w.-]+)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
@@ -519,6 +534,7 @@ ROUTES = [
     ("POST", rf"/api/datasets/{REPO}/preupload/{REV}", Handler.preupload),
     ("POST", rf"/api/datasets/{REPO}/commit/{REV}", Handler.commit),
     ("POST", rf"/api/datasets/{REPO}/tag/{REV}", Handler.tag),
+    ("DELETE", rf"/api/datasets/{REPO}/tag/{REV}", Handler.untag),
     ("POST", rf"/datasets/{REPO}\.git/info/lfs/objects/batch", Handler.batch),
     ("POST", rf"/datasets/{REPO}\.git/verify", Handler.verify),
     ("GET HEAD", r"/cdn/(?P<path>.+)", Handler.large),

@@ -49,9 +49,8 @@ def test_the_files_of_idc_dream_dance_and_ncfm_are_read(home, digits1, published
     pixels = digits1.images.float() / 255
     imported = import_set(published([pixels, digits1.labels]), "digits", name="pair")
     assert same(imported, digits1)
-    assert (imported.name, imported.manifest.provenance.imported.layout, imported.manifest.provenance.imported.space) == (
-        "pair", "pair", "pixels",
-    )  # fmt: skip
+    said = imported.manifest.provenance.imported
+    assert (imported.name, said.layout, said.space) == ("pair", "pair", "pixels")
 
 
 def test_the_files_of_mtt_are_read_with_the_labels_beside_them(home, digits1, published):
@@ -98,7 +97,7 @@ def test_multi_formation_is_decoded_view_by_view(home, digits1, published):
 
 def test_an_imported_set_is_kept_measured_and_says_what_it_is(home, digits1, published, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "brief", Protocol(3, 256, "test"))
-    imported = import_set(published(list(digits1.as_tensors())), "digits", network={"width": 8}).save()
+    imported = import_set(published(list(digits1.as_tensors())), "digits", network="convnet:width=8").save()
     again = atomhub.load("digits-ipc1-res")
     assert torch.equal(again.images, imported.images)
     result = atomhub.evaluate(again, protocol="brief", runs=1)
@@ -162,7 +161,7 @@ def test_a_file_that_would_run_something_is_refused_unopened(home, tmp_path, dig
             UsageError,
             r"(?s)shape \(10, 1, 16, 8\), and digits ones of \(1, 16, 16\).*--like",
         ),
-        (lambda x, y: [x[:9], y[:9]], UsageError, "between 0 and 1 images of a class"),
+        (lambda x, y: [x[:9], y[:9]], UsageError, "between 0 and 1 images per class"),
         (lambda x, y: [x, y + 1], UsageError, "labels that are not 0 to 9"),
         (lambda x, y: [x, y.float()], UsageError, r"labels of torch.float32 and shape \(10,\)"),
         (lambda x, y: [x, y.bool()], UsageError, "labels of torch.bool"),
@@ -189,7 +188,7 @@ def test_a_file_that_is_not_there_or_not_of_torch(home, tmp_path):
     wrong = [
         ({"space": "hsv"}, "space cannot be 'hsv'"),
         ({"formation": "2"}, "formation cannot be '2'"),
-        ({"network": {"zca": True}}, "has no 'zca'"),
+        ({"network": "convnet:zca=true"}, "has no option 'zca'"),
     ]
     for arguments, message in wrong:
         with pytest.raises(UsageError, match=message):

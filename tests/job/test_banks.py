@@ -1,4 +1,4 @@
-"""The pool: networks trained on real images once per source, kept, and counted in the time of every set."""
+"""A bank: networks trained on real images once per source, kept, and counted in the time of every set."""
 
 import pytest
 import torch
@@ -6,8 +6,11 @@ import torch
 import atomhub
 from atomhub import Recipe
 from atomhub.core.whitening import Normalization
+from atomhub.job import banks
+from atomhub.job.banks import find_bank
+from atomhub.training import bank as training_bank
 
-FIELDS = {"width": 8, "norm": "batch", "pool": 2, "pool_epochs": 4, "iterations": 3, "real_batch": 8}
+FIELDS = {"width": 8, "norm": "batch", "bank": 2, "bank_epochs": 4, "iterations": 3, "real_batch": 8}
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def real(home):
 
 def find(real, **fields):
     recipe = Recipe.named("atom", FIELDS | fields).resolved(1, 16, flip=False).replace(precision="float32")
-    return find_pool(real, recipe, Normalization(real.mean, real.std), torch.device("cpu"))
+    return find_bank(real, recipe, Normalization(real.mean, real.std), torch.device("cpu"))
 
 
 def loss(real, weights, member):
@@ -36,30 +39,30 @@ def loss(real, weights, member):
 
 
 def test_every_network_starts_elsewhere_and_learns(real):
-    pool = find(real)
-    assert len(pool) == 2
-    starts = pool.initial["convolutions.0.weight"]
+    bank = find(real)
+    assert len(bank) == 2
+    starts = bank.initial["convolutions.0.weight"]
     assert not torch.equal(starts[0], starts[1])
     for member in range(2):
-        assert loss(real, pool.trained, member) < 0.7 * loss(real, pool.initial, member)
+        assert loss(real, bank.trained, member) < 0.7 * loss(real, bank.initial, member)
 
 
 @pytest.fixture
 def trained(monkeypatch):
     """How many networks every training took, in order; the test may stop one."""
-    counts, fit = [], training_pool.fit
+    counts, fit = [], training_bank.fit
 
     def counted(networks, *arguments):
         counts.append(len(networks))
         return fit(networks, *arguments)
 
-    monkeypatch.setattr(training_pool, "fit", counted)
+    monkeypatch.setattr(training_bank, "fit", counted)
     return counts
 
 
-def same(pool, other):
-    """Whether networks are bit for bit the first ones of another pool."""
-    return all(torch.equal(pool.trained[n], other.trained[n][: len(pool)]) for n in pool.trained)
+def same(bank, other):
+    """Whether networks are bit for bit the first ones of another bank."""
+    return all(torch.equal(bank.trained[n], other.trained[n][: len(bank)]) for n in bank.trained)
 
 
 def test_a_network_is_trained_once_per_source_and_kind(real, home, trained):
@@ -68,21 +71,21 @@ def test_a_network_is_trained_once_per_source_and_kind(real, home, trained):
     assert sum(trained) == 2
     assert first.seconds == again.seconds > 0
     assert same(first, again)
-    more = find(real, pool=3)
+    more = find(real, bank=3)
     assert sum(trained) == 3
     assert same(first, more)
     find(real, width=4)
     assert sum(trained) == 5
-    oldest = min((home / "pools").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    oldest = min((home / "banks").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     oldest.write_bytes(oldest.read_bytes()[:1000])  # damaged: trained anew, to the same weights
     assert same(first, find(real))
     assert sum(trained) == 6
 
 
-def test_an_interrupted_pool_goes_on_with_the_next_network(real, trained, monkeypatch):
-    whole = find(real, pool_epochs=1)
+def test_an_interrupted_bank_continues_with_the_next_network(real, trained, monkeypatch):
+    whole = find(real, bank_epochs=1)
     with monkeypatch.context() as patch:
-        fit, calls = training_pool.fit, []
+        fit, calls = training_bank.fit, []
 
         def stopped(*arguments):
             calls.append(arguments)
@@ -90,26 +93,26 @@ def test_an_interrupted_pool_goes_on_with_the_next_network(real, trained, monkey
                 raise KeyboardInterrupt
             return fit(*arguments)
 
-        patch.setattr(training_pool, "fit", stopped)
+        patch.setattr(training_bank, "fit", stopped)
         with pytest.raises(KeyboardInterrupt):
-            find(real, pool_epochs=2)
+            find(real, bank_epochs=2)
     before = sum(trained)
-    pool = find(real, pool_epochs=2)
+    bank = find(real, bank_epochs=2)
     assert sum(trained) == before + 1
-    assert len(pool) == 2
-    assert not same(pool, whole)
+    assert len(bank) == 2
+    assert not same(bank, whole)
 
 
-def test_the_time_of_the_pool_counts_also_when_it_is_there_already(real, monkeypatch):
-    pool = find(real, pool=1)
+def test_the_time_of_the_bank_counts_also_when_it_is_there_already(real, monkeypatch):
+    bank = find(real, bank=1)
     monkeypatch.setattr(
-        training_pool, "_read", lambda key: type(pool)(pool.initial, pool.trained, 1000.0)
+        banks, "_read", lambda key: type(bank)(bank.initial, bank.trained, 1000.0)
     )  # as if its training had taken long
     assert atomhub.distill(real, 1, "atom", FIELDS).manifest.provenance.seconds >= 2000
 
 
 def test_a_set_of_atom_plus_trains_like_any_other(home):
-    plus = atomhub.distill("digits", 1, "atom-plus", {"iterations": 3, "pool": 2, "pool_epochs": 1, "width": 8})
+    plus = atomhub.distill("digits", 1, "atom-plus", {"iterations": 3, "bank": 2, "bank_epochs": 1, "width": 8})
     assert plus.images.shape == (10, 1, 16, 16)
     images, labels = plus.save().as_tensors()
     assert images.shape == (40, 1, 16, 16)
@@ -118,6 +121,6 @@ def test_a_set_of_atom_plus_trains_like_any_other(home):
 
 
 def test_one_network_in_half_precision_learns_as_well(real):
-    recipe = Recipe.named("atom", FIELDS | {"pool": 1}).resolved(1, 16, flip=False).replace(precision="bfloat16")
-    pool = find_pool(real, recipe, Normalization(real.mean, real.std), torch.device("cpu"))
-    assert loss(real, pool.trained, 0) < 0.7 * loss(real, pool.initial, 0)
+    recipe = Recipe.named("atom", FIELDS | {"bank": 1}).resolved(1, 16, flip=False).replace(precision="bfloat16")
+    bank = find_bank(real, recipe, Normalization(real.mean, real.std), torch.device("cpu"))
+    assert loss(real, bank.trained, 0) < 0.7 * loss(real, bank.initial, 0)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, image_folder
 
 import atomhub
 from atomhub.data.real import RealData, Split
@@ -24,7 +24,7 @@ RUN = {"overrides": {"iterations": 60, "width": 4, "real_batch": 4}, "checkpoint
 def work(folder, runs):
     """In a process of its own: go on with the run until it is over, then keep the set."""
     torch.set_num_threads(1)
-    atomhub.distill("digits", 1, **RUN, checkpoints=runs, resume=True).save(folder)
+    atomhub.distill("digits", 1, **RUN, checkpoints=runs, resume=True, save=folder)
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def straight(home):
 @pytest.fixture
 def forks(monkeypatch):
     """Processes that are quick to start: a server imports once, then forks; its environment is that of its start."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "job")]))
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["test_runs"])
+    forks.set_forkserver_preload(["test_run"])
     return forks
 
 
@@ -69,7 +69,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_one_that_was_not(hom
 def interrupted(runs, at=6, **changes):
     """Distil until an iteration, then be interrupted as by Ctrl-C."""
 
-    def interrupt(done, *_):
+    def interrupt(_, done, *rest):
         if done >= at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -81,24 +81,27 @@ class TestResume:
     def test_an_interrupt_keeps_where_the_run_was(self, home, tmp_path):
         whole = atomhub.distill("digits", 1, **RUN)
         interrupted(tmp_path / "runs", checkpoint_every=10**6)
-        resumed = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs", resume=True)
+        save = {"save": tmp_path / "set", "checkpoints": tmp_path / "runs", "resume": True}
+        resumed = atomhub.distill("digits", 1, **RUN, **save)
         assert torch.equal(whole.images, resumed.images)
-        resumed.save(tmp_path / "set")
         assert not (tmp_path / "runs").exists()
 
     def test_a_run_whose_set_could_not_be_saved_is_not_lost(self, home, tmp_path):
-        made = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs")
-        (tmp_path / "file").write_text("in the way")
+        made, done = atomhub.distill("digits", 1, **RUN), []
+
+        def in_the_way(_, iteration, total, loss):
+            if iteration == total:
+                (tmp_path / "new").write_text("a file where the folder was to be")
+
+        kept = {"save": tmp_path / "new" / "set", "checkpoints": tmp_path / "runs"}
         with pytest.raises(AtomhubError, match="Cannot write"):
-            made.save(tmp_path / "file" / "set")
-        done = []
-        again = atomhub.distill(
-            "digits", 1, **RUN, checkpoints=tmp_path / "runs", resume=True, progress=lambda *a: done.append(a)
-        )
+            atomhub.distill("digits", 1, **RUN, **kept, progress=in_the_way)
+        (tmp_path / "new").unlink()
+        again = atomhub.distill("digits", 1, **RUN, **kept, resume=True, progress=lambda *a: done.append(a))
         assert torch.equal(again.images, made.images)
         assert again.manifest.provenance.history == made.manifest.provenance.history
         assert done == []  # nothing was computed anew
-        again.save(tmp_path / "set")
+        assert torch.equal(atomhub.load(tmp_path / "new" / "set").images, made.images)
         assert not (tmp_path / "runs").exists()
 
     def test_an_unfinished_run_is_never_overwritten_unasked(self, home, tmp_path):
@@ -229,7 +232,7 @@ class TestParallel:
         # one process goes on with what two began
         resumed = atomhub.distill(
             "digits", 1, overrides={"width": 4, "real_batch": 8, "iterations": 400}, checkpoints=runs, resume=True,
-            checkpoint_every=50, command="x",
+            checkpoint_every=50,
         )  # fmt: skip
         assert len(resumed) == 10
 
@@ -249,7 +252,7 @@ SEVERAL = {
     "batch": {"norm": "batch"},
     "pieces": {"norm": "batch", "statistics": "real"},  # with a limit under which some have to take images in pieces
     # with batch norm, views of digits have units at ReLU's edge, which rounding alone tips over, also in one process
-    "plus": {"norm": "instance", "formation": 2, "pool": 2, "pool_epochs": 1, "calibration": 0.1},
+    "plus": {"norm": "instance", "formation": 2, "bank": 2, "bank_epochs": 1, "calibration": 0.1},
 }
 
 
@@ -269,3 +272,85 @@ def share(rank, size, folder, home):
         if rank == 0:
             distilled.save(folder / name)
     torch.distributed.destroy_process_group()
+
+
+class TestDistil:
+    def test_more_images_than_a_class_has(self, home, photos):
+        with pytest.raises(AtomhubError, match="'cat' has 8 real training images, fewer than ipc 9"):
+            atomhub.distill(photos, 9)
+
+    def test_impossible_arguments(self):
+        with pytest.raises(UsageError, match="ipc cannot be 0"):
+            atomhub.distill("digits", 0)
+        with pytest.raises(UsageError, match="no device 'tpu9'"):
+            atomhub.distill("digits", 1, device="tpu9")
+        for arguments, message in (
+            ({"ipc": "1"}, "ipc cannot be '1'"),
+            ({"ipc": 1.5}, "ipc cannot be 1.5"),
+            ({"ipc": True}, "ipc cannot be True"),
+            ({"ipc": 1, "seed": -1}, "seed cannot be -1"),
+            ({"ipc": 1, "device": "mps"}, "no device 'mps'"),
+            ({"ipc": 1, "sise": 16}, "no source option 'sise'"),
+            ({"ipc": 1, "revision": "v1"}, "digits has no use for the option revision"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                atomhub.distill("digits", **arguments)
+
+    def test_options_for_a_source_that_is_open_already(self, home):
+        with pytest.raises(UsageError, match="'size' comes too late"):
+            atomhub.distill(atomhub.open_source("digits"), 1, size=32)
+
+    def test_accuracy_on_the_way_needs_test_images(self, home):
+        real = atomhub.open_source("digits", test_fraction=0)
+        with pytest.raises(UsageError, match="measure_every needs test images"):
+            atomhub.distill(real, 1, measure_every=10)
+
+    @pytest.mark.parametrize(
+        ("arguments", "options"),
+        [
+            (("datadam", {"iterations": 2}), {"seed": 4, "size": 20}),
+            (
+                ("atom-plus", {"iterations": 2, "bank": 0, "calibration": 0, "augmentation": "flip,crop"}),
+                {"flip": True},
+            ),
+            ((atomhub.Recipe(name="mine", iterations=2, width=4, depth=2, init="noise", pixels="float32"),), {}),
+        ],
+        ids=["preset", "lists", "recipe"],
+    )
+    def test_the_recorded_command_makes_the_same_images(self, home, shell, arguments, options):
+        first = atomhub.distill("digits", 2, *arguments, **options)
+        assert shell(first.manifest.provenance.command) == 0
+        again = atomhub.load("digits-ipc2")
+        assert torch.equal(first.images, again.images)
+        assert again.manifest.provenance.recipe == first.manifest.provenance.recipe
+        assert again.manifest.provenance.command == first.manifest.provenance.command
+
+    def test_the_options_of_an_open_source_are_recorded_as_well(self, home):
+        real = atomhub.open_source("digits", size=20, test_fraction=0.25)
+        made = atomhub.distill(real, 1, overrides={"iterations": 1}, name="mine")
+        command = "atomhub distill digits --ipc 1 --recipe atom --seed 0 --name mine --size 20 --test-fraction 0.25"
+        assert made.manifest.provenance.command == f"{command} --set iterations=1"
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_cuda_without_cuda(self):
+        with pytest.raises(UsageError, match="(?s)'cuda' was asked for.*--device cpu"):
+            atomhub.distill("digits", 1, device="cuda")
+
+    def test_a_tuned_source_keeps_what_the_user_sets(self):
+        from atomhub.recipe import choose_recipe
+
+        assert choose_recipe("atom", "digits").width == 32
+        assert choose_recipe("atom", "digits", {"width": 16}).width == 16
+        assert choose_recipe("atom", "cifar10").width == 128
+
+    def test_accuracy_on_the_way_is_recorded_and_changes_nothing(self, home):
+        plain = atomhub.distill("digits", 1, overrides={"iterations": 4})
+        measured = atomhub.distill("digits", 1, overrides={"iterations": 4}, measure_every=2)
+        assert [iteration for iteration, _ in measured.manifest.provenance.accuracy_history] == [2, 4]
+        assert torch.equal(plain.images, measured.images)
+
+    def test_large_and_padded_sizes(self, home, tmp_path):
+        root = image_folder(tmp_path / "odd", {"train": 3, "test": 1}, size=(28, 28))
+        distilled = atomhub.distill(root, 1, overrides={"iterations": 2, "width": 4})
+        assert distilled.images.shape == (2, 3, 28, 28)
+        assert distilled.manifest.provenance.recipe.depth == 3

@@ -7,6 +7,7 @@ import pytest
 
 import atomhub
 from atomhub.errors import UsageError
+from atomhub.job.search import plot
 from atomhub.training import architectures as searching
 from atomhub.training.architectures import Space, find_space
 from atomhub.training.protocols import PROTOCOLS, Protocol
@@ -59,7 +60,7 @@ def test_the_ranking_is_checked_by_training_on_the_whole_set(home, digits1, spac
     ranks = [np.argsort(np.argsort(a)) for a in ([c.accuracy for c in found.candidates], real)]
     assert found.correlation == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-3)  # no ties here
     assert found.images == (10, 1437)
-    searching.plot(found, tmp_path / "plot.png")
+    plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -130,21 +131,21 @@ def test_lines_of_a_log_that_are_no_results_are_passed_over(home, digits1, space
 
 
 def test_a_check_that_fails_counts_nowhere_and_is_tried_again(home, digits1, space, tmp_path, monkeypatch):
-    run = searching._Trial.run
+    run = searching.Trials._run
 
     def failing(self, spec, images, *rest):
         if len(images) > 100 and spec == "mlp:width=4":
             return searching.Candidate(spec, 0.0, 1, 0.0, "no memory")
         return run(self, spec, images, *rest)
 
-    monkeypatch.setattr(searching._Trial, "run", failing)
+    monkeypatch.setattr(searching.Trials, "_run", failing)
     log = tmp_path / "results.jsonl"
     found = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
     (failed,) = [c for c in found.checks if c.failed]
     assert failed.network == "mlp:width=4"
     good = [c.accuracy for c in found.checks if not c.failed]
     assert found.regret == pytest.approx(max(good) - good[0], abs=1e-3)
-    monkeypatch.setattr(searching._Trial, "run", run)
+    monkeypatch.setattr(searching.Trials, "_run", run)
     again = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
     assert not any(c.failed for c in again.checks)
 

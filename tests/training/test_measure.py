@@ -11,6 +11,7 @@ import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.provenance import Teacher
 from atomhub.training import fit as fitting
+from atomhub.training.accuracy import accuracy
 from atomhub.training.baselines import herding_real, random_real
 from atomhub.training.measure import summary
 from atomhub.training.nets import InputSpec
@@ -67,9 +68,9 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
     for runs in (1, 2):
         result = atomhub.evaluate(saved, tiny, "quick", runs=runs)
     again = atomhub.load(saved.name)
-    assert again.manifest.results == (result,)
+    assert again.manifest.results.measured == (result,)
     atomhub.evaluate(again, tiny, "mix", runs=1, baseline=())
-    assert [r.protocol for r in atomhub.load(saved.name).manifest.results] == ["quick", "mix"]
+    assert [r.protocol for r in atomhub.load(saved.name).manifest.results.measured] == ["quick", "mix"]
     card = (saved.path / "README.md").read_text()
     interval = f"± {result.score.interval:.1f}"
     assert (
@@ -77,19 +78,19 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
         in card
     )
     assert "| tiny() | quick |" in card
-    assert json.loads((saved.path / "manifest.json").read_text())["results"][0]["score"]["runs"] == 2
+    assert json.loads((saved.path / "manifest.json").read_text())["results"]["measured"][0]["score"]["runs"] == 2
 
 
 def test_fewer_runs_never_take_the_place_of_more(home, digits1, short):
     saved = digits1.save()
     for runs in (2, 1):
         atomhub.evaluate(saved, tiny, "quick", runs=runs, baseline=None)
-    assert [r.score.runs for r in atomhub.load(saved.name).manifest.results] == [2, 1]
+    assert [r.score.runs for r in atomhub.load(saved.name).manifest.results.measured] == [2, 1]
 
 
 def test_a_set_measured_in_memory_keeps_its_results_when_saved(home, digits1):
     result = atomhub.evaluate(digits1, tiny, "quick", runs=1, baseline=None)
-    assert atomhub.load(digits1.save().path).manifest.results == (result,)
+    assert atomhub.load(digits1.save().path).manifest.results.measured == (result,)
 
 
 def test_a_result_is_returned_even_if_it_cannot_be_stored(home, digits1):
@@ -104,7 +105,7 @@ def test_a_result_is_never_stored_with_another_set(home, digits1):
     atomhub.distill("digits", 1, overrides={"iterations": 1}).save(overwrite=True)
     with pytest.warns(AtomhubWarning, match="Another set lies in"):
         atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None)
-    assert atomhub.load(saved.name).manifest.results == ()
+    assert atomhub.load(saved.name).manifest.results.measured == ()
 
 
 def test_a_float_set_is_measured_rounded_to_8_bits_as_well(home):
@@ -180,7 +181,7 @@ def test_accuracy_is_a_percentage_of_right_answers(digits1):
         model[1].weight.zero_()
         model[1].bias.copy_(torch.eye(10)[3])  # always answers 3
     labels = torch.tensor([3, 3, 3, 3, 3, 3, 1, 2])
-    assert fitting.accuracy(model, images, labels, digits1.normalization, torch.device("cpu"), 10) == 75
+    assert accuracy(model, images, labels, digits1.normalization, torch.device("cpu"), 10) == 75
 
 
 def test_the_interval_of_the_mean_is_students():
@@ -223,7 +224,7 @@ def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits
         plain(models, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("atomhub.training.evaluation.fit", fit)
+        patch.setattr("atomhub.training.measure.fit", fit)
         atomhub.evaluate(digits1, network, "quick", runs=2)
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(weights[1], weights[3])
@@ -316,7 +317,7 @@ def test_a_compiled_training_gives_the_same(monkeypatch):
     images, labels = torch.randn(20, 1, 16, 16), torch.arange(20) % 10
     found = []
     for long in (10**12, 0):
-        monkeypatch.setattr(trainer, "_LONG", long)
+        monkeypatch.setattr(fitting, "_LONG", long)
         with fitting.seeded(0, torch.device("cpu")):
             model = network.build()
         train(model, images, labels, Protocol(4, 20, "test"), OPERATIONS)
@@ -328,7 +329,7 @@ def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(trainer, "_LONG", 0)
+    monkeypatch.setattr(fitting, "_LONG", 0)
     monkeypatch.setattr(torch, "compile", lambda model, **_: broken)
     model = tiny()
     before = model[1].weight.detach().clone()
@@ -370,7 +371,7 @@ def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, dig
     assert torch.equal(again.soft_labels, soft.soft_labels)
     atomhub.evaluate(again, tiny, "brief", runs=1)
     atomhub.evaluate(again, tiny, "brief", runs=1, labels="soft")
-    assert [r.labels for r in atomhub.load("digits-ipc1-soft").manifest.results] == ["hard", "soft"]
+    assert [r.labels for r in atomhub.load("digits-ipc1-soft").manifest.results.measured] == ["hard", "soft"]
     card = (saved.path / "README.md").read_text()
     assert "brief, soft labels" in card
     assert "teacher mlp:width=32, 40 epochs" in card
@@ -381,8 +382,8 @@ def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, dig
 def test_soft_labels_that_are_no_probabilities_are_refused(home, digits1):
     soft = dataclasses.replace(
         digits1, soft_labels=torch.full((10, 10), 0.5, dtype=torch.float16),
-        manifest=digits1.manifest.model_copy(
-            update={"teacher": Teacher(network="mlp", epochs=1, seed=0), "name": "wrong"}
+        manifest=digits1.manifest.replace(
+            format={"labels": "soft"}, provenance={"teacher": Teacher(network="mlp", epochs=1, seed=0)}, name="wrong"
         ),
     )  # fmt: skip
     with pytest.raises(AtomhubError, match="soft labels are not probabilities"):

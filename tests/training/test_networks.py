@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from atomhub.errors import UsageError
-from atomhub.recipe import Recipe
 from atomhub.training.nets import NETWORKS, InputSpec
 from atomhub.training.networks import find_network, torchvision_names
 
@@ -45,11 +44,12 @@ def test_every_network_takes_every_usual_size(name, images):
     assert found.shape == (2, images.classes)
 
 
-def test_the_recipe_says_what_the_spec_does_not():
-    recipe = Recipe(width=32, depth=2, norm="batch")
-    assert find_network("convnet", CIFAR, recipe).spec == "convnet:width=32,depth=2,norm=batch"
-    assert find_network("convnet:width=64", CIFAR, recipe).spec == "convnet:width=64,depth=2,norm=batch"
-    assert find_network("resnet18", CIFAR, recipe).spec == "resnet18:norm=batch"
+def test_the_network_of_a_set_says_what_the_spec_does_not():
+    usual = "convnet:width=32,depth=2,norm=batch"
+    assert find_network(None, CIFAR, usual).spec == usual
+    assert find_network("convnet", CIFAR, usual).spec == "convnet:width=32,depth=2,norm=batch"
+    assert find_network("convnet:width=64", CIFAR, usual).spec == "convnet:width=64,depth=2,norm=batch"
+    assert find_network("resnet18", CIFAR, usual).spec == "resnet18:norm=batch"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_recipe_says_what_the_spec_does_not():
 )
 def test_a_spec_is_read_back_as_it_was(spec):
     first = find_network(spec, CIFAR)
-    again = find_network(first.spec, CIFAR, Recipe(width=3, norm="none"))
+    again = find_network(first.spec, CIFAR, "convnet:width=3,norm=none")
     assert (again.spec, again.parameters()) == (first.spec, first.parameters())
 
 

@@ -1,0 +1,309 @@
+"""A set on disk: exact, complete, refused when it is not itself, and read for ever."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import atomhub
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
+from atomhub.manifest import Manifest, digest
+from atomhub.storage import store
+
+PARQUET = "data/train-00000-of-00001.parquet"
+
+
+@pytest.fixture
+def saved(digits1, tmp_path):
+    """Digits at ipc 1 in a folder."""
+    return digits1.save(tmp_path / "set")
+
+
+@pytest.fixture(params=["uint8", "float32"])
+def colour(request, home, photos):
+    """A small colour set in the store, of either kind of pixels."""
+    overrides = {"iterations": 3, "width": 4, "real_batch": 4, "pixels": request.param}
+    return atomhub.distill(photos, 2, overrides=overrides).save()
+
+
+def test_a_set_comes_back_as_it_was(colour):
+    again = atomhub.load("photos-ipc2")
+    assert torch.equal(again.images, colour.images)
+    assert torch.equal(again.labels, torch.tensor([0, 0, 1, 1]))
+    assert again.manifest == colour.manifest
+    assert again.images.dtype == getattr(torch, colour.manifest.format.pixels)
+    assert {p.relative_to(again.path).as_posix() for p in again.path.rglob("*") if p.is_file()} == {
+        "README.md", "manifest.json", "distilled.safetensors", PARQUET, "preview.png", "curve.png",
+    }  # fmt: skip
+
+
+def test_files_are_readable_by_others(saved):
+    assert {oct(p.stat().st_mode & 0o444) for p in saved.path.rglob("*") if p.is_file()} == {"0o444"}
+
+
+def test_the_png_images_of_a_uint8_set_are_its_tensors(home, photos):
+    distilled = atomhub.distill(photos, 3, overrides={"iterations": 3, "width": 4, "real_batch": 4}).save()
+    rows = load_dataset("parquet", data_files=str(distilled.path / PARQUET), split="train")
+    for row, image, label in zip(rows, distilled.images, distilled.labels, strict=True):
+        assert row["image"].format == "PNG"
+        assert np.array_equal(np.asarray(row["image"]).transpose(2, 0, 1), image.numpy())
+        assert row["label"] == label
+
+
+def test_plain_datasets_loads_the_folder_with_images_and_class_names(colour):
+    rows = load_dataset(str(colour.path), split="train")
+    assert rows.features["label"].names == ["cat", "dog"]
+    assert rows[0]["image"].size == (20, 20)
+    assert rows["label"] == [0, 0, 1, 1]
+
+
+def test_pictures_show_every_class(saved):
+    preview = Image.open(saved.path / "preview.png")
+    assert preview.width > 10 * 16
+    assert Image.open(saved.path / "curve.png").width > 300
+
+
+def test_the_manifest_tells_how_to_make_the_set_again(home, photos):
+    first = atomhub.distill(photos, 1, overrides={"iterations": 3, "width": 4}, seed=5)
+    manifest = first.manifest
+    again = atomhub.distill(photos, manifest.format.ipc, manifest.provenance.recipe, seed=manifest.provenance.seed)
+    assert torch.equal(first.images, again.images)
+    assert str(photos.parent) not in manifest.model_dump_json()
+
+
+def test_the_card_shows_what_is_known(saved):
+    card = (saved.path / "README.md").read_text()
+    for text in ("license: cc-by-4.0", "- atomhub", "- dataset-distillation", "- source:digits", "path: data/train-*",
+                 "![The images, class by class](preview.png)", 'atomhub.load("digits-ipc1")', "iterations = 3",
+                 "Not measured yet"):  # fmt: skip
+        assert text in card
+
+
+def test_text_from_a_manifest_cannot_alter_the_card(digits1, tmp_path):
+    names = ("<script>alert(1)</script>", "](http://x)", "a\n---\nlicense: mit", "|", "`x`", *"56789")
+    manifest = digits1.manifest.replace(format={"class_names": names})
+    card = (digits1.with_manifest(manifest).save(tmp_path / "set").path / "README.md").read_text()
+    assert "<script>" not in card
+    assert "license: mit" not in card.split("---")[1]
+    row = next(line for line in card.splitlines() if line.startswith("| classes"))
+    assert r"\](http\://x)" in row
+    assert r"\|" in row
+    assert r"\`x\`" in row
+
+
+def test_the_manifest_schema_round_trips(digits1):
+    assert Manifest.model_validate_json(digits1.manifest.model_dump_json()) == digits1.manifest
+
+
+class TestTampering:
+    """Every change to a set on disk is refused with the name of the file."""
+
+    @pytest.mark.parametrize("name", ["distilled.safetensors", PARQUET, "preview.png", "curve.png"])
+    def test_a_changed_truncated_or_missing_file(self, saved, name):
+        path = saved.path / name
+        good = path.read_bytes()
+        for bad in (good[:-20], good[:-1] + bytes([good[-1] ^ 1]), b""):
+            path.write_bytes(bad)
+            with pytest.raises(IntegrityError, match=f"{path.name} is not the file"):
+                atomhub.load(saved.path)
+        path.unlink()
+        with pytest.raises(IntegrityError, match=f"{path.name} cannot be read: No such file"):
+            atomhub.load(saved.path)
+
+    @staticmethod
+    def edit(saved, part=None, **changes):
+        """Change fields of the manifest's JSON, or of a part of it."""
+        path = saved.path / "manifest.json"
+        data = json.loads(path.read_text())
+        (data[part] if part else data).update(changes)
+        path.write_text(json.dumps(data))
+
+    def described(self, saved, *names):
+        """Give the manifest the digests of changed files, as someone who knows the format would."""
+        files = json.loads((saved.path / "manifest.json").read_text())["files"]
+        for name in names:
+            content = (saved.path / name).read_bytes()
+            files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        self.edit(saved, files=files)
+
+    def rewrite(self, saved, header=None, **tensors):
+        """Replace tensors, or their header, and adjust the digests."""
+        path = saved.path / "distilled.safetensors"
+        with safe_open(path, "pt") as file:
+            header = file.metadata() if header is None else header
+        save_file({**load_file(path), **tensors}, path, header)
+        self.described(saved, path.name)
+
+    def sign(self, saved):
+        """Make the tensors belong to the manifest as it is now."""
+        about = digest(json.loads((saved.path / "manifest.json").read_text()))
+        self.rewrite(saved, {"atomhub": json.dumps({"manifest": about})})
+
+    def test_a_changed_manifest(self, saved):
+        self.edit(saved, "format", class_names=list("9876543210"))
+        with pytest.raises(IntegrityError, match=r"manifest\.json was changed"):
+            atomhub.load(saved.path)
+
+    @pytest.mark.parametrize(
+        ("part", "changes", "message"),
+        [
+            ("format", {"ipc": 0}, "not a valid manifest: format.ipc"),
+            (None, {"name": "../up"}, "not a valid manifest: name"),
+            (None, {"format": []}, "names no version of its format"),
+            ("format", {"surprise": 1}, "not a valid manifest: format.surprise"),
+            ("format", {"std": [0.0]}, "std must be above 0"),
+            ("format", {"channels": 3}, "one number for each channel"),
+            (None, {"files": {}}, "no digest of data/train"),
+            ("format", {"mean": [float("nan")]}, "not a valid manifest: format.mean"),
+            ("format", {"class_names": list("0123456788")}, "class names must differ"),
+            ("format", {"version": True}, "names no version of its format"),
+            ("format", {"version": 2}, "(?s)format version 2; this atomhub reads 1.*Upgrade.*@format-v1"),
+            ("format", {"version": 2, "layout": "new"}, "(?s)format version 2; this atomhub reads 1"),
+            ("files", {"../../up.png": {"sha256": "0" * 64, "size": 1}}, r"names the file '\.\./\.\./up\.png'"),
+            ("files", {"preview.png": {"sha256": "0" * 64, "size": 10**12}}, "more than such a set can have"),
+            ("files", {"preview.png": {"sha256": "0" * 64}}, "not a valid manifest: files.preview.png.size"),
+        ],
+    )
+    def test_a_manifest_that_cannot_be(self, saved, part, changes, message):
+        self.edit(saved, part, **changes)
+        with pytest.raises(IntegrityError, match=message):
+            atomhub.load(saved.path)
+
+    def test_what_a_later_atomhub_says_of_provenance_and_results_is_kept_and_decides_nothing(self, saved):
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+        data = json.loads((saved.path / "manifest.json").read_text())
+        data["provenance"] |= {"weather": "rain", "recipe": data["provenance"]["recipe"] | {"norm": "new", "knob": 1}}
+        data["provenance"]["source"] |= {"kind": "webdataset", "shards": 3}
+        data["results"] |= {"judged": ["by ear"]}
+        data["results"]["measured"][0]["energy"] = 5
+        data["more"] = {"of": "it"}
+        (saved.path / "manifest.json").write_text(json.dumps(data))
+        self.sign(saved)
+        again = atomhub.load(saved.path)
+        assert torch.equal(again.images, saved.images)
+        assert again.manifest.provenance.method == "atom"
+        atomhub.evaluate(again, "mlp", "quick", runs=1, baseline=None)
+        copy = atomhub.load(again.save(saved.path.parent / "copy").path)
+        for found in (json.loads((p / "manifest.json").read_text()) for p in (saved.path, copy.path)):
+            assert found["provenance"] | {"recipe": 0} == data["provenance"] | {"recipe": 0}
+            assert found["provenance"]["recipe"] == data["provenance"]["recipe"]
+            assert found["results"]["judged"] == ["by ear"]
+            assert [r.get("energy") for r in found["results"]["measured"]] == [5, None]
+            assert found["more"] == {"of": "it"}
+
+    def test_a_set_of_which_only_the_format_is_known(self, saved):
+        self.edit(saved, provenance={}, results={})
+        self.sign(saved)
+        again = atomhub.load(saved.path)
+        assert torch.equal(again.as_tensors()[0], saved.as_tensors()[0])
+        card = again.save(saved.path.parent / "bare").path / "README.md"
+        assert "training images of 10 classes of\nunknown" in card.read_text()
+        with pytest.raises(NotFoundError, match="does not say which real images"):
+            atomhub.evaluate(again, protocol="quick", runs=1)
+        real = atomhub.open_source("digits")
+        assert atomhub.evaluate(again, "mlp", "quick", runs=1, source=real).test_images == 360
+
+    def test_a_manifest_that_is_not_json(self, saved):
+        (saved.path / "manifest.json").write_text("{")
+        with pytest.raises(IntegrityError, match=r"manifest\.json cannot be read"):
+            atomhub.load(saved.path)
+
+    @pytest.mark.parametrize(
+        ("tensors", "message"),
+        [
+            ({"images": torch.zeros(10, 1, 8, 8, dtype=torch.uint8)}, "'images' should be"),
+            ({"images": torch.zeros(10, 1, 16, 16)}, "'images' should be"),
+            ({"labels": torch.zeros(10, dtype=torch.int64)}, "the labels are not 1 of each class in order"),
+            ({"labels": torch.arange(9)}, "'labels' should be"),
+        ],
+    )
+    def test_tensors_that_do_not_fit_the_manifest(self, saved, tensors, message):
+        self.rewrite(saved, **tensors)
+        with pytest.raises(IntegrityError, match=message):
+            atomhub.load(saved.path)
+
+    def test_float_pixels_that_are_no_pixels(self, home, photos):
+        overrides = {"iterations": 1, "width": 4, "pixels": "float32"}
+        saved = atomhub.distill(photos, 1, overrides=overrides).save()
+        self.rewrite(saved, images=torch.full_like(saved.images, float("nan")))
+        with pytest.raises(IntegrityError, match="pixels are not all within 0 and 1"):
+            atomhub.load(saved.path)
+
+    def test_a_pickle_in_place_of_safetensors_is_never_opened(self, saved):
+        path = saved.path / "distilled.safetensors"
+        torch.save({"images": saved.images}, path)
+        self.described(saved, path.name)
+        with pytest.raises(IntegrityError, match="not a readable safetensors file"):
+            atomhub.load(saved.path)
+
+    def test_a_header_that_is_no_header(self, saved):
+        for header in ({"atomhub": "[]"}, {"atomhub": "[" * 100_000}, {}):
+            self.rewrite(saved, header)
+            with pytest.raises(IntegrityError, match="another manifest|not a readable"):
+                atomhub.load(saved.path)
+
+    def test_the_card_may_be_edited_and_keeps_its_edits(self, saved):
+        card = saved.path / "README.md"
+        card.write_text(card.read_text().replace("## Citation", "## My own words\n\n## Citation"))
+        atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
+        text = card.read_text()
+        assert "## My own words" in text
+        assert "| quick |" in text
+        assert "Not measured yet" not in text
+        card.write_text("all mine")
+        atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
+        assert card.read_text() == "all mine"
+
+
+class TestStore:
+    def test_an_existing_set_is_kept_unless_told_otherwise(self, home, digits1):
+        digits1.save()
+        with pytest.raises(AtomhubError, match="(?s)'digits-ipc1' already exists.*--overwrite"):
+            digits1.save()
+        digits1.save(overwrite=True)
+        assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
+
+    def test_a_folder_of_something_else_is_never_replaced(self, tmp_path, digits1):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(AtomhubError, match="was not written by this command, so it is not replaced"):
+            digits1.save(tmp_path, overwrite=True)
+        assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        (tmp_path / "empty").mkdir()
+        digits1.save(tmp_path / "empty")
+
+    def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1):
+        old = digits1.save()
+        broken = dataclasses.replace(digits1, images=digits1.images[:7])
+        with pytest.raises(ValueError, match="length"):
+            broken.save(overwrite=True)
+        assert [p.name for p in (home / "sets").iterdir()] == ["digits-ipc1"]
+        assert torch.equal(atomhub.load("digits-ipc1").images, old.images)
+
+    def test_an_unwritable_folder_is_named(self, digits1):
+        with pytest.raises(
+            AtomhubError, match="(?s)Cannot write /dev/null/set: part of the path is a file.*another folder"
+        ):
+            digits1.save("/dev/null/set")
+
+    def test_unknown_names(self, home, digits1):
+        with pytest.raises(NotFoundError, match="(?s)no distilled set 'digit-ipc1'.*'digits-ipc1'"):
+            atomhub.load("digit-ipc1")  # there is one that comes with atomhub
+        digits1.save(home / "sets" / "mine")
+        with pytest.raises(NotFoundError, match="(?s)no distilled set 'min'.*'mine'"):
+            atomhub.load("min")
+        with pytest.raises(NotFoundError, match="no manifest.json"):
+            atomhub.load(home)
+
+    @pytest.mark.parametrize("name", ["../escape", "", "a/b", ".hidden", "x" * 97])
+    def test_names_that_would_leave_the_store(self, name):
+        with pytest.raises(UsageError, match="cannot be named"):
+            store.place(name)
+        with pytest.raises(UsageError, match="cannot be named"):
+            atomhub.distill("digits", 1, name=name or " ")
