@@ -1,4 +1,4 @@
-.PHONY: demo test lint format hub clean
+.PHONY: demo test lint check format hub clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -19,6 +19,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check: lint test
 
 format: .venv/installed
 	$(BIN)/ruff format .

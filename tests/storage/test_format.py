@@ -7,16 +7,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from datasets import load_dataset
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
 import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
-from atomhub.manifest import Manifest, digest
-from atomhub.storage import store
+from atomhub.manifest import Format, Manifest, digest
+from atomhub.provenance import Provenance
+from atomhub.storage import format_v1, store
 
+GOLDEN = ROOT / "tests" / "golden"
 PARQUET = "data/train-00000-of-00001.parquet"
 
 
@@ -100,6 +104,103 @@ def test_text_from_a_manifest_cannot_alter_the_card(digits1, tmp_path):
 
 def test_the_manifest_schema_round_trips(digits1):
     assert Manifest.model_validate_json(digits1.manifest.model_dump_json()) == digits1.manifest
+
+
+def read_by_the_page(folder):
+    """A reader written from docs/format.md alone, with JSON, NumPy and safetensors: training images and labels."""
+    form = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
+    known = {"version", "class_names", "ipc", "channels", "size", "pixels", "formation", "mean", "std", "whitening",
+             "labels", "flip"}  # fmt: skip
+    assert form["version"] == 1
+    assert set(form) <= known
+    tensors = load_arrays(folder / "distilled.safetensors")
+    images, ipc, classes = tensors["images"].astype(np.float64), form["ipc"], len(form["class_names"])
+    if form["pixels"] == "uint8":
+        images /= 255
+    views = form["formation"]
+    if views > 1:
+        small = form["size"] // views
+        x = np.clip((np.arange(form["size"]) + 0.5) / views - 0.5, 0, small - 1)
+        low = np.floor(x).astype(int)
+        high, part = np.minimum(low + 1, small - 1), x - low
+        enlarge = np.zeros((form["size"], small))
+        enlarge[np.arange(form["size"]), low] += 1 - part
+        enlarge[np.arange(form["size"]), high] += part
+        parts = []
+        for k in range(classes):
+            own = images[k * ipc : (k + 1) * ipc]
+            for top in range(0, form["size"], small):
+                for left in range(0, form["size"], small):
+                    view = own[:, :, top : top + small, left : left + small]
+                    parts.append(np.einsum("ir,ncrs,js->ncij", enlarge, view, enlarge))
+        images = np.concatenate(parts)
+    mean, std = (np.array(form[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    images = (images - mean) / std
+    if form["whitening"] == "zca":
+        zca = load_arrays(folder / "whitening.safetensors")
+        images = ((images.reshape(len(images), -1) - zca["center"]) @ zca["matrix"]).reshape(images.shape)
+    return images, np.repeat(tensors["labels"], views**2), tensors.get("soft_labels")
+
+
+class TestGolden:
+    """Sets of format v1 as they were when it was frozen: committed bytes, never made anew."""
+
+    @pytest.mark.parametrize(
+        ("name", "files"),
+        [("v1-views", "0dd8f02dd2cebc5b19c7bc37ba246df8"), ("v1-whitened", "19a35a9e244d343cec90e6620ba7fefd")],
+    )
+    def test_their_bytes_are_those_of_then(self, name, files):
+        paths = sorted(p for p in (GOLDEN / name).rglob("*") if p.is_file())
+        assert hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()[:32] == files
+
+    def test_one_of_views_and_soft_labels_loads_for_ever(self):
+        one = atomhub.load(GOLDEN / "v1-views")
+        assert one.class_names == ("ape", "bee", "cow \u2013 Kuh")
+        assert one.images.shape == (6, 3, 8, 8)
+        images, labels = one.as_tensors()
+        assert images.shape == (24, 3, 8, 8)
+        assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+        assert images.double().sum().item() == pytest.approx(1604.815738515812)
+        assert images.double().square().sum().item() == pytest.approx(4029.541627616243)
+        assert one.soft_labels.shape == (24, 3)
+        p = one.manifest.provenance
+        assert (p.source.id, p.recipe.name, p.seed, p.teacher.epochs) == ("someone/animals", "views", 7, 3)
+        assert one.manifest.results.measured[0].score.mean == 61.0
+        format_v1.check_parquet(one, GOLDEN / "v1-views")
+
+    def test_one_that_is_whitened_and_of_which_only_the_format_is_known(self):
+        one = atomhub.load(GOLDEN / "v1-whitened")
+        images, labels = one.as_tensors()
+        assert labels.tolist() == [0, 1]
+        assert images.double().sum().item() == pytest.approx(24.915483474731445)
+        assert images.double().square().sum().item() == pytest.approx(998.8437034581098)
+        assert one.manifest.provenance == Provenance()
+        format_v1.check_parquet(one, GOLDEN / "v1-whitened")
+
+    @pytest.mark.parametrize("name", ["v1-views", "v1-whitened"])
+    def test_a_reader_written_from_the_page_gets_the_same_training_images(self, name):
+        images, labels, soft = read_by_the_page(GOLDEN / name)
+        one = atomhub.load(GOLDEN / name)
+        assert np.allclose(images, one.as_tensors()[0].numpy(), atol=1e-5)
+        assert np.array_equal(labels, one.as_tensors()[1].numpy())
+        assert soft is None or np.array_equal(soft, one.soft_labels.numpy())
+
+    def test_the_page_names_every_field_and_file(self):
+        page = (ROOT / "docs" / "format.md").read_text()
+        for name in Format.model_fields:
+            assert f"`{name}`" in page
+        names = (format_v1.TENSORS, format_v1.PARQUET, format_v1.VIEWS, format_v1.WHITENING, format_v1.tag())
+        assert all(f"`{name}`" in page for name in names)
+
+    def test_a_new_set_is_written_alike(self, tmp_path):
+        """But for versions of the libraries that write parquet and PNG, nothing a reader meets has changed."""
+        old = atomhub.load(GOLDEN / "v1-views")
+        new = old.save(tmp_path / "set")
+        for name in ("distilled.safetensors", "manifest.json"):
+            before, after = ((p / name).read_bytes() for p in (old.path, new.path))
+            if name == "manifest.json":
+                before, after = ({k: v for k, v in json.loads(b).items() if k != "files"} for b in (before, after))
+            assert before == after
 
 
 class TestTampering:
