@@ -20,7 +20,7 @@ from .output import json_option, print_data, print_json, say
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @json_option
 def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write the set NAME in the files of another project or tool.
+    """Export the set NAME in the format of another project or tool.
 
     \b
     Examples:
@@ -47,9 +47,9 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
               help="File of the labels.  [default: labels*.pt beside images*.pt]")  # fmt: skip
 @click.option("--space", type=click.Choice(["auto", "pixels", "normalized", "zca"]), default="auto", show_default=True,
-              help="What the numbers in the file are.")  # fmt: skip
+              help="Meaning of the numbers in the file.")  # fmt: skip
 @click.option("--formation", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-              help="Views per side in each image, which are decoded (IDC, DREAM, DANCE, NCFM: 2).")  # fmt: skip
+              help="Views per side of each image, which are decoded (IDC, DREAM, DANCE, NCFM: 2).")  # fmt: skip
 @click.option("--network", default="convnet", show_default=True, metavar="NAME",
               help="Network to measure the set with, such as convnet:width=128,norm=instance.")  # fmt: skip
 @click.option("--size", type=click.IntRange(min=2), metavar="PIXELS", help="Side to which the real images are resized.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atomhub.hub.push import Pushed
 
 private_option = click.option(
-    "--private/--public", default=None, help="Whether a new repository is private.  [default: as your account says]"
+    "--private/--public", default=None, help="Whether a new repository is private.  [default: the setting of your account]"
 )
 
 
@@ -101,7 +101,7 @@ def pull(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N",
-              help="Networks to train.  [default: as many as claimed, at most 5]")  # fmt: skip
+              help="Number of networks to train.  [default: as many as claimed, at most 5]")  # fmt: skip
 @device_option
 @source_option
 @json_option

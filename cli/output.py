@@ -22,7 +22,7 @@ device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Device to compute on."
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of all random draws."
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all random draws."
 )
 labels_option = click.option(
     "--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,

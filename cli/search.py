@@ -40,7 +40,7 @@ from .output import (
 @click.option("--check", type=click.IntRange(min=0), default=0, show_default=True, metavar="M",
               help="Number of networks to train on the whole real set as well, spread over the ranking.")  # fmt: skip
 @click.option("--check-epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
-              help="Epochs of that training.")  # fmt: skip
+              help="Epochs of the training on the whole real set.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder for the results; an unfinished search there continues.  [default: NAME-search]")  # fmt: skip
 @protocol_option(default="quick")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@click.option("--remote", is_flag=True, help="Search the Hub instead, whose sets make claims that nobody checked.")
+@click.option("--remote", is_flag=True, help="Search the Hub instead; what it lists are unverified claims.")
 @click.option("--author", metavar="USER", help="User or organisation on the Hub.")
 @click.option("--source", metavar="NAME", help="Real dataset of the sets on the Hub, such as cifar10.")
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")

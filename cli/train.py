@@ -91,7 +91,7 @@ def train(
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
               help="Epochs of the teacher's training on the real images.")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="T",
               help="Temperature of the teacher's softmax; higher is softer.")  # fmt: skip
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
@@ -107,7 +107,7 @@ def soften(
     """Save a copy of the set NAME with soft labels.
 
     A teacher is trained on the whole real training set and gives every synthetic image its class probabilities. Train
-    on them with: atomhub evaluate NEW --labels soft. Such results are reported apart from those of hard labels.
+    networks on them with: atomhub evaluate NEW --labels soft. Such results are reported apart from those of hard labels.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import subprocess
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +26,8 @@ LIVE_TOKEN = os.environ.get("HF_TOKEN", "")
 """For the one test that may talk to the real Hub."""
 for name in ("ATOMHUB_DATA", "HF_TOKEN", "HF_HUB_OFFLINE"):
     os.environ.pop(name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: spinning threads of two torch programs slow each other down
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import atomhub  # noqa: E402
 
@@ -38,6 +40,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from atomhub.cli.main import main  # noqa: E402
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -47,12 +51,17 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """Run a line of the shell in a process of its own, in the home of the test; returns its exit code."""
+def shell(home):
+    """Run a recorded line of the shell: its commands ``atomhub ...`` and ``python -c ...``, in this process."""
 
     def run(line):
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, cwd=tmp_path).returncode
+        for part in line.split(" && "):
+            program, *words = shlex.split(part)
+            if program == "atomhub":
+                main(words)
+            else:
+                assert (program, words[0]) == ("python", "-c")
+                exec(words[1], {})
 
     return run
 
