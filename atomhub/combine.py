@@ -1,7 +1,5 @@
 """Sets put together from classes of others: subsets, and several sets as one (for replay buffers, say)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The command that is recorded with a set: what to type in a shell to make it again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from typing import Any

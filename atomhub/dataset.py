@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,26 +205,14 @@ class DistilledDataset:
 
         return store.save(self, folder, overwrite)
 
-    def push_to_hub(
-        self,
-        repo_id: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        tags: Sequence[str] = (),
-    ) -> str:
+    def push_to_hub(self, repo_id: str | None = None, **options: Any) -> str:
         """Publish the set on the Hugging Face Hub in one commit, and return its address.
 
         Arguments and errors as in :func:`atomhub.hub.push.push`.
         """
         from atomhub.hub.push import push
 
-        return push(
-            self, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
-            create_pr=create_pr, tags=tags,
-        ).url  # fmt: skip
+        return push(self, repo_id, **options).url
 
     def real(self, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
         """Return the real images the set stands for: ``real().test`` holds the images to test on.
@@ -253,7 +241,3 @@ class DistilledDataset:
         from atomhub.combine import subset
 
         return subset(self, classes, ipc, name)
-
-    def with_manifest(self, manifest: Manifest) -> DistilledDataset:
-        """Return the same images under another manifest."""
-        return replace(self, manifest=manifest)

@@ -1,7 +1,5 @@
 """Where to compute, with how many processes, and what to say when it does not fit."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

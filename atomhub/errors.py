@@ -1,7 +1,5 @@
 """The errors atomhub raises on purpose: one clear sentence and, where there is one, the way out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from numbers import Integral

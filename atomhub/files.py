@@ -1,7 +1,5 @@
 """Places and atomic writes: a reader never meets half a file or half a folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

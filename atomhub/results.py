@@ -1,7 +1,5 @@
 """What was measured of a distilled set: a part of its manifest. Plain data."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,15 +1,14 @@
 """``atomhub distill``."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
+from . import options
 from .hub import report_push
-from .output import RANK, Steps, device_option, json_option, print_data, print_json, say, seed_option, watched
+from .output import RANK, Steps, print_data, print_json, say, watched
 
 
 @click.command()
@@ -20,8 +19,8 @@ from .output import RANK, Steps, device_option, json_option, print_data, print_j
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Replace a field of the recipe. Repeatable.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Short for --set iterations=N.")
-@seed_option
-@device_option
+@options.seed
+@options.device
 @click.option("--name", metavar="NAME", help="Name of the set.  [default: SOURCE-ipcN]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR",
               help="Folder to save the set in.  [default: the local store]")  # fmt: skip
@@ -45,7 +44,7 @@ from .output import RANK, Steps, device_option, json_option, print_data, print_j
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a dataset on the Hub.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read.")
 @click.option("--flip/--no-flip", default=None, help="Whether a mirrored image keeps its class.")
-@json_option
+@options.as_json
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, output: Path | None,
     push: str | None, as_json: bool, **options: Any,

@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import (
-    Steps,
-    accuracy,
-    device_option,
-    json_option,
-    labels_option,
-    print_json,
-    print_table,
-    protocol_option,
-    say,
-    seed_option,
-    source_option,
-)
+from . import options
+from .output import Steps, accuracy, print_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,20 +20,15 @@ if TYPE_CHECKING:
 @click.option("--network", "networks", multiple=True, default=(None,), metavar="NAME",
               help="Network to train, such as convnet:width=64,norm=batch. Repeatable.  "
               "[default: the one that the set was distilled with]")  # fmt: skip
-@protocol_option()
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Number of networks to train."
-)
-@click.option(
-    "--baseline/--no-baseline", default=True, show_default=True, help="Also train on as many random real images."
-)
+@options.protocol()
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="Number of networks to train.")  # fmt: skip
+@click.option("--baseline/--no-baseline", default=True, show_default=True,
+              help="Also train on as many random real images.")  # fmt: skip
 @click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set, which is slow.")
-@labels_option
-@seed_option
-@device_option
-@source_option
-@json_option
+@options.labels
+@options.training
 def evaluate(
     name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
     labels: Any, seed: int, device: str, source: str | None, as_json: bool,
@@ -123,12 +107,11 @@ def _report(name: str, results: Sequence[Measurement]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Number of networks to train."
-)
-@seed_option
-@device_option
-@json_option
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="Number of networks to train.")  # fmt: skip
+@options.seed
+@options.device
+@options.as_json
 def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
     """Distil the built-in digits, train on the result, and measure it.
 

@@ -1,13 +1,12 @@
 """``atomhub export`` and ``atomhub import``: files of other projects and tools."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .output import json_option, print_data, print_json, say
+from . import options
+from .output import print_data, print_json, say
 
 
 @click.command("export")
@@ -18,7 +17,7 @@ from .output import json_option, print_data, print_json, say
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder to write to.  [default: NAME-FORMAT]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
-@json_option
+@options.as_json
 def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as_json: bool) -> None:
     """Export the set NAME in the format of another project or tool.
 
@@ -41,9 +40,8 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--like", required=True, metavar="SOURCE", help="Real dataset that the images were distilled from, as for distill."
-)
+@click.option("--like", required=True, metavar="SOURCE",
+              help="Real dataset that the images were distilled from, as for distill.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
               help="File of the labels.  [default: labels*.pt beside images*.pt]")  # fmt: skip
 @click.option("--space", type=click.Choice(["auto", "pixels", "normalized", "zca"]), default="auto", show_default=True,
@@ -56,7 +54,7 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
 @click.option("--test-fraction", type=float, metavar="F", help="Share of a single split to set aside for tests.")
 @click.option("--name", metavar="NAME", help="Name of the set.  [default: SOURCE-ipcN-FILE]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
-@json_option
+@options.as_json
 def import_set(
     file: Path, like: str, overwrite: bool, as_json: bool, **options: Any
 ) -> None:  # fmt: skip

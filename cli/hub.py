@@ -6,40 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import (
-    Steps,
-    accuracy,
-    device_option,
-    json_option,
-    print_data,
-    print_json,
-    print_table,
-    say,
-    size,
-    soft,
-    source_option,
-    watched,
-)
+from . import options
+from .output import Steps, accuracy, print_data, print_json, print_table, say, size, soft, watched
 
 if TYPE_CHECKING:
     from atomhub.hub.push import Pushed
-
-private_option = click.option(
-    "--private/--public", default=None, help="Whether a new repository is private.  [default: the setting of your account]"
-)
 
 
 @click.command()
 @click.argument("name")
 @click.argument("repo", required=False)
-@private_option
+@options.private
 @click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag for the commit. Repeatable.")
 @click.option("--message", "commit_message", metavar="TEXT", help="Message of the commit.")
 @click.option("--revision", metavar="BRANCH", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--dry-run", is_flag=True, help="Show the files and the card, and change nothing.")
-@json_option
-def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+@options.as_json
+def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **how: Any) -> None:
     """Publish the set NAME on the Hugging Face Hub in one commit.
 
     REPO is user/name, by default NAME under your own account. A repository that does not exist is created. Log in once
@@ -55,7 +39,7 @@ def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **options: A
     from atomhub.hub.requests import progress_bars
 
     with progress_bars(watched(as_json)):
-        done = publish(atomhub.load(name), repo, dry_run=dry_run, **options)
+        done = publish(atomhub.load(name), repo, dry_run=dry_run, **how)
     report_push(done, as_json, dry_run)
 
 
@@ -76,7 +60,7 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
 
 @click.command()
 @click.argument("name", metavar="NAME[@REVISION]")
-@json_option
+@options.as_json
 def pull(name: str, as_json: bool) -> None:
     """Download the set NAME from the Hub and verify it.
 
@@ -102,9 +86,9 @@ def pull(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N",
               help="Number of networks to train.  [default: as many as claimed, at most 5]")  # fmt: skip
-@device_option
-@source_option
-@json_option
+@options.device
+@options.source
+@options.as_json
 def verify(name: str, runs: int | None, device: str, source: str | None, as_json: bool) -> None:
     """Check whether the accuracy that the set NAME claims holds.
 

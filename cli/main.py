@@ -1,7 +1,5 @@
 """The command group, and how errors become sentences and exit codes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -17,31 +17,6 @@ if TYPE_CHECKING:
 
     from atomhub.results import Measurement, Score
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Device to compute on."
-)
-seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all random draws."
-)
-labels_option = click.option(
-    "--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
-    help="Labels to train on: classes, or the set's soft labels.",
-)  # fmt: skip
-
-
-def protocol_option(default: str = "dm") -> Any:
-    """Return the option that chooses how networks are trained."""
-    return click.option(
-        "--protocol", default=default, show_default=True, metavar="dm|datadam|mix|quick", help="Training protocol."
-    )
-
-
-source_option = click.option(
-    "--source", metavar="PATH", help="Place of the real images, for sets made from a local folder."
-)
-
-
 RANK = int(os.environ.get("RANK", "0"))
 """Number of this process under torchrun; the first alone prints."""
 

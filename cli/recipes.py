@@ -1,16 +1,15 @@
 """``atomhub recipes``."""
 
-from __future__ import annotations
-
 import click
 
-from .output import json_option, print_json, print_table
+from . import options
+from .output import print_json, print_table
 
 
 @click.command()
 @click.argument("name", required=False)
 @click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, as a start for your own.")
-@json_option
+@options.as_json
 def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
     """List the recipes, or all fields of the recipe NAME.
 

@@ -1,53 +1,29 @@
 """``atomhub search``: architecture search with a distilled set as the proxy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from .output import (
-    Steps,
-    device_option,
-    json_option,
-    print_json,
-    print_table,
-    protocol_option,
-    say,
-    seed_option,
-    source_option,
-)
+from . import options
+from .output import Steps, print_json, print_table, say
 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--space",
-    default="convnet-720",
-    show_default=True,
-    metavar="NAME|FILE.toml",
-    help="Networks to rank: all combinations of some options.",
-)
-@click.option(
-    "--budget",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of networks to try, drawn at random.  [default: all]",
-)
-@click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Number of networks to show."
-)
+@click.option("--space", default="convnet-720", show_default=True, metavar="NAME|FILE.toml",
+              help="Networks to rank: all combinations of some options.")  # fmt: skip
+@click.option("--budget", type=click.IntRange(min=1), metavar="N",
+              help="Number of networks to try, drawn at random.  [default: all]")  # fmt: skip
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="K",
+              help="Number of networks to show.")  # fmt: skip
 @click.option("--check", type=click.IntRange(min=0), default=0, show_default=True, metavar="M",
               help="Number of networks to train on the whole real set as well, spread over the ranking.")  # fmt: skip
 @click.option("--check-epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
               help="Epochs of the training on the whole real set.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder for the results; an unfinished search there continues.  [default: NAME-search]")  # fmt: skip
-@protocol_option(default="quick")
-@seed_option
-@device_option
-@source_option
-@json_option
+@options.protocol(default="quick")
+@options.training
 def search(
     name: str, space: str, budget: int | None, top: int, check: int, check_epochs: int, output: Path | None,
     protocol: str, seed: int, device: str, source: str | None, as_json: bool,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import accuracy, is_terminal, json_option, print_json, print_table, say, size, soft
+from . import options
+from .output import accuracy, is_terminal, print_json, print_table, say, size, soft
 
 if TYPE_CHECKING:
     from atomhub.manifest import Manifest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
 @click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]), default="downloads", show_default=True,
               help="Order of the sets on the Hub.")  # fmt: skip
-@json_option
+@options.as_json
 def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
     """List the sets on this machine, or search the Hub.
 
@@ -86,7 +87,7 @@ def _list_remote(author: str | None, source: str | None, ipc: int | None, sort: 
 
 @click.command()
 @click.argument("name")
-@json_option
+@options.as_json
 def info(name: str, as_json: bool) -> None:
     """Show what is known about the set NAME, and check its files.
 

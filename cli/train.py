@@ -1,24 +1,12 @@
 """``atomhub train`` and ``atomhub soften``: networks and soft labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .hub import private_option
-from .output import (
-    device_option,
-    json_option,
-    labels_option,
-    print_data,
-    print_json,
-    protocol_option,
-    say,
-    seed_option,
-    source_option,
-)
+from . import options
+from .output import print_data, print_json, say
 
 
 @click.command()
@@ -27,16 +15,12 @@ from .output import (
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder to write to.  [default: NAME-NETWORK]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing network.")
-@protocol_option()
-@labels_option
-@click.option(
-    "--push", "repo", metavar="REPO", help="Also publish the network on the Hub, as the model repository user/name."
-)
-@private_option
-@seed_option
-@device_option
-@source_option
-@json_option
+@options.protocol()
+@options.labels
+@click.option("--push", "repo", metavar="REPO",
+              help="Also publish the network on the Hub, as the model repository user/name.")  # fmt: skip
+@options.private
+@options.training
 def train(
     name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, labels: Any, repo: str | None,
     private: bool | None, seed: int, device: str, source: str | None, as_json: bool,
@@ -84,21 +68,15 @@ def train(
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--teacher",
-    metavar="NETWORK",
-    help="Network that gives the labels.  [default: the one that the set was distilled with]",
-)
+@click.option("--teacher", metavar="NETWORK",
+              help="Network that gives the labels.  [default: the one that the set was distilled with]")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
               help="Epochs of the teacher's training on the real images.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="T",
               help="Temperature of the teacher's softmax; higher is softer.")  # fmt: skip
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
-@seed_option
-@device_option
-@source_option
-@json_option
+@options.training
 def soften(
     name: str, teacher: str | None, epochs: int, temperature: float, new: str | None, overwrite: bool, seed: int,
     device: str,
@@ -106,8 +84,8 @@ def soften(
 ) -> None:  # fmt: skip
     """Save a copy of the set NAME with soft labels.
 
-    A teacher is trained on the whole real training set and gives every synthetic image its class probabilities. Train
-    networks on them with: atomhub evaluate NEW --labels soft. Such results are reported apart from those of hard labels.
+    A teacher is trained on the whole real training set and gives every synthetic image its class probabilities.
+    Networks learn from them with: atomhub evaluate NEW --labels soft. Such results are reported apart.
 
     \b
     Example:

@@ -4,8 +4,6 @@ A group is augmented with one draw: all real and synthetic images of a class in 
 Images are normalised, so 0 is the mean colour. G groups, M images a group; ``u`` is (G, DRAWS) uniform in [0, 1).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The ConvNet family with feature taps, re-initialised in place."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 

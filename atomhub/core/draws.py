@@ -3,8 +3,6 @@
 So a result does not depend on how the work is split over classes, processes or micro-batches, nor on a resume.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

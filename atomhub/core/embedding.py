@@ -4,8 +4,6 @@ Under instance norm a fresh network has exact no-ops, which are left out: the no
 norm takes away whatever a convolution's bias adds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 from types import FunctionType

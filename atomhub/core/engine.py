@@ -7,8 +7,6 @@ caches: real images in any pieces, synthetic ones class by class. Batch norm cou
 side in one piece.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where synthetic images start from: rows of real images, chosen class by class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -3,8 +3,6 @@
 Source: ATOM (Khaki et al. 2024, arXiv 2405.01373), section 3; DataDAM (arXiv 2310.00093) for the spatial term.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ The loss is a sum over classes, so nothing is exchanged but what is gathered now
 norm, which couples the classes).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """How large the work of a run is, and the pieces it is done in."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """The copy of every source that was decoded, kept in the cache."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

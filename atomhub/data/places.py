@@ -1,7 +1,5 @@
 """Where a source is: a name, a path or a Hub id becomes a place that can be read."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

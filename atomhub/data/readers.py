@@ -1,7 +1,5 @@
 """Readers: digits, image folders, parquet, arrow and Hub data sets as rows of encoded images with class numbers."""
 
-from __future__ import annotations
-
 import glob
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The real images that a distilled set stands for, found again from its manifest."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

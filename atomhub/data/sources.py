@@ -1,7 +1,5 @@
 """Real data: a name, path or Hub id becomes uint8 images sorted by class, memory-mapped."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, fields, replace

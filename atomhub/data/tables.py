@@ -1,7 +1,5 @@
 """Tables of the ``datasets`` library as rows of encoded images: columns, classes and splits are detected."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

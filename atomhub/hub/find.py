@@ -1,7 +1,5 @@
 """Distilled sets on the Hugging Face Hub, found by their tags; what their cards say are claims."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

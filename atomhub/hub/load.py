@@ -1,7 +1,5 @@
 """How a name becomes a set: a folder, the local store, the sets that come with atomhub, the Hub."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

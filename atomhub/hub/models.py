@@ -1,9 +1,8 @@
 """Trained networks on disk and on the Hub: weights in safetensors, config in JSON, a model card."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -126,27 +125,14 @@ def load_model(repo_or_dir: str | Path, revision: str | None = None, token: str 
     return read(download("model", repo, revision, _SIZES, token=token, what=what))
 
 
-def push_model(
-    classifier: Classifier,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-) -> str:
+def push_model(classifier: Classifier, repo_id: str, *, token: str | None = None, **options: Any) -> str:
     """Publish a network as a model repository, in one commit; return its address.
-
-    Unchanged content makes no new commit; what its owner wrote on the card on the Hub is kept.
 
     Args:
         classifier: The network.
         repo_id: ``user/name``, or a name under your own account.
-        private: Whether a new repository is private; None: the account's default.
         token: None: the one you are logged in with.
-        commit_message: None: says what is pushed.
-
-    Raises:
-        AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
+        options: Those of :func:`atomhub.hub.push.publish`, whose errors it raises as well.
     """
     check_account(repo_id, token)
 
@@ -156,4 +142,4 @@ def push_model(
 
     what = f"{classifier.config.network} trained on {classifier.config.trained_on}"
     content = Content("model", what, _content(classifier), CONFIG, card)
-    return publish(content, repo_id, private=private, token=token, commit_message=commit_message).url
+    return publish(content, repo_id, token=token, **options).url

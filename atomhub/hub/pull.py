@@ -1,7 +1,5 @@
 """Download from the Hugging Face Hub: files of one commit, none larger than it may be."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Mapping

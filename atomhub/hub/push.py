@@ -1,7 +1,5 @@
 """Publish on the Hugging Face Hub: what changed, in one commit."""
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -61,38 +59,15 @@ class Content:
     ours: Callable[[str], bool] = lambda path: False
 
 
-def push(
-    distilled: DistilledDataset,
-    repo_id: str | None = None,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    tags: Sequence[str] = (),
-    dry_run: bool = False,
-) -> Pushed:
-    """Publish a set: create the repository if need be, upload what changed in one commit, tag it.
-
-    Unchanged content makes no new commit. The owner's edits of the card on the Hub are kept. The tag ``format-v1``
-    follows the newest commit of the main branch.
+def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any) -> Pushed:
+    """Publish a set, as :func:`publish` does; one that is not on disk yet is written to a temporary folder.
 
     Args:
-        distilled: The set; one that is not on disk yet is written to a temporary folder.
+        distilled: The set.
         repo_id: ``user/name``; None: the set's name under your own account.
-        private: Whether a new repository is private; None: the account's default.
-        token: None: the one you are logged in with.
-        revision: Branch to commit to.
-        commit_message: None: says what is pushed.
-        create_pr: Open a pull request instead of committing.
-        tags: Tags to give to the commit.
-        dry_run: Change nothing.
+        options: Those of :func:`publish`, whose errors it raises as well.
 
     Raises:
-        UsageError: an impossible id, a tag that names another commit.
-        NotFoundError: no such repository to open a pull request on.
-        AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
         IntegrityError: the set on disk is not what its manifest says.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,25 +86,42 @@ def push(
             lambda repo, theirs: cards.merged(own, theirs, manifest, repo),
             format_v1.is_file,
         )
-    return publish(
-        content, repo_id, private=private, token=token, revision=revision, commit_message=commit_message,
-        create_pr=create_pr, tags=tags, dry_run=dry_run,
-    )  # fmt: skip
+    return publish(content, repo_id, **options)
 
 
 def publish(
     content: Content,
     repo_id: str | None,
     *,
-    private: bool | None,
-    token: str | None,
+    private: bool | None = None,
+    token: str | None = None,
     revision: str | None = None,
-    commit_message: str | None,
+    commit_message: str | None = None,
     create_pr: bool = False,
     tags: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Pushed:
-    """Bring a repository to hold some content, in one commit; arguments and errors as in :func:`push`."""
+    """Bring a repository to hold some content: create it if need be, upload what changed in one commit, tag it.
+
+    Unchanged content makes no new commit, and the owner's edits of the card on the Hub are kept. The tag ``format-v1``
+    follows the newest commit of the main branch.
+
+    Args:
+        content: What it is to hold.
+        repo_id: ``user/name``; None: the content's name under your own account.
+        private: Whether a new repository is private; None: the account's default.
+        token: None: the one you are logged in with.
+        revision: Branch to commit to.
+        commit_message: None: says what is pushed.
+        create_pr: Open a pull request instead of committing.
+        tags: Tags to give to the commit.
+        dry_run: Change nothing.
+
+    Raises:
+        UsageError: an impossible id, a tag that names another commit.
+        NotFoundError: no such repository to open a pull request on.
+        AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
+    """
     api, kind = HfApi(token=token), content.kind
     account = call_hub(lambda: str(api.whoami()["name"]), repo_id or "the Hub", token)
     name = repo_id or f"{account}/{content.name}"

@@ -1,7 +1,5 @@
 """Asking the Hub: again what may pass a little later, and a sentence for what does not."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Write a distilled set as another project or tool wants it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

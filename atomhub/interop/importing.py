@@ -1,7 +1,5 @@
 """Read the synthetic images that other projects published; nothing in a file is run."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -1,7 +1,5 @@
 """The networks of a bank, each trained once per source and kept in the cache."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

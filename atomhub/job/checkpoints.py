@@ -1,7 +1,5 @@
 """Checkpoints of a distillation: all or nothing, the last two kept, and never one of another run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,46 +1,29 @@
 """Measure a set and record the result where it lies; check the results that it claims."""
 
-from __future__ import annotations
-
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.results import Measurement
 from atomhub.storage import format_v1, store
-from atomhub.training.measure import AnyNetwork, Baseline, Progress, measure, network_for
+from atomhub.training.measure import AnyNetwork, Progress, measure, network_for
 from atomhub.training.protocols import find_protocol
 
 
 def evaluate(
-    distilled: DistilledDataset,
-    network: AnyNetwork | None = None,
-    protocol: str = "dm",
-    runs: int = 5,
-    *,
-    baseline: Sequence[Baseline] | None = ("random",),
-    labels: Literal["hard", "soft"] = "hard",
-    seed: int = 0,
-    device: str = "auto",
-    together: int | None = None,
-    source: str | Path | RealData | None = None,
-    progress: Progress | None = None,
+    distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, **options: Any
 ) -> Measurement:
     """Train fresh networks on a distilled set, test each on the real test split, and record the result.
 
     It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card.
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
-    result = measure(
-        distilled, network, protocol, runs, baseline=baseline, labels=labels, seed=seed, device=device,
-        together=together, source=source, progress=progress,
-    )  # fmt: skip
+    result = measure(distilled, network, protocol, runs, **options)
     record(distilled, result)
     return result
 

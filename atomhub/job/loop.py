@@ -1,7 +1,5 @@
 """The loop of a distillation: iterations, reports, measurements on the way, checkpoints."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings

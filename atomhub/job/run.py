@@ -1,7 +1,5 @@
 """From real images to a distilled set: the main job, and the one place where it is set up."""
 
-from __future__ import annotations
-
 import platform
 import warnings
 from collections.abc import Mapping

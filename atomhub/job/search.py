@@ -1,7 +1,5 @@
 """Architecture search: every result is kept as it comes, so that an interrupted search continues."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The picture of a distillation: its loss over the iterations."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

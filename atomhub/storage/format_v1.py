@@ -3,8 +3,6 @@
 Described in ``docs/format.md`` for readers in other languages.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

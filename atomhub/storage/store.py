@@ -1,7 +1,5 @@
 """The local store of distilled sets, and the sets that come with atomhub, by name."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

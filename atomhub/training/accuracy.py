@@ -1,7 +1,5 @@
 """What a network makes of images, and how often it is right."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Brief training of a bank's networks on real images. Nothing is kept here: see ``job/banks.py``."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Real images that stand beside a distilled set: random ones, herding, the whole training set."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

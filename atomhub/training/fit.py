@@ -1,7 +1,5 @@
 """Fit networks on a small set of images, several at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

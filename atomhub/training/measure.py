@@ -1,7 +1,5 @@
 """How good is a distilled set: networks trained on it, tested on real images, beside baselines. Nothing is written."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The networks that evaluation knows by name, in the sizes of the literature."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Networks by name: those of the literature and torchvision's classifiers, with options."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The evaluation protocols of the literature as data. Results of different protocols are never comparable."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from atomhub.errors import UsageError, closest

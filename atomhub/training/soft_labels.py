@@ -1,7 +1,5 @@
 """Soft labels: what a teacher that was trained on the real images makes of the synthetic ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -51,7 +51,7 @@ def saved(digits1, home, tmp_path):
     """Digits at ipc 1 in the store, under a name of the test's own (clients remember names)."""
     name = re.sub(r"[^a-z0-9]+", "-", tmp_path.name)[:80].strip("-")
     manifest = digits1.manifest.model_copy(update={"name": name})
-    return digits1.with_manifest(manifest).save()
+    return dataclasses.replace(digits1, manifest=manifest).save()
 
 
 def content(folder):
@@ -541,7 +541,7 @@ class TestVerify:
         claim = measured.manifest.results.measured[0]
         score = claim.score.model_copy(update={"mean": claim.score.mean + 9, "std": 0.1})
         lie = measured.manifest.replace(results={"measured": (claim.model_copy(update={"score": score}),)})
-        (verdict,) = atomhub.verify(measured.with_manifest(lie), runs=2)
+        (verdict,) = atomhub.verify(dataclasses.replace(measured, manifest=lie), runs=2)
         assert not verdict.holds
 
     def test_a_set_that_claims_nothing(self, digits1):

@@ -93,7 +93,7 @@ def test_the_card_shows_what_is_known(saved):
 def test_text_from_a_manifest_cannot_alter_the_card(digits1, tmp_path):
     names = ("<script>alert(1)</script>", "](http://x)", "a\n---\nlicense: mit", "|", "`x`", *"56789")
     manifest = digits1.manifest.replace(format={"class_names": names})
-    card = (digits1.with_manifest(manifest).save(tmp_path / "set").path / "README.md").read_text()
+    card = (dataclasses.replace(digits1, manifest=manifest).save(tmp_path / "set").path / "README.md").read_text()
     assert "<script>" not in card
     assert "license: mit" not in card.split("---")[1]
     row = next(line for line in card.splitlines() if line.startswith("| classes"))
