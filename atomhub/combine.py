@@ -195,15 +195,10 @@ def _parts(distilled: DistilledDataset) -> tuple[Part, ...]:
     if p.parts or p.source is None:
         return p.parts
     itself = Part(
-        name=m.name,
-        source=p.source,
-        source_classes=m.format.class_names,
-        classes=tuple(range(len(m.format.class_names))),
-        recipe=p.recipe,
-        seed=p.seed,
-        tensors=m.tensors,
+        name=m.name, source=p.source, source_classes=m.format.class_names,
+        classes=tuple(range(len(m.format.class_names))), recipe=p.recipe, seed=p.seed, tensors=m.tensors,
         imported=p.imported,
-    )
+    )  # fmt: skip
     return (itself,)
 
 

@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "calibration": 0.3, "statistics": "real",
     },
 }  # fmt: skip
-"""By name."""
+"""Recipe name to fields."""
 
 TUNED: dict[str, dict[str, Any]] = {
     # 16x16 images on a CPU: small and short; instance norm was a little better than batch norm on held-out training

@@ -59,7 +59,7 @@ class Teacher(_Open):
         network: Its name, with options.
         epochs: Passes over the real training set.
         temperature: What its logits were divided by.
-        seed: Of its weights, order and augmentation.
+        seed: Seed of its weights, order and augmentation.
         accuracy: Its own, in percent on the real test images; None: there are none.
     """
 
@@ -74,8 +74,8 @@ class Imported(_Open):
     """A file of another project that a set was read from.
 
     Attributes:
-        file: Its name.
-        sha256: Of the file.
+        file: Name of the file.
+        sha256: SHA-256 of the file.
         layout: How the images lay in it: ``dc`` (DC, DSA, DM, DataDAM), ``pair`` (IDC, DREAM, DANCE, NCFM) or
             ``tensors`` (MTT and its family).
         space: What its numbers were: ``pixels`` in 0..1, ``normalized``, or ``zca``, whitened.
@@ -99,7 +99,7 @@ class Part(_Open):
     """A set that classes of this one were taken from (:mod:`atomhub.combine`).
 
     Attributes:
-        name: Of that set.
+        name: Name of that set.
         source: Its real images.
         source_classes: All classes of its source, in order.
         classes: For each of ``source_classes``, its label in this set, or None where it was left out.
@@ -136,7 +136,7 @@ class Provenance(_Open):
         imported: The file of another project that it was read from.
         teacher: What gave it its soft labels.
         command: What to type to make it again.
-        versions: Of the packages that matter.
+        versions: Versions of the packages that matter.
         device: Where it was distilled.
         created: UTC time, ISO 8601.
         seconds: Wall time of the distillation.

@@ -19,7 +19,7 @@ Size = Annotated[int, Field(ge=1, le=2048)]
 Depth = Annotated[int, Field(ge=1, le=8)]
 
 
-def _knob(default: Any, description: str, unit: str, source: str, **bounds: Any) -> Any:
+def _knob(default: Any, description: str, unit: str = "-", source: str = "atomhub", **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **bounds)
 
 
@@ -33,19 +33,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = _knob(
-        "custom", "name of the recipe", "-", "atomhub", min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$"
-    )
+    name: str = _knob("custom", "name of the recipe", min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$")
     spatial: float = _knob(0.0, "weight of the spatial attention term", "-", "DataDAM eq. 2", ge=0, le=1e6)
     channel: float = _knob(0.0, "weight of the channel attention term", "-", "ATOM section 3", ge=0, le=1e6)
     feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
     calibration: float = _knob(
-        0.0,
-        "weight of the synthetic images' cross-entropy under trained networks; needs a bank",
-        "-",
-        "DANCE",
-        ge=0,
-        le=1e6,
+        0.0, "weight of the cross-entropy under trained networks; needs a bank", "-", "DANCE", ge=0, le=1e6
     )
     loss_scale: float = _knob(100.0, "factor on the whole loss", "-", "DataDAM's code", gt=0, le=1e9)
     # the papers say p 4 and instance norm, DataDAM's code does p 1 and batch norm: benchmarks/ablation.py decided
@@ -54,72 +47,43 @@ class Recipe(BaseModel):
         "batch", "norm layers of the ConvNet, also when it is measured", "-", "DataDAM's code; ablation"
     )
     statistics: Literal["own", "real"] = _knob(
-        "own",
-        "under batch norm, whose mean and variance synthetic images are matched with: their own, or the real batch's",
-        "-",
-        "atomhub",
+        "own", "batch norm's mean and variance for synthetic images: their own, or those of the real batch"
     )
     width: int = _knob(128, "channels of every ConvNet block", "channels", "DC, section 4", ge=1, le=2048)
     depth: int | None = _knob(
         None, "blocks of the ConvNet; unset: follows the resolution (3 at 32x32)", "blocks", "DM", ge=1, le=8
     )
-    widths: tuple[Size, ...] = _knob(
-        (), "if set: widths to draw a network from at every iteration", "channels", "atomhub"
-    )
-    depths: tuple[Depth, ...] = _knob(
-        (), "if set: depths to draw a network from at every iteration", "blocks", "atomhub"
-    )
+    widths: tuple[Size, ...] = _knob((), "if set: widths to draw a network from at every iteration", "channels")
+    depths: tuple[Depth, ...] = _knob((), "if set: depths to draw a network from at every iteration", "blocks")
     bank: int = _knob(
-        0,
-        "networks trained briefly on the real images; an iteration uses one, somewhere on the line from its initial to "
-        "its trained weights; 0: fresh networks",
-        "networks",
-        "DANCE, NCFM",
-        ge=0,
-        le=1000,
-    )
-    bank_epochs: int = _knob(
-        2, "epochs that the bank's networks are trained", "epochs", "DANCE (60), NCFM", ge=1, le=10000
-    )
-    iterations: int = _knob(
-        8000, "distillation iterations, with one network each, fresh or from the bank", "iterations", "DataDAM", ge=1
-    )
+        0, "networks trained briefly on the real images; an iteration uses one, somewhere on the line from its initial "
+        "to its trained weights; 0: fresh networks", "networks", "DANCE, NCFM", ge=0, le=1000,
+    )  # fmt: skip
+    bank_epochs: int = _knob(2, "epochs of the bank's networks", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
+    iterations: int = _knob(8000, "iterations, with one network each, fresh or from the bank", "-", "DataDAM", ge=1)
     real_batch: int = _knob(128, "real images per class in an iteration", "images", "DataDAM", ge=1, le=65536)
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
     image_schedule: Literal["constant", "cosine"] = _knob(
-        "constant", "learning rate of the images over the run: constant, or along half a cosine to 0", "-", "atomhub"
+        "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
     init: Literal["real", "noise", "herding", "kmeans"] = _knob(
-        "real",
-        "initial synthetic images: random real, noise, or real ones nearest the class mean or centres",
-        "-",
-        "DM",
+        "real", "initial images: random real ones, noise, or real ones nearest the class mean or centres", "-", "DM"
     )
     formation: int = _knob(
-        1,
-        "views per side that every image holds; networks see each at full size",
-        "views",
-        "IDC (ICML 2022)",
-        ge=1,
-        le=8,
+        1, "views per side of every image; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8
     )
-    zca: bool = _knob(
-        False, "whiten images by ZCA (eps 0.1), fit on the training images, after mean and std", "-", "DataDAM"
-    )
+    zca: bool = _knob(False, "whiten images by ZCA (eps 0.1), fit on the training images", "-", "DataDAM")
     augmentation: tuple[Operation, ...] = _knob(
-        ("color", "crop", "cutout", "flip", "scale", "rotate"),
-        "siamese augmentation, one operation drawn per class in every iteration",
-        "-",
-        "DSA",
+        ("color", "crop", "cutout", "flip", "scale", "rotate"), "siamese augmentation, one drawn per class", "-", "DSA"
     )
     pixels: Literal["uint8", "float32"] = _knob(
         "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
     )
     precision: Literal["auto", "float32", "bfloat16"] = _knob(
-        "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it", "-", "atomhub"
+        "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it"
     )
 
     @field_validator("*", mode="before")

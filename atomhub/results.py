@@ -65,7 +65,7 @@ class Results(_Open):
     """What was measured.
 
     Attributes:
-        network: The network that the set is measured with unless another is asked for: the one it was distilled with.
+        network: The network that the set is measured with unless another is named: the one it was distilled with.
         measured: Accuracies, in the order in which they were measured.
     """
 

@@ -33,13 +33,7 @@ class PictureTransform:
 
 @dataclass(frozen=True)
 class Labelled(Dataset[Any]):
-    """A map-style dataset of (image, label): ``transform`` of an image, or the image itself.
-
-    Attributes:
-        images: N tensors or pictures.
-        labels: (N,) int64.
-        transform: Called with each image when it is asked for.
-    """
+    """A map-style dataset of (image, label): N tensors or pictures, transformed when asked for, and (N,) int64."""
 
     images: Any
     labels: Tensor
@@ -55,11 +49,7 @@ class Labelled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples and augments the batch; a class, so that worker processes can be given it.
-
-    Attributes:
-        augment: Names of operations, a function of a batch (B, C, H, W), or None.
-    """
+    """Stacks samples and augments the batch, by names or by a function; a class, so that worker processes can have it."""
 
     augment: Any
 

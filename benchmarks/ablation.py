@@ -2,12 +2,13 @@
 
     python benchmarks/ablation.py [--seeds 3] [--iterations 300] [--only digits]
     python benchmarks/ablation.py --parts [--seeds 2] [--iterations 300] [--ipc 1] [--lines atom-plus --lines ...]
+    python benchmarks/ablation.py --fields --only digits [--seeds 2] [--iterations 300] [--ipc 1]
 
 The second takes ``atom-plus`` apart on CIFAR-10, and compares stored pixels of 8 and 32 bits; ``--lines`` picks some
-lines of it. Paired seeds, mean and standard deviation over them of the accuracy of 3 networks under ``quick``, measured
-on images held out of the TRAINING split: the test split is never looked at, so recipes may follow what this says.
-CIFAR-10 is read from ATOMHUB_DATA, at width 32 or 64; the precision is compared at the width of 128 at which bfloat16
-is used.
+lines of it. The third varies single fields on the digits. Paired seeds, mean and standard deviation over them of the
+accuracy of 3 networks under ``quick``, measured on images held out of the TRAINING split: the test split is never
+looked at, so recipes may follow what this says. CIFAR-10 is read from ATOMHUB_DATA, at width 32 or 64; the precision is
+compared at the width of 128 at which bfloat16 is used.
 """
 
 import argparse
@@ -42,6 +43,12 @@ PARTS = {
     "atom, float32 pixels": ("atom", {"pixels": "float32"}),
 }
 """Of the second table: recipe and what is changed."""
+FIELDS = {
+    "base": {}, "feature 0.1": {"feature": 0.1}, "feature 1": {"feature": 1.0}, "power 2": {"power": 2.0},
+    "power 4": {"power": 4.0}, "lr 0.3": {"image_lr": 0.3}, "lr 3": {"image_lr": 3.0},
+    "batch 128": {"real_batch": 128}, "no augmentation": {"augmentation": ()}, "width 64": {"width": 64},
+}  # fmt: skip
+"""Of the third table: what is changed in ``atom`` at width 32, batch 64, instance norm."""
 
 
 def settings(iterations):
@@ -82,6 +89,7 @@ def main():
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--only", choices=["digits", "cifar10"])
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--fields", action="store_true")
     parser.add_argument("--lines", action="append", choices=PARTS, metavar="LINE")
     arguments = parser.parse_args()
     if arguments.lines and not arguments.parts:
@@ -96,6 +104,9 @@ def main():
         if arguments.parts:
             base = {"width": 64, "real_batch": 64, "iterations": arguments.iterations, "precision": "float32"}
             runs = [(name, PARTS[name][0], base | PARTS[name][1]) for name in arguments.lines or PARTS]
+        elif arguments.fields:
+            base = {"width": 32, "real_batch": 64, "iterations": arguments.iterations, "norm": "instance"}
+            runs = [(name, "atom", base | fields) for name, fields in FIELDS.items()]
         else:
             runs = [(name, "atom", fields) for name, fields in settings(arguments.iterations)]
             if source == "cifar10":
@@ -107,7 +118,8 @@ def main():
             table.add_row(source, name, f"{row['mean']:.1f} ± {row['std']:.1f}", f"{row['random']:.1f}",
                           f"{row['seconds']:.0f}")  # fmt: skip
             print(f"{source}  {name:45} {row['mean']:.1f} ± {row['std']:.1f}  ({row['seconds']:.0f} s)", flush=True)
-            kind = f"{'lines' if arguments.lines else 'parts'}-ipc{arguments.ipc}" if arguments.parts else "ablation"
+            kind = "lines" if arguments.lines else "parts" if arguments.parts else "fields"
+            kind = f"{kind}-ipc{arguments.ipc}" if arguments.parts or arguments.fields else "ablation"
             write(kind, torch.device("cpu"), ipc=arguments.ipc, seeds=arguments.seeds, rows=rows)
     Console(width=120).print(table)
 

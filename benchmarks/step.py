@@ -205,17 +205,8 @@ def main():
     table = Table(title=f"seconds an iteration, CIFAR-10's shape, width 128, {device}")
     names = ("sampling", "augmentation", "real forward", "synthetic forward", "synthetic backward", "step")
     columns = (
-        "recipe",
-        "norm",
-        "ipc",
-        "batch",
-        "precision",
-        "compiled",
-        "s/iteration",
-        "of floor",
-        "x naive",
-        "attention",
-    )
+        "recipe", "norm", "ipc", "batch", "precision", "compiled", "s/iteration", "of floor", "x naive", "attention",
+    )  # fmt: skip
     for column in columns + names:
         table.add_column(column, justify="right")
     for r in rows:

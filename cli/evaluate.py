@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @options.training
 def evaluate(
     name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
-    labels: Any, seed: int, device: str, source: str | None, as_json: bool,
+    labels: Any, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on real images.
 
@@ -59,7 +59,7 @@ def evaluate(
         with Steps(f"Evaluating {distilled.name}{which}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, network, protocol, runs, baseline=_baselines(baseline, whole, herding), labels=labels,
-                seed=seed, device=device, source=source, progress=steps.networks,
+                progress=steps.networks, **how,
             )  # fmt: skip
         results.append(result)
     if as_json:
@@ -81,12 +81,8 @@ def evaluate(
         say("The set is not in the store, so the result was not kept.")
 
 
-BASELINES = {
-    "random": "random real images",
-    "herding": "herding",
-    "whole": "whole training set",
-    "rounded": "rounded to 8 bits",
-}
+BASELINES = {"random": "random real images", "herding": "herding", "whole": "whole training set",
+             "rounded": "rounded to 8 bits"}  # fmt: skip
 
 
 def _baselines(random: bool, whole: bool, herding: bool = False) -> Any:

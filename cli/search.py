@@ -1,6 +1,7 @@
 """``atomhub search``: architecture search with a distilled set as the proxy."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,10 +25,7 @@ from .output import Steps, print_json, print_table, say
               help="Folder for the results; an unfinished search there continues.  [default: NAME-search]")  # fmt: skip
 @options.protocol(default="quick")
 @options.training
-def search(
-    name: str, space: str, budget: int | None, top: int, check: int, check_epochs: int, output: Path | None,
-    protocol: str, seed: int, device: str, source: str | None, as_json: bool,
-) -> None:  # fmt: skip
+def search(name: str, space: str, budget: int | None, top: int, output: Path | None, as_json: bool, **how: Any) -> None:
     """Rank network architectures by what they learn from the set NAME.
 
     Networks are ranked on real training images; the test images choose nothing. With --check, some are also trained on
@@ -47,16 +45,13 @@ def search(
     distilled = atomhub.load(name)
     folder = output or Path(f"{distilled.name}-search")
     with Steps(f"Searching with {distilled.name}", quiet=as_json, unit="networks") as steps:
-        found = atomhub.search(
-            distilled, space, budget, protocol=protocol, check=check, check_epochs=check_epochs,
-            log=folder / "results.jsonl", seed=seed, device=device, source=source, progress=steps.networks,
-        )  # fmt: skip
+        log = folder / "results.jsonl"
+        found = atomhub.search(distilled, space, budget, log=log, progress=steps.networks, **how)
     checks = [c for c in found.checks if not c.failed]
-    if checks:
-        plot(found, folder / "check.png")
-    checked = {c.network: c for c in found.checks if not c.failed}
+    checked = {c.network: c for c in checks}
     saved = None
     if checks:
+        plot(found, folder / "check.png")
         proxy = {c.network: c.seconds for c in found.candidates}
         saved = {"proxy_seconds": round(sum(proxy[c.network] for c in checks), 2),
                  "real_seconds": round(sum(c.seconds for c in checks), 2)}  # fmt: skip
@@ -70,11 +65,10 @@ def search(
     for place, c in enumerate(found.candidates[:top], 1):
         real = f"{checked[c.network].accuracy:.1f}" if c.network in checked else "-"
         rows.append([str(place), c.network, f"{c.parameters:,}", f"{c.accuracy:.1f}", real])
-    title = f"{found.name}: the best of {len(found.candidates)} networks, in % (protocol {protocol}, seed {seed})"
+    rules = f"protocol {how['protocol']}, seed {how['seed']}"
+    title = f"{found.name}: the best of {len(found.candidates)} networks, in % ({rules})"
     print_table(["", "network", "parameters", "real training images", "test, trained on the whole set"], rows, title)
-    failed = [(c.network, c.failed) for c in found.candidates if c.failed]
-    failed += [(c.network, c.failed) for c in found.checks if c.failed]
-    if failed:
+    if failed := [(c.network, c.failed) for some in (found.candidates, found.checks) for c in some if c.failed]:
         say(f"{len(failed)} could not be trained, such as {failed[0][0]}: {failed[0][1]}")
     if saved:
         regret = "?" if found.regret is None else f"{found.regret:.1f}"

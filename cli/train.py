@@ -22,8 +22,8 @@ from .output import print_data, print_json, say
 @options.private
 @options.training
 def train(
-    name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, labels: Any, repo: str | None,
-    private: bool | None, seed: int, device: str, source: str | None, as_json: bool,
+    name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, repo: str | None,
+    private: bool | None, seed: int, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train a network on the set NAME and save it.
 
@@ -50,9 +50,7 @@ def train(
         check_account(repo)
     if not as_json:
         say(f"Training {network} on {distilled.name}, protocol {protocol} ...")
-    classifier = atomhub.train_classifier(
-        distilled, network, protocol, labels=labels, seed=seed, device=device, source=source
-    )
+    classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, **how)
     models.save_model(classifier, target, overwrite)
     url = models.push_model(classifier, repo, private=private) if repo is not None else None
     result = classifier.config.result
@@ -77,11 +75,7 @@ def train(
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @options.training
-def soften(
-    name: str, teacher: str | None, epochs: int, temperature: float, new: str | None, overwrite: bool, seed: int,
-    device: str,
-    source: str | None, as_json: bool,
-) -> None:  # fmt: skip
+def soften(name: str, teacher: str | None, new: str | None, overwrite: bool, as_json: bool, **how: Any) -> None:
     """Save a copy of the set NAME with soft labels.
 
     A teacher is trained on the whole real training set and gives every synthetic image its class probabilities.
@@ -99,9 +93,7 @@ def soften(
     check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, format_v1.MANIFEST)
     if not as_json:
         say(f"Training the teacher on the real images of {distilled.name} ...")
-    soft = atomhub.soften(
-        distilled, teacher, epochs, temperature=temperature, name=new, seed=seed, device=device, source=source
-    ).save(overwrite=overwrite)
+    soft = atomhub.soften(distilled, teacher, name=new, **how).save(overwrite=overwrite)
     record = soft.manifest.provenance.teacher
     if as_json:
         print_json({"name": soft.name, "teacher": record.model_dump() if record else None, "path": str(soft.path)})

@@ -14,19 +14,9 @@ from torch.nn import functional as F
 DRAWS = 12
 """Uniform numbers a group consumes; their columns follow."""
 (
-    _OPERATION,
-    _BRIGHTNESS,
-    _SATURATION,
-    _CONTRAST,
-    _SHIFT_X,
-    _SHIFT_Y,
-    _HOLE_X,
-    _HOLE_Y,
-    _FLIP,
-    _ZOOM_X,
-    _ZOOM_Y,
+    _OPERATION, _BRIGHTNESS, _SATURATION, _CONTRAST, _SHIFT_X, _SHIFT_Y, _HOLE_X, _HOLE_Y, _FLIP, _ZOOM_X, _ZOOM_Y,
     _ANGLE,
-) = range(DRAWS)
+) = range(DRAWS)  # fmt: skip
 
 SHIFT = 0.125
 """Largest shift of a crop, as a share of the side."""

@@ -14,9 +14,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leakyrelu": F.leaky_relu,
     "sigmoid": torch.sigmoid,
 }
-"""By name; the slope of the leaky one is 0.01."""
+"""Activation name to function; the slope of the leaky one is 0.01."""
 POOLINGS: dict[str, Callable[[Tensor, int], Tensor] | None] = {"avg": F.avg_pool2d, "max": F.max_pool2d, "none": None}
-"""By name: 2x2 with stride 2, or no pooling at all."""
+"""Pooling name to function: 2x2 with stride 2, or no pooling at all."""
 
 
 class ConvNet(nn.Module):
@@ -38,16 +38,9 @@ class ConvNet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        classes: int,
-        size: int,
-        width: int = 128,
-        depth: int | None = None,
-        norm: str = "instance",
-        activation: str = "relu",
-        pooling: str = "avg",
-    ) -> None:
+        self, channels: int, classes: int, size: int, width: int = 128, depth: int | None = None,
+        norm: str = "instance", activation: str = "relu", pooling: str = "avg",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.size = size
         self.depth = depth or default_depth(size)

@@ -31,30 +31,21 @@ class Embedding:
 
     Args:
         recipe: A resolved recipe.
-        channels: Of the images.
+        channels: Channels of the images.
         classes: K.
         size: Side of the images in pixels.
         device: Where to compute.
-        dtype: Of the images and the weights that are drawn.
-        compute: Of the convolutions.
+        dtype: Precision of the images and of the weights that are drawn.
+        compute: Precision of the convolutions.
         compiled: Whether to use ``torch.compile``; where it cannot, all runs as it is.
         reduce: Adds batch-norm statistics up over processes; None: there is one process.
         bank: Networks to draw from; None: fresh ones.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        channels: int,
-        classes: int,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        compute: torch.dtype,
-        compiled: bool,
-        reduce: Reduce | None = None,
-        bank: Bank | None = None,
-    ) -> None:
+        self, recipe: Recipe, channels: int, classes: int, size: int, device: torch.device, dtype: torch.dtype,
+        compute: torch.dtype, compiled: bool, reduce: Reduce | None = None, bank: Bank | None = None,
+    ) -> None:  # fmt: skip
         self.bank = bank.to(device, dtype) if bank is not None else None
         self.recipe, self.compute, self.reduce = recipe, compute, reduce
         kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
@@ -159,16 +150,9 @@ class Embedding:
 
 
 def vectors(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None,
-    norm: str,
-    power: float,
-    wanted: tuple[bool, bool, bool],
-    moments: Sequence[Moments] | None,
-    reduce: Reduce | None,
-    keep: bool,
-) -> tuple[list[Tensor], list[Moments]]:
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, norm: str, power: float,
+    wanted: tuple[bool, bool, bool], moments: Sequence[Moments] | None, reduce: Reduce | None, keep: bool,
+) -> tuple[list[Tensor], list[Moments]]:  # fmt: skip
     """Return what is matched of every image, in one pass over the network, and the batch-norm statistics used.
 
     Args:

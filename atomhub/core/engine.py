@@ -83,21 +83,11 @@ class Engine:
     """
 
     def __init__(
-        self,
-        images: NDArray[np.uint8],
-        offsets: NDArray[np.int64],
-        recipe: Recipe,
-        ipc: int,
-        normalization: Normalization,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        *,
-        memory: int | None = None,
-        compiled: bool | None = None,
-        team: Team | None = None,
-        bank: Bank | None = None,
-    ) -> None:
+        self, images: NDArray[np.uint8], offsets: NDArray[np.int64], recipe: Recipe, ipc: int,
+        normalization: Normalization, seed: int = 0, device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32, *, memory: int | None = None, compiled: bool | None = None,
+        team: Team | None = None, bank: Bank | None = None,
+    ) -> None:  # fmt: skip
         self.device, self.dtype = torch.device(device), dtype
         self.recipe, self.ipc, self.seed, self.memory = recipe, ipc, seed, memory
         self.views = ipc * recipe.views_per_image  # images of a class that networks see
@@ -289,7 +279,7 @@ class Engine:
                 yield Report(done, value, float(self._clipped))
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a run goes on from, of all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on the CPU."""
+        """Return what a run continues from, for all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on the CPU."""
         momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
         images = self.synthetic.images.detach()
         momentum = torch.zeros_like(images) if momentum is None else momentum
@@ -297,7 +287,7 @@ class Engine:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a :meth:`state`, bit for bit."""
+        """Continue from a :meth:`state`, bit for bit."""
         self.synthetic.images.copy_(state["images"][self.owned])
         self.optimizer.state[self.synthetic.images]["momentum_buffer"] = (
             state["momentum"][self.owned].to(self.device, self.dtype).clone()

@@ -54,13 +54,9 @@ CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]]
 
 
 def rows(
-    kind: str,
-    read: Callable[[int], NDArray[np.float32]],
-    classes: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    ipc: int,
-    seed: int,
-) -> NDArray[np.int64]:
+    kind: str, read: Callable[[int], NDArray[np.float32]], classes: NDArray[np.int64], counts: NDArray[np.int64],
+    ipc: int, seed: int,
+) -> NDArray[np.int64]:  # fmt: skip
     """Choose ``ipc`` images of each class to start from.
 
     Args:
@@ -69,7 +65,7 @@ def rows(
         classes: (k,) class numbers.
         counts: (k,) images of each.
         ipc: Images per class.
-        seed: Of the run.
+        seed: Seed of the run.
 
     Returns:
         (k, ipc) rows within each class.

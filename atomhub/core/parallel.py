@@ -68,7 +68,7 @@ class Team:
         return sums.tolist()
 
     def wait(self) -> None:
-        """Go on when all processes are here; collective."""
+        """Wait until all processes are here; collective."""
         if self.size > 1:
             with _together():
                 dist.barrier()
@@ -81,5 +81,5 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise AtomhubError(
             "Another process of this run has ended, so this one ends as well.",
-            "See its message; --resume goes on from the last checkpoint.",
+            "See its message; --resume continues from the last checkpoint.",
         ) from error

@@ -1,4 +1,4 @@
-"""How large the work of a run is, and the pieces it is done in."""
+"""The size of a run's work, and the pieces in which it is done."""
 
 import numpy as np
 import torch

@@ -53,7 +53,7 @@ def decode(images: Tensor, formation: int, size: int | None = None) -> Tensor:
 
     Args:
         images: (K, n, C, H, W) float; differentiable.
-        formation: Views a side; divides H and W.
+        formation: Views per side; divides H and W.
         size: Side of the views in pixels; None: that of the images.
 
     Returns:
@@ -79,7 +79,7 @@ def encode(views: Tensor, formation: int) -> Tensor:
 
     Args:
         views: (K, formation**2 * n, C, H, W) float, in the order of :func:`decode`.
-        formation: Views a side; divides H and W.
+        formation: Views per side; divides H and W.
 
     Returns:
         (K, n, C, H, W).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atomhub.data.rows import Raw, Rows
+from atomhub.data.tables import Raw, Rows
 from atomhub.errors import SourceError, first_line
 
 if TYPE_CHECKING:

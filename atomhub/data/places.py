@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atomhub.data.cache import SMALLEST
-from atomhub.data.kept import decoded_before
-from atomhub.data.real import SourceOptions
-from atomhub.data.rows import TEST_NAMES, TRAIN_NAMES
+from atomhub.data.real import SourceOptions, decoded_before
+from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError, closest, first_line
 
 

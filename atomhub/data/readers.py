@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from atomhub.data.rows import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick
-from atomhub.data.tables import tables
+from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables
 from atomhub.errors import SourceError, first_line
 from atomhub.files import quiet_datasets
 

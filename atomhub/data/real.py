@@ -1,8 +1,13 @@
-"""Real data in memory: images sorted by class, what is known of them, and how a source is to be read."""
+"""Real data: images sorted by class, what is known of them, how they were read, and the copies kept in the cache."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +15,7 @@ from numpy.typing import NDArray
 
 from atomhub.data.cache import LARGEST, SMALLEST
 from atomhub.errors import NotFoundError, UsageError, check_whole
+from atomhub.files import home
 from atomhub.provenance import SourceInfo
 
 if TYPE_CHECKING:
@@ -101,3 +107,42 @@ class RealData:
         if self.test is None:
             raise NotFoundError(f"{self.name!r} has no test split.", "Set some images aside: --test-fraction 0.2.")
         return torch.tensor(self.test.images), torch.from_numpy(self.test.labels)
+
+
+def kept_folder() -> Path:
+    """Return where the copies are."""
+    return home() / "real"
+
+
+def kept_metas() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield folder and ``meta.json`` of all that was decoded, newest first; damaged ones are passed over."""
+    files = [(path.stat().st_mtime, path) for path in kept_folder().glob("[!.]*/meta.json")]
+    for _, path in sorted(files, reverse=True):
+        with suppress(OSError, ValueError):
+            yield path.parent, json.loads(path.read_text())
+
+
+def decoded_before(name: str, options: SourceOptions) -> str | None:
+    """Return the commit of the newest decoded copy of a Hub source under the same options."""
+    for _, meta in kept_metas():
+        if meta["info"]["id"] == name and meta["info"]["kind"] == "hub" and meta["options"] == asdict(options):
+            return str(meta["info"]["revision"])
+    return None
+
+
+def open_kept(folder: Path) -> RealData | None:
+    """Open decoded images; None where there are none, or damaged ones."""
+
+    def split(name: str) -> Split:
+        return Split(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}_labels.npy"))
+
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        info, options = SourceInfo.model_validate(meta["info"]), SourceOptions(**meta["options"])
+        train, test = split("train"), split("test") if info.test_images else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+    return RealData(
+        re.sub(r"[^a-z0-9._-]+", "-", re.split(r"[:/]", info.id)[-1].lower()).strip("-._") or "images", info,
+        tuple(meta["class_names"]), train, test, tuple(meta["mean"]), tuple(meta["std"]), options,
+    )  # fmt: skip

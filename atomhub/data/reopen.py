@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atomhub.data import kept
 from atomhub.data.places import Alias, Place, locate, locate_hub, locate_named
-from atomhub.data.real import RealData, SourceOptions, Split
+from atomhub.data.real import RealData, SourceOptions, Split, kept_metas, open_kept
 from atomhub.data.sources import open_place
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Manifest
@@ -18,7 +17,7 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
     """Return the real images that a set stands for, with its classes.
 
     Args:
-        manifest: Of the set.
+        manifest: The manifest of the set.
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
         tested: Whether there must be a test split.
 
@@ -110,25 +109,19 @@ def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | 
 
 def _cached(info: SourceInfo) -> RealData | None:
     """Return the decoded copy of exactly these images, if there is one."""
-    for folder, meta in kept.metas():
-        if meta["info"]["fingerprint"] == info.fingerprint and (real := kept.open_kept(folder)):
+    for folder, meta in kept_metas():
+        if meta["info"]["fingerprint"] == info.fingerprint and (real := open_kept(folder)):
             return real
     return None
 
 
 def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
     options = SourceOptions(
-        size=info.size,
-        image_column=info.image_column,
-        label_column=info.label_column,
+        size=info.size, image_column=info.image_column, label_column=info.label_column,
         train_split=None if info.train_split == "all" else info.train_split,
-        test_split=None if info.test_fraction is not None else info.test_split,
-        test_fraction=info.test_fraction,
-        config=info.config,
-        revision=info.revision,
-        flip=info.flip,
-        skip_unreadable=True,
-    )
+        test_split=None if info.test_fraction is not None else info.test_split, test_fraction=info.test_fraction,
+        config=info.config, revision=info.revision, flip=info.flip, skip_unreadable=True,
+    )  # fmt: skip
     place: Place | None
     if source is not None:
         place = locate(str(source), options)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from atomhub.data import kept, readers, rows
+from atomhub.data import readers, tables
 from atomhub.data.cache import decode
 from atomhub.data.places import Place, locate
-from atomhub.data.real import RealData, SourceOptions
+from atomhub.data.real import RealData, SourceOptions, kept_folder, open_kept
 from atomhub.errors import SourceError, UsageError, closest
 from atomhub.files import new_folder
 from atomhub.provenance import SourceInfo
@@ -61,19 +61,19 @@ def open_place(place: Place, options: SourceOptions) -> RealData:
     """Return the real data of a place; they are decoded unless that was done before."""
     stamp = {"id": place.id, "kind": place.kind, "stamp": place.stamp, "options": asdict(options), "v": CACHE_VERSION}
     key = hashlib.sha256(json.dumps(stamp, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    folder = kept.folder() / key
-    real = kept.open_kept(folder)
+    folder = kept_folder() / key
+    real = open_kept(folder)
     if real is None:
         with new_folder(folder, overwrite=True) as temporary, TemporaryDirectory(dir=folder.parent) as workspace:
             _prepare(place, options, temporary, Path(workspace))
-        real = kept.open_kept(folder)
+        real = open_kept(folder)
     if real is None:
         raise SourceError(f"The decoded images in {folder} cannot be read.", "Remove that folder and try again.")
     return real
 
 
-def _read(place: Place, options: SourceOptions, workspace: Path) -> rows.Raw:
-    columns = rows.Columns(
+def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
+    columns = tables.Columns(
         options.image_column, options.label_column, options.train_split, options.test_split, place.alias.columns
     )
     if place.kind == "digits":
@@ -135,7 +135,7 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _set_aside(raw: rows.Raw, fraction: float) -> tuple[rows.Rows, rows.Rows]:
+def _set_aside(raw: tables.Raw, fraction: float) -> tuple[tables.Rows, tables.Rows]:
     """Split the training rows by class: the same rows every time."""
     from sklearn.model_selection import train_test_split
 

@@ -1,12 +1,69 @@
-"""Tables of the ``datasets`` library as rows of encoded images: columns, classes and splits are detected."""
+"""Rows of encoded images with class numbers, as every reader gives them; those of the tables of ``datasets``."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atomhub.data.rows import IMAGE_NAMES, LABEL_NAMES, TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick
 from atomhub.errors import SourceError, UsageError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val")
+IMAGE_NAMES = ("image", "img", "images", "picture", "pixels")
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "digit")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split, nothing decoded yet.
+
+    Attributes:
+        labels: (N,) int64 class numbers.
+        encoded: Row number to encoded bytes, a file, or a PIL image.
+        where: Row number to what names the row in an error.
+    """
+
+    labels: NDArray[np.int64]
+    encoded: Callable[[int], Any]
+    where: Callable[[int], str]
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.labels[rows], lambda i: self.encoded(int(rows[i])), lambda i: self.where(int(rows[i])))
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A source that was found, read up to its labels."""
+
+    class_names: tuple[str, ...]
+    train: Rows
+    test: Rows | None
+    train_split: str = "train"
+    test_split: str | None = "test"
+    image_column: str | None = None
+    label_column: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What to read: None is detected.
+
+    Attributes:
+        image, label: Column names; ``preferred`` ones are used where they exist.
+        train, test: Split names.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    train: str | None = None
+    test: str | None = None
+    preferred: tuple[str, ...] = ()
 
 
 def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
@@ -22,14 +79,10 @@ def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
     label = _label_column(train.features, columns)
     class_names, number = _classes(train, label)
     return Raw(
-        class_names,
-        _table_rows(train, train_name, image, label, number),
-        _table_rows(splits[test_name], test_name, image, label, number) if test_name else None,
-        train_name,
-        test_name,
-        image,
-        label,
-    )
+        class_names, _table_rows(train, train_name, image, label, number),
+        _table_rows(splits[test_name], test_name, image, label, number) if test_name else None, train_name, test_name,
+        image, label,
+    )  # fmt: skip
 
 
 def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int]) -> Rows:
@@ -119,3 +172,12 @@ def _only(
         return candidates[0]
     found = f"{what} columns {', '.join(candidates)}" if candidates else f"no {what} column among {', '.join(features)}"
     raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")
+
+
+def pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], what: str) -> str | None:
+    """Return the given name if it is there, else the first usual one that is, else None."""
+    if given is not None:
+        if given not in found:
+            raise UsageError(f"There is no {what} {given!r}: found {', '.join(found) or 'none'}.")
+        return given
+    return next((name for word in usual for name in found if name.lower() == word), None)

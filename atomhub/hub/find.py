@@ -34,12 +34,9 @@ class Listed:
 
 
 def search(
-    author: str | None = None,
-    source: str | None = None,
-    ipc: int | None = None,
-    sort: Literal["accuracy", "downloads", "recent"] = "downloads",
-    token: str | None = None,
-) -> list[Listed]:
+    author: str | None = None, source: str | None = None, ipc: int | None = None,
+    sort: Literal["accuracy", "downloads", "recent"] = "downloads", token: str | None = None,
+) -> list[Listed]:  # fmt: skip
     """Return the distilled sets on the Hub, by their tags.
 
     Args:

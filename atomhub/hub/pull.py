@@ -3,9 +3,9 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import CacheNotFound, LocalEntryNotFoundError
@@ -57,16 +57,10 @@ def _exact_sizes(folder: Path) -> dict[str, range]:
 
 
 def download(
-    kind: Kind,
-    repo: str,
-    revision: str | None,
-    first: Mapping[str, range],
-    more: Callable[[Path], Mapping[str, range]] = lambda folder: {},
-    *,
-    token: str | None,
-    local_files_only: bool = False,
-    what: str,
-) -> Path:
+    kind: Kind, repo: str, revision: str | None, first: Mapping[str, range],
+    more: Callable[[Path], Mapping[str, range]] = lambda folder: {}, *, token: str | None,
+    local_files_only: bool = False, what: str,
+) -> Path:  # fmt: skip
     """Download some files of one commit into huggingface_hub's cache; return their folder.
 
     Args:
@@ -153,15 +147,8 @@ def split_name(name: str, revision: str | None) -> tuple[str, str | None]:
     return repo, given or revision
 
 
-@dataclass(frozen=True)
-class Pulled:
-    """A set in huggingface_hub's cache.
-
-    Attributes:
-        repo: ``user/name``.
-        commit: What was downloaded.
-        manifest: Its manifest; not verified.
-    """
+class Pulled(NamedTuple):
+    """A set in huggingface_hub's cache: ``user/name``, the commit, and its manifest, which is not verified."""
 
     repo: str
     commit: str

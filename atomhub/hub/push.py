@@ -79,28 +79,18 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         manifest = whole.manifest
         own = (folder / format_v1.CARD).read_text(encoding="utf-8") if (folder / format_v1.CARD).exists() else None
         content = Content(
-            "dataset",
-            manifest.name,
+            "dataset", manifest.name,
             {path: (folder / path).read_bytes() for path in (*manifest.files, format_v1.MANIFEST)},
-            format_v1.MANIFEST,
-            lambda repo, theirs: cards.merged(own, theirs, manifest, repo),
-            format_v1.is_file,
-        )
+            format_v1.MANIFEST, lambda repo, theirs: cards.merged(own, theirs, manifest, repo), format_v1.is_file,
+        )  # fmt: skip
     return publish(content, repo_id, **options)
 
 
 def publish(
-    content: Content,
-    repo_id: str | None,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    tags: Sequence[str] = (),
+    content: Content, repo_id: str | None, *, private: bool | None = None, token: str | None = None,
+    revision: str | None = None, commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (),
     dry_run: bool = False,
-) -> Pushed:
+) -> Pushed:  # fmt: skip
     """Bring a repository to hold some content: create it if need be, upload what changed in one commit, tag it.
 
     Unchanged content makes no new commit, and the owner's edits of the card on the Hub are kept. The tag ``format-v1``

@@ -6,17 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from atomhub.errors import AtomhubError, NotFoundError, UsageError, first_line
 
@@ -57,7 +48,7 @@ def call_hub(work: Callable[[], T], what: str, token: str | None, account: str |
 
 def _root(error: BaseException) -> BaseException:
     """Return the error behind a missing cache entry, which is what the clients raise for everything."""
-    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+    while isinstance(error, hub_errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
@@ -102,11 +93,11 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
     status = _status(error)
     said = _without_token(first_line(error), token)
     login = "Log in with: hf auth login"
-    if isinstance(error, HFValidationError):
+    if isinstance(error, hub_errors.HFValidationError):
         return UsageError(f"{what!r} cannot be a repository: {said}.", "Ids look like user/name.")
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, hub_errors.GatedRepoError):
         return AtomhubError(f"{what} is gated: its owner has to let you in.", f"Ask for access on its page. {login}")
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+    if status == 401 or isinstance(error, hub_errors.LocalTokenNotFoundError):
         missing = token is None and get_token() is None
         return AtomhubError(
             "You are not logged in to the Hub."
@@ -120,17 +111,17 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
             f"{who} may not write to {what}: the token is read-only, or it is somebody else's.",
             f"Use a token with write access, or open a pull request (--create-pr). {login}",
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, hub_errors.RevisionNotFoundError):
         return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
+    if isinstance(error, hub_errors.RepositoryNotFoundError) or status == 404:
         return NotFoundError(
             f"There is no repository {what!r} on the Hub, or it is private.", f"Check the name. {login}"
         )
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, hub_errors.EntryNotFoundError):
         return NotFoundError(f"{what}: {said}.")
     if status == 412:
         return AtomhubError(f"Somebody else keeps changing {what}.", "Push again.")
-    if status is not None and isinstance(error, HfHubHTTPError):
+    if status is not None and isinstance(error, hub_errors.HfHubHTTPError):
         return Unreachable(f"The Hub answers {status} for {what}: nothing was changed.", "Try again later.")
     return Unreachable(f"The Hub cannot be reached for {what}: {said}.", "Check the network and try again.")
 

@@ -29,16 +29,10 @@ from atomhub.version import versions
 
 
 def import_set(
-    file: str | Path,
-    like: str | Path | RealData,
-    *,
-    labels: str | Path | None = None,
-    space: Literal["auto", "pixels", "normalized", "zca"] = "auto",
-    formation: int = 1,
-    name: str | None = None,
-    network: str = "convnet",
-    **options: Any,
-) -> DistilledDataset:
+    file: str | Path, like: str | Path | RealData, *, labels: str | Path | None = None,
+    space: Literal["auto", "pixels", "normalized", "zca"] = "auto", formation: int = 1, name: str | None = None,
+    network: str = "convnet", **options: Any,
+) -> DistilledDataset:  # fmt: skip
     """Read synthetic images that another project published; in memory, with float32 pixels.
 
     Understood are the files of DC, DSA, DM and DataDAM (``{"data": [[images, labels], ...]}``, of which the last
@@ -133,13 +127,8 @@ def _load(path: Path) -> Any:
 
     scalar = np.float64(0).__reduce__()[0]
     safe: list[Any] = [
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        Float32DType,
-        Float64DType,
-        Int64DType,
-    ]
+        scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, Float32DType, Float64DType, Int64DType,
+    ]  # fmt: skip
     try:
         with torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old files use other versions of the protocol

@@ -18,12 +18,9 @@ from atomhub.training.bank import DEPENDS, VERSION, RealImages, group_size, trai
 
 
 def find_bank(
-    real: RealData,
-    recipe: Recipe,
-    normalization: Normalization,
-    device: torch.device,
+    real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Bank:
+) -> Bank:  # fmt: skip
     """Return the bank of a resolved recipe for a source: networks from the cache, and those it lacks trained now.
 
     Each network is kept as soon as it is trained, so an interrupted run continues with the next, and a larger bank has

@@ -30,7 +30,7 @@ class Checkpoint:
 
     Attributes:
         iteration: Iterations done.
-        state: Tensors to go on from.
+        state: Tensors to continue from.
         record: Histories and time so far, plain data.
     """
 

@@ -61,14 +61,9 @@ class Verdict:
 
 
 def verify(
-    distilled: DistilledDataset,
-    runs: int | None = None,
-    *,
-    seed: int = 1000,
-    device: str = "auto",
-    source: str | Path | RealData | None = None,
-    progress: Progress | None = None,
-) -> list[Verdict]:
+    distilled: DistilledDataset, runs: int | None = None, *, seed: int = 1000, device: str = "auto",
+    source: str | Path | RealData | None = None, progress: Progress | None = None,
+) -> list[Verdict]:  # fmt: skip
     """Train networks anew under the protocols that a set claims results for, and say whether the claims hold.
 
     Nothing is stored. Seeds differ from those of the claim, so agreement is no matter of luck.

@@ -30,18 +30,7 @@ _REPORT_EVERY = 10
 
 @dataclass
 class Run:
-    """The loop around the engine: reports, measurements and checkpoints.
-
-    Attributes:
-        engine: Does the work of an iteration.
-        manifest: All that is known of the set beforehand.
-        real: Its source.
-        device: Where to measure.
-        measure_every: Iterations between measurements; 0: none.
-        kept: Where checkpoints go, if they do.
-        checkpoint_every: Iterations between them.
-        progress: Called now and then.
-    """
+    """The loop around the engine: reports, measurements and checkpoints; its fields are as in ``run.distill``."""
 
     engine: Engine
     manifest: Manifest

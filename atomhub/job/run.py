@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atomhub import devices
 from atomhub.command import command
 from atomhub.core.engine import Engine
 from atomhub.core.plan import worth_compiling
@@ -17,16 +18,6 @@ from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
-from atomhub.devices import (
-    describe_device,
-    enough_memory,
-    fast_bfloat16,
-    find_device,
-    first_of_machine,
-    keep_large_buffers,
-    parse_size,
-    processes,
-)
 from atomhub.errors import AtomhubWarning, SourceError, UsageError, check_whole
 from atomhub.files import check_target, home
 from atomhub.job.banks import find_bank
@@ -42,24 +33,12 @@ from atomhub.version import versions
 
 
 def distill(
-    source: str | Path | RealData,
-    ipc: int,
-    recipe: str | Path | Recipe = "atom",
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    memory: int | str | None = None,
-    name: str | None = None,
-    save: bool | str | Path = False,
-    overwrite: bool = False,
-    measure_every: int = 0,
-    checkpoints: bool | str | Path = False,
-    checkpoint_every: int = 500,
-    resume: bool | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> DistilledDataset:
+    source: str | Path | RealData, ipc: int, recipe: str | Path | Recipe = "atom",
+    overrides: Mapping[str, Any] | None = None, *, seed: int = 0, device: str = "auto",
+    memory: int | str | None = None, name: str | None = None, save: bool | str | Path = False,
+    overwrite: bool = False, measure_every: int = 0, checkpoints: bool | str | Path = False,
+    checkpoint_every: int = 500, resume: bool | None = None, progress: Progress | None = None, **options: Any,
+) -> DistilledDataset:  # fmt: skip
     """Distil a labelled image dataset into ``ipc`` synthetic images per class.
 
     The same arguments give the same images, bit for bit, on the same CPU and versions, resumed or not; a GPU, another
@@ -94,14 +73,14 @@ def distill(
     check_whole("seed", seed, 0)
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
-    limit = None if memory is None else parse_size(memory)
+    limit = None if memory is None else devices.parse_size(memory)
     given = source.info.id if isinstance(source, RealData) else str(source)
     chosen = choose_recipe(recipe, given, overrides)
-    where = find_device(device)
+    where = devices.find_device(device)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
-    with processes(where) as team:
-        with first_of_machine(team):
+    with devices.processes(where) as team:
+        with devices.first_of_machine(team):
             real = source if isinstance(source, RealData) else open_source(source, **options)
         if measure_every and real.test is None:
             raise UsageError(
@@ -120,14 +99,14 @@ def distill(
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
             kept = Checkpoints(folder, _identity(real, resolved, ipc, seed))
         begin = _begin(kept, resume)
-        keep_large_buffers()
-        with enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
+        devices.keep_large_buffers()
+        with devices.enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
             bank = None
             if resolved.bank:
-                with first_of_machine(team):
+                with devices.first_of_machine(team):
                     bank = find_bank(
                         real, resolved, normalization, where,
                         lambda done, total: progress("networks", done, total, None) if progress else None,
@@ -177,16 +156,16 @@ def _manifest(
             std=real.std,
             whitening="zca" if resolved.zca else "none",
             flip=real.info.flip,
-        ),
+        ),  # fmt: skip
         provenance=Provenance(
             source=real.info,
             recipe=resolved,
             seed=seed,
             command=recorded_command(real, ipc, chosen, seed, name),
             versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
-            device=describe_device(device),
+            device=devices.describe_device(device),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
+        ),  # fmt: skip
         results=Results(network=resolved.network()),
     )
 
@@ -210,7 +189,7 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
     if resolved.precision == "auto":
         # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
         long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, real.info.channels, real.info.size)
-        resolved = resolved.replace(precision="bfloat16" if long and fast_bfloat16(device) else "float32")
+        resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
     return resolved
 
 

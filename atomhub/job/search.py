@@ -21,19 +21,10 @@ from atomhub.training.protocols import find_protocol
 
 
 def search(
-    distilled: DistilledDataset,
-    space: str | Path = "convnet-720",
-    budget: int | None = None,
-    *,
-    protocol: str = "quick",
-    check: int = 0,
-    check_epochs: int = 20,
-    log: str | Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    source: str | Path | RealData | None = None,
-    progress: Progress | None = None,
-) -> Search:
+    distilled: DistilledDataset, space: str | Path = "convnet-720", budget: int | None = None, *,
+    protocol: str = "quick", check: int = 0, check_epochs: int = 20, log: str | Path | None = None, seed: int = 0,
+    device: str = "auto", source: str | Path | RealData | None = None, progress: Progress | None = None,
+) -> Search:  # fmt: skip
     """Train every network of a space on a distilled set, and rank them by their accuracy on real training images.
 
     A distilled set is small, so a network is judged in seconds (DC, ICLR 2021, section 4.3). At most 2 000 random

@@ -25,23 +25,16 @@ def dataset_card(manifest: Manifest, repo: str | None = None) -> str:
         manifest: What is known of the set.
         repo: ``user/name`` on the Hub, for the lines that show how to use it; None: the set's name.
     """
-    return (
-        _environment()
-        .get_template("dataset_card.md.j2")
-        .render(
-            **_parts(manifest),
-            where=repo or manifest.name,
-            hosted=repo is not None,
-            metadata=Markup(_metadata(manifest)),
-        )
-    )
+    template = _environment().get_template("dataset_card.md.j2")
+    where, metadata = repo or manifest.name, Markup(_metadata(manifest))
+    return template.render(**_parts(manifest), where=where, hosted=repo is not None, metadata=metadata)
 
 
 def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: str | None = None) -> str:
     """Return the README.md of a network that was trained on a distilled set, with its result in ``model-index``.
 
     Args:
-        manifest: Of the set.
+        manifest: The manifest of the set.
         result: What was measured of the network.
         parameters: Numbers in the network.
         repo: The set on the Hub, if it is there.
@@ -63,7 +56,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
                 metric_type="accuracy",
                 metric_name=f"test accuracy (%), protocol {result.protocol}",
                 metric_value=result.score.mean,
-            )
+            )  # fmt: skip
         ],
     ).to_yaml()
     template = _environment().get_template("model_card.md.j2")
@@ -76,13 +69,9 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as the templates know it: ``f`` format, ``p`` provenance, ``results`` what was measured."""
     p = manifest.provenance
     return {
-        "m": manifest,
-        "f": manifest.format,
-        "p": p,
-        "results": manifest.results.measured,
-        "recipe": p.recipe if isinstance(p.recipe, Recipe) else None,
-        "images": manifest.format.shape[0],
-    }
+        "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
+        "recipe": p.recipe if isinstance(p.recipe, Recipe) else None, "images": manifest.format.shape[0],
+    }  # fmt: skip
 
 
 def _environment() -> Environment:
@@ -100,16 +89,11 @@ def _environment() -> Environment:
     return environment
 
 
-def refresh(card: str, manifest: Manifest, repo: str | None = None) -> str:
-    """Return an existing card with its metadata and its generated sections, those between markers, up to date.
+def renewed(card: str, fresh: str) -> str:
+    """Return an existing card with the metadata and the generated sections, those between markers, of a fresh one.
 
     Everything else is its owner's; a section whose markers were taken out is theirs as well.
     """
-    return renewed(card, dataset_card(manifest, repo))
-
-
-def renewed(card: str, fresh: str) -> str:
-    """Return an existing card with metadata and generated sections of a fresh one; everything else is its owner's."""
     sections = {section["name"]: section[0] for section in _SECTION.finditer(fresh)}
     card = _SECTION.sub(lambda old: sections.get(old["name"], old[0]), card)
     front = _FRONT.match(fresh)
@@ -125,7 +109,8 @@ def merged(own: str | None, theirs: str | None, manifest: Manifest, repo: str) -
     plain = _SECTION.sub("", _FRONT.sub("", dataset_card(manifest)))
     edited = own is not None and _SECTION.sub("", _FRONT.sub("", own)) != plain
     base = own if edited else theirs
-    return dataset_card(manifest, repo) if base is None else refresh(base, manifest, repo)
+    fresh = dataset_card(manifest, repo)
+    return fresh if base is None else renewed(base, fresh)
 
 
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -178,7 +163,7 @@ def _metadata(manifest: Manifest) -> str:
             f"source:{slug(p.source_id)}",
             f"ipc:{form.ipc}",
             f"recipe:{slug(p.method)}",
-        ],
+        ],  # fmt: skip
         atomhub={"size": size} | ({"result": claim} if claim else {}),
         configs=[{"config_name": "default", "data_files": files}],
     ).to_yaml()

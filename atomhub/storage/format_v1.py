@@ -140,7 +140,8 @@ def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
         raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
     manifest = manifest.with_result(result)
     path = folder / CARD
-    card = cards.refresh(path.read_text(encoding="utf-8"), manifest) if path.exists() else cards.dataset_card(manifest)
+    fresh = cards.dataset_card(manifest)
+    card = cards.renewed(path.read_text(encoding="utf-8"), fresh) if path.exists() else fresh
     # the JSON as it was, so that its digest stays whatever version wrote it
     replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
     replace_file(path, card.encode())

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeVar
-from typing import Protocol as Interface
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, keep_large_buffers
 from atomhub.errors import AtomhubError, UsageError, closest, first_line
 from atomhub.training.accuracy import accuracy
-from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit, seeded
-from atomhub.training.measure import network_for
+from atomhub.training.measure import network_for, whole_real
 from atomhub.training.protocols import Protocol
 
 _VALIDATION = 2000
@@ -73,7 +71,7 @@ class Candidate:
         network: Its name, with options.
         accuracy: In percent, on real *training* images: the test images choose nothing.
         parameters: Numbers it learns.
-        seconds: Of its training.
+        seconds: Time of its training.
         failed: Why it could not be trained; its accuracy is 0.
     """
 
@@ -91,7 +89,7 @@ class Check:
     Attributes:
         network: Its name, with options.
         accuracy: In percent, on the real test images.
-        seconds: Of its training.
+        seconds: Time of its training.
         failed: Why it could not be trained; it counts nowhere.
     """
 
@@ -106,7 +104,7 @@ class Search:
     """What a search found.
 
     Attributes:
-        name: Of the distilled set.
+        name: Name of the distilled set.
         candidates: The best first.
         checks: Those trained on the real set, in the same order.
         correlation: Spearman's rank correlation of the two accuracies over the checks; None below 3 of them.
@@ -151,34 +149,18 @@ def find_space(space: str | Path) -> Space:
 _EXAMPLE = 'Write, say: network = "convnet", then a table [options] with width = [32, 64].'
 
 
-class Log(Interface):
-    """Where results are kept as they come, and found again."""
-
-    def find(self, kind: type[T], spec: str) -> T | None:
-        """Return the result of a network, if it is there."""
-
-    def add(self, result: Candidate | Check) -> None:
-        """Keep a result."""
-
-
 @dataclass(frozen=True)
 class Trials:
     """Trains the networks of a search one after the other, under the same conditions.
 
-    Attributes:
-        distilled: The set.
-        real: Its real images.
-        device: Where to train.
-        seed: Seed of weights, order, augmentation, and what is drawn.
-        log: Where results are kept.
-        progress: Called after every network.
+    ``log`` keeps results as they come: ``find(kind, spec)`` gives one or None, ``add(result)`` keeps one.
     """
 
     distilled: DistilledDataset
     real: RealData
     device: torch.device
     seed: int
-    log: Log
+    log: Any
     progress: Progress | None
 
     def rank(self, specs: Sequence[str], rules: Protocol) -> list[Candidate]:

@@ -34,14 +34,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    model: nn.Module | AnyNetwork | None,
-    distilled: DistilledDataset,
-    protocol: str = "dm",
-    *,
-    labels: Literal["hard", "soft"] = "hard",
-    seed: int = 0,
-    device: str = "auto",
-) -> nn.Module:
+    model: nn.Module | AnyNetwork | None, distilled: DistilledDataset, protocol: str = "dm", *,
+    labels: Literal["hard", "soft"] = "hard", seed: int = 0, device: str = "auto",
+) -> nn.Module:  # fmt: skip
     """Train one network on a distilled set, and return it ready for use (``eval()``), on the device.
 
     Args:
@@ -175,15 +170,10 @@ class Classifier:
 
 
 def train_classifier(
-    distilled: DistilledDataset,
-    network: str | None = None,
-    protocol: str = "dm",
-    *,
-    labels: Literal["hard", "soft"] = "hard",
-    seed: int = 0,
-    device: str = "auto",
+    distilled: DistilledDataset, network: str | None = None, protocol: str = "dm", *,
+    labels: Literal["hard", "soft"] = "hard", seed: int = 0, device: str = "auto",
     source: str | Path | RealData | None = None,
-) -> Classifier:
+) -> Classifier:  # fmt: skip
     """Train a network on a set, to keep, and measure it on the real test images.
 
     Args:
@@ -218,20 +208,10 @@ def train_classifier(
         test_images=len(test_labels), device=describe_device(where),
     )  # fmt: skip
     config = ModelConfig(
-        network=found.spec,
-        channels=f.channels,
-        size=f.size,
-        class_names=f.class_names,
-        mean=f.mean,
-        std=f.std,
-        zca=f.whitening == "zca",
-        parameters=parameters,
-        trained_on=distilled.repo or distilled.name,
-        tensors=m.tensors,
-        seed=seed,
-        result=result,
-        versions=versions("torch", "torchvision"),
-    )
+        network=found.spec, channels=f.channels, size=f.size, class_names=f.class_names, mean=f.mean, std=f.std,
+        zca=f.whitening == "zca", parameters=parameters, trained_on=distilled.repo or distilled.name,
+        tensors=m.tensors, seed=seed, result=result, versions=versions("torch", "torchvision"),
+    )  # fmt: skip
     return Classifier(model, config, distilled.normalization, cards.model_card(m, result, parameters, distilled.repo))
 
 

@@ -43,15 +43,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def fit(
-    models: Sequence[nn.Module],
-    images: Sequence[Rows],
-    labels: Tensor,
-    protocol: Protocol,
-    operations: Sequence[str],
-    classes: int,
-    seeds: Sequence[int],
-    place: tuple[int, int] | None = None,
-) -> None:
+    models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
+    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
     Each is trained as it would be alone, up to rounding: its order of images, augmentation and CutMix follow from its
@@ -169,15 +163,9 @@ class _Together:
 
 
 def _fit(
-    networks: _Alone | _Together,
-    images: Sequence[Rows],
-    labels: Tensor,
-    protocol: Protocol,
-    operations: Sequence[str],
-    classes: int,
-    seeds: Sequence[int],
-    place: tuple[int, int],
-) -> None:
+    networks: _Alone | _Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
+    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int],
+) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
     optimizer = torch.optim.SGD(

@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from atomhub.core import draws
+from atomhub.core.initial import herding
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import Measurement, Score
 from atomhub.training.accuracy import accuracy
-from atomhub.training.baselines import herding_real, random_real, whole_real
 from atomhub.training.fit import fastest_group, fit, seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
@@ -28,19 +31,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def measure(
-    distilled: DistilledDataset,
-    network: AnyNetwork | None = None,
-    protocol: str = "dm",
-    runs: int = 5,
-    *,
-    baseline: Sequence[Baseline] | None = ("random",),
-    labels: Literal["hard", "soft"] = "hard",
-    seed: int = 0,
-    device: str = "auto",
-    together: int | None = None,
-    source: str | Path | RealData | None = None,
+    distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
+    baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
+    device: str = "auto", together: int | None = None, source: str | Path | RealData | None = None,
     progress: Progress | None = None,
-) -> Measurement:
+) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
     Run r of the set and of every baseline uses seed ``seed + r`` for weights, order and augmentation, so they are
@@ -117,15 +112,11 @@ def measure(
         "rounded": lambda _: (distilled.normalize(distilled.training_pixels(rounded=True)), targets),
     }
     return Measurement(
-        protocol=protocol,
-        network=label,
-        labels=labels,
+        protocol=protocol, network=label, labels=labels,
         score=score("distilled", lambda _: (distilled.as_tensors()[0], targets)),
-        baseline={kind: score(kind, sets[kind]) for kind in kinds},
-        seed=seed,
-        test_images=len(test[1]),
+        baseline={kind: score(kind, sets[kind]) for kind in kinds}, seed=seed, test_images=len(test[1]),
         device=describe_device(where),
-    )
+    )  # fmt: skip
 
 
 def _new(model: object, others: Sequence[nn.Module | None], device: torch.device) -> nn.Module:
@@ -167,12 +158,9 @@ def summary(accuracies: Sequence[float], seconds: float) -> Score:
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     mean = statistics.fmean(accuracies)
     return Score(
-        mean=round(mean, 4),
-        std=round(std, 4),
-        runs=len(accuracies),
-        accuracies=tuple(round(a, 4) for a in accuracies),
-        seconds=round(seconds, 2),
-    )
+        mean=round(mean, 4), std=round(std, 4), runs=len(accuracies),
+        accuracies=tuple(round(a, 4) for a in accuracies), seconds=round(seconds, 2),
+    )  # fmt: skip
 
 
 def builder(network: AnyNetwork | None, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
@@ -200,3 +188,30 @@ def network_for(distilled: DistilledDataset, spec: str | None = None, tried: boo
     f = distilled.manifest.format
     inputs = InputSpec(f.channels, len(f.class_names), f.size)
     return find_network(spec, inputs, distilled.manifest.results.network, tried)
+
+
+def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple[Tensor, Tensor]:
+    """Return as many random real training images as the set has, normalised (N, C, H, W), with labels (N,)."""
+    classes = len(real.class_names)
+    offsets = real.train.offsets(classes)
+    members = draws.sample(seed, draws.BASELINE, 0, range(classes), offsets[1:] - offsets[:-1], distilled.ipc)
+    return _rows(distilled, real, (members + offsets[:-1, None]).flatten())
+
+
+def herding_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
+    """Return as many real training images as the set has, chosen by herding on normalised pixels; as random_real."""
+    offsets = real.train.offsets(len(real.class_names))
+    chosen = []
+    for begin, end in zip(offsets, offsets[1:], strict=False):
+        images = distilled.normalize(torch.tensor(real.train.images[begin:end])).flatten(1).numpy()
+        chosen.append(begin + herding(images, distilled.ipc, 0))
+    return _rows(distilled, real, np.concatenate(chosen))
+
+
+def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
+    """Return the whole training set, normalised (N, C, H, W), with labels (N,)."""
+    return distilled.normalize(torch.tensor(real.train.images)), torch.from_numpy(real.train.labels)
+
+
+def _rows(distilled: DistilledDataset, real: RealData, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    return distilled.normalize(torch.from_numpy(real.train.images[rows])), torch.from_numpy(real.train.labels[rows])

@@ -32,14 +32,9 @@ class InputSpec:
 
 
 def convnet(
-    inputs: InputSpec,
-    *,
-    width: Size = 128,
-    depth: Depth | None = None,
-    norm: Norm = "instance",
-    activation: Literal["relu", "leakyrelu", "sigmoid"] = "relu",
-    pooling: Literal["avg", "max", "none"] = "avg",
-) -> nn.Module:
+    inputs: InputSpec, *, width: Size = 128, depth: Depth | None = None, norm: Norm = "instance",
+    activation: Literal["relu", "leakyrelu", "sigmoid"] = "relu", pooling: Literal["avg", "max", "none"] = "avg",
+) -> nn.Module:  # fmt: skip
     """ConvNet-D (DC, ICLR 2021, section 4); see :class:`atomhub.core.networks.ConvNet`."""
     if depth is not None and pooling != "none" and inputs.size < 2**depth:
         raise ValueError(f"nothing is left of them after {depth} poolings")
@@ -107,15 +102,9 @@ def resnet18(inputs: InputSpec, *, norm: PlainNorm = "instance") -> nn.Module:
 
 
 def vit(
-    inputs: InputSpec,
-    *,
-    patch: Size | None = None,
-    width: Size = 512,
-    depth: Depth = 6,
-    heads: Depth = 8,
-    hidden: Size = 512,
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
-) -> nn.Module:
+    inputs: InputSpec, *, patch: Size | None = None, width: Size = 512, depth: Depth = 6, heads: Depth = 8,
+    hidden: Size = 512, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+) -> nn.Module:  # fmt: skip
     """Vision transformer (Dosovitskiy et al., 2021), of the size that GLaD and DataDAM's code use at 32x32.
 
     About 8x8 patches: 4x4 pixels at 32x32 and 8x8 at 64x64.

@@ -16,7 +16,7 @@ class Protocol:
         epochs: Passes over the training set.
         batch: Images in a batch.
         lr: Initial learning rate.
-        momentum, decay: Of SGD; decay is L2.
+        momentum, decay: SGD's momentum and L2 weight decay.
         drops: Shares of the epochs after which the learning rate is multiplied by ``factor``.
         factor: See ``drops``.
         augmentation: DSA operations, one drawn for every image of a batch.

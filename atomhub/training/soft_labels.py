@@ -13,23 +13,15 @@ from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import check_name
 from atomhub.provenance import Teacher
 from atomhub.training.accuracy import accuracy, logits
-from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit, seeded
-from atomhub.training.measure import network_for
+from atomhub.training.measure import network_for, whole_real
 from atomhub.training.protocols import Protocol
 
 
 def soften(
-    distilled: DistilledDataset,
-    teacher: str | None = None,
-    epochs: int = 20,
-    *,
-    temperature: float = 1.0,
-    name: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    source: str | Path | RealData | None = None,
-) -> DistilledDataset:
+    distilled: DistilledDataset, teacher: str | None = None, epochs: int = 20, *, temperature: float = 1.0,
+    name: str | None = None, seed: int = 0, device: str = "auto", source: str | Path | RealData | None = None,
+) -> DistilledDataset:  # fmt: skip
     """Return a copy of a set, in memory, with soft labels; its hard labels and results stay.
 
     The teacher is trained on the whole real training set, with SGD and augmentation as in the ``dm`` protocol. Networks

@@ -12,8 +12,7 @@ from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.provenance import Teacher
 from atomhub.training import fit as fitting
 from atomhub.training.accuracy import accuracy
-from atomhub.training.baselines import herding_real, random_real
-from atomhub.training.measure import summary
+from atomhub.training.measure import herding_real, random_real, summary
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import find_network
 from atomhub.training.protocols import PROTOCOLS, Protocol
