@@ -4,17 +4,16 @@ from .data.sources import open_source as open_source
 from .dataset import DistilledDataset as DistilledDataset
 from .errors import AtomhubError as AtomhubError
 from .hub.load import load as load
-from .hub.models import load_model as load_model
-from .hub.models import push_model as push_model
-from .hub.models import save_model as save_model
-from .job.evaluation import evaluate as evaluate
-from .job.evaluation import verify as verify
+from .hub.models import load_model as load_model, push_model as push_model, save_model as save_model
+from .job.evaluation import evaluate as evaluate, verify as verify
 from .job.run import distill as distill
 from .job.search import search as search
 from .recipe import Recipe as Recipe
-from .training.classifier import Classifier as Classifier
-from .training.classifier import accuracy as accuracy
-from .training.classifier import train as train
-from .training.classifier import train_classifier as train_classifier
+from .training.classifier import (
+    Classifier as Classifier,
+    accuracy as accuracy,
+    train as train,
+    train_classifier as train_classifier,
+)
 from .training.soft_labels import soften as soften
 from .version import __version__ as __version__

@@ -166,8 +166,7 @@ class DistilledDataset:
         Args:
             stored: Give the images of a multi-formation set as they are, in place of their views.
         """
-        from datasets import ClassLabel, Features, Image
-        from datasets import Dataset as HfDataset
+        from datasets import ClassLabel, Dataset as HfDataset, Features, Image
 
         features = Features({"image": Image(), "label": ClassLabel(names=list(self.class_names))})
         labels = self.labels if stored else self.training_labels()

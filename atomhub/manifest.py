@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from atomhub.errors import UsageError
 from atomhub.provenance import Provenance, SetName, Sha256
@@ -41,11 +41,7 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Format(_Strict):
+class Format(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """All that a reader needs: what the tensors are, and how networks are to see them (``docs/format.md``).
 
     Attributes:
@@ -101,14 +97,14 @@ class Format(_Strict):
         return (len(self.class_names) * self.ipc, self.channels, self.size, self.size)
 
 
-class File(_Strict):
+class File(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A file of a set: its SHA-256, and its size in bytes."""
 
     sha256: Sha256
     size: int = Field(ge=0)
 
 
-class Manifest(BaseModel):
+class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
     """What ``manifest.json`` holds.
 
     Attributes:
@@ -124,8 +120,6 @@ class Manifest(BaseModel):
     provenance: Provenance = Provenance()
     results: Results = Results()
     files: dict[str, File] = {}
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:

@@ -49,7 +49,7 @@ class Labelled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples and augments the batch, by names or by a function; a class, so that worker processes can have it."""
+    """Stacks samples and augments the batch, by names or a function; a class, so that worker processes can have it."""
 
     augment: Any
 

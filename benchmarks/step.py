@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from atomhub.core import augment
-from atomhub.core import engine as engine_module
+from atomhub.core import augment, engine as engine_module
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
 from atomhub.core.plan import flops

@@ -63,8 +63,7 @@ def distill(
       torchrun --nproc-per-node 8 -m atomhub distill cifar100 --ipc 50
     """
     import atomhub
-    from atomhub.hub.push import check_account
-    from atomhub.hub.push import push as publish
+    from atomhub.hub.push import check_account, push as publish
     from atomhub.hub.requests import progress_bars
 
     if push is not None:

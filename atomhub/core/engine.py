@@ -279,7 +279,7 @@ class Engine:
                 yield Report(done, value, float(self._clipped))
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a run continues from, for all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on the CPU."""
+        """Return what a run continues from, for all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on CPU."""
         momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
         images = self.synthetic.images.detach()
         momentum = torch.zeros_like(images) if momentum is None else momentum

@@ -107,31 +107,16 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
     if fraction:
         notes = (*notes, f"{decoded.counts['test']} images were set aside as the test split (stratified, seed 0).")
     info = SourceInfo(
-        id=place.id,
-        kind=place.kind,
-        revision=place.revision,
-        config=options.config or place.alias.config,
-        train_split=raw.train_split,
-        test_split=raw.test_split,
-        test_fraction=fraction,
-        image_column=raw.image_column,
-        label_column=raw.label_column,
-        fingerprint=decoded.fingerprint,
-        size=decoded.size,
-        channels=decoded.channels,  # type: ignore[arg-type]
-        train_images=decoded.counts["train"],
-        test_images=decoded.counts.get("test", 0),
-        flip=place.alias.flip if options.flip is None else options.flip,
-        license=place.alias.license,
-        notes=notes,
-    )
-    meta = {
-        "info": info.model_dump(mode="json"),
-        "class_names": raw.class_names,
-        "mean": place.alias.mean if usual else decoded.mean,
-        "std": place.alias.std if usual else decoded.std,
-        "options": asdict(options),
-    }
+        id=place.id, kind=place.kind, revision=place.revision, config=options.config or place.alias.config,
+        train_split=raw.train_split, test_split=raw.test_split, test_fraction=fraction, image_column=raw.image_column,
+        label_column=raw.label_column, fingerprint=decoded.fingerprint, size=decoded.size,
+        channels=3 if decoded.channels == 3 else 1, train_images=decoded.counts["train"],
+        test_images=decoded.counts.get("test", 0), flip=place.alias.flip if options.flip is None else options.flip,
+        license=place.alias.license, notes=notes,
+    )  # fmt: skip
+    mean, std = (place.alias.mean, place.alias.std) if usual else (decoded.mean, decoded.std)
+    meta = {"info": info.model_dump(mode="json"), "class_names": raw.class_names, "mean": mean, "std": std,
+            "options": asdict(options)}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 

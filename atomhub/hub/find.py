@@ -18,9 +18,7 @@ class Listed:
         name: ``user/name``.
         source, ipc, recipe: From its tags.
         claim: ``mean``, ``std`` and ``protocol`` of its first result, if it has one.
-        size: Bytes of the set.
-        downloads: As the Hub counts them.
-        modified: Date of the last change, ISO 8601.
+        size, downloads, modified: Bytes of its images, the Hub's count, date of the last change (ISO 8601).
     """
 
     name: str

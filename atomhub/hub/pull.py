@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -116,16 +117,11 @@ def _downloaded(
     kind: Kind, repo: str, revision: str | None, first: Mapping[str, range], more: Callable[[Path], Mapping[str, range]]
 ) -> Path:
     """Return the folder of a revision in huggingface_hub's cache; NotFoundError if not all of it was downloaded."""
-    try:
-        folder = Path(
-            snapshot_download(
-                repo, repo_type=kind, revision=revision, allow_patterns=list(first), local_files_only=True
-            )
-        )
+    get = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=list(first))
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(get(local_files_only=True))
         if all((folder / path).exists() for path in first) and all((folder / path).exists() for path in more(folder)):
             return folder
-    except LocalEntryNotFoundError:
-        pass
     at = f" at {revision!r}" if revision else ""
     how = f"atomhub pull {repo}" if kind == "dataset" else f"atomhub.load_model({repo!r})"
     raise NotFoundError(f"{repo}{at} was not downloaded before, and no network is to be used.", f"With one: {how}")

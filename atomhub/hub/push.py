@@ -145,10 +145,10 @@ def publish(
                 repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
             commit, url = made.oid, made.pr_url or url
-        if revision is None and not create_pr and there.get(format_v1.tag()) != commit:  # the one tag that moves
-            if format_v1.tag() in there:
-                ask(api.delete_tag, tag=format_v1.tag())
-            ask(api.create_tag, tag=format_v1.tag(), revision=commit)
+        if revision is None and not create_pr and there.get(format_v1.TAG) != commit:  # the one tag that moves
+            if format_v1.TAG in there:
+                ask(api.delete_tag, tag=format_v1.TAG)
+            ask(api.create_tag, tag=format_v1.TAG, revision=commit)
         for tag in set(tags) - set(there):
             ask(api.create_tag, tag=tag, revision=commit)
         return Pushed(name, url, commit, changed, sizes, card)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import get_token
+from huggingface_hub import errors as hub_errors, get_token
 
 from atomhub.errors import AtomhubError, NotFoundError, UsageError, first_line
 

@@ -97,7 +97,8 @@ def distill(
         kept = None
         if checkpoints is not False:
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
-            kept = Checkpoints(folder, _identity(real, resolved, ipc, seed))
+            identity = {"source": real.info.fingerprint, "ipc": ipc, "seed": seed}
+            kept = Checkpoints(folder, identity | {"recipe": resolved.model_dump(mode="json")})
         begin = _begin(kept, resume)
         devices.keep_large_buffers()
         with devices.enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
@@ -143,36 +144,18 @@ def _manifest(
     name: str, real: RealData, ipc: int, chosen: Recipe, resolved: Recipe, seed: int, device: torch.device
 ) -> Manifest:
     """Return all that is known of a set before it is distilled."""
-    return Manifest(
-        name=name,
-        format=Format(
-            class_names=real.class_names,
-            ipc=ipc,
-            channels=real.info.channels,
-            size=real.info.size,
-            pixels=resolved.pixels,
-            formation=resolved.formation,
-            mean=real.mean,
-            std=real.std,
-            whitening="zca" if resolved.zca else "none",
-            flip=real.info.flip,
-        ),  # fmt: skip
-        provenance=Provenance(
-            source=real.info,
-            recipe=resolved,
-            seed=seed,
-            command=recorded_command(real, ipc, chosen, seed, name),
-            versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
-            device=devices.describe_device(device),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),  # fmt: skip
-        results=Results(network=resolved.network()),
-    )
-
-
-def _identity(real: RealData, recipe: Recipe, ipc: int, seed: int) -> dict[str, Any]:
-    """Return what a run is: checkpoints of another one are refused."""
-    return {"source": real.info.fingerprint, "ipc": ipc, "seed": seed, "recipe": recipe.model_dump(mode="json")}
+    info = real.info
+    form = Format(
+        class_names=real.class_names, ipc=ipc, channels=info.channels, size=info.size, pixels=resolved.pixels,
+        formation=resolved.formation, mean=real.mean, std=real.std, whitening="zca" if resolved.zca else "none",
+        flip=info.flip,
+    )  # fmt: skip
+    provenance = Provenance(
+        source=info, recipe=resolved, seed=seed, command=recorded_command(real, ipc, chosen, seed, name),
+        versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
+        device=devices.describe_device(device), created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    return Manifest(name=name, format=form, provenance=provenance, results=Results(network=resolved.network()))
 
 
 def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:

@@ -34,6 +34,8 @@ WHITENING = "whitening.safetensors"
 PREVIEW = "preview.png"
 CURVE = "curve.png"
 CARD = "README.md"
+TAG = f"format-v{FORMAT_VERSION}"
+"""On the Hub: the newest commit of a repository in this format."""
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 _RESTORE = "Distil the set again, or get a fresh copy."
@@ -200,14 +202,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise IntegrityError(
             f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.",
-            f"Upgrade atomhub, or load the set's last revision in this format: @{tag()}.",
+            f"Upgrade atomhub, or load the set's last revision in this format: @{TAG}.",
         )
     return dict(data)
-
-
-def tag() -> str:
-    """Return the tag on the Hub that names the newest commit of a repository in this format."""
-    return f"format-v{FORMAT_VERSION}"
 
 
 def _validated(data: dict[str, Any], folder: Path) -> Manifest:

@@ -19,8 +19,7 @@ from atomhub.devices import describe_device, enough_memory, find_device, keep_la
 from atomhub.errors import UsageError, check_whole
 from atomhub.results import Measurement
 from atomhub.storage import cards
-from atomhub.training.accuracy import accuracy as right
-from atomhub.training.accuracy import logits
+from atomhub.training.accuracy import accuracy as right, logits
 from atomhub.training.fit import fit, seeded
 from atomhub.training.measure import AnyNetwork, builder, network_for, summary, targets_of
 from atomhub.training.nets import InputSpec

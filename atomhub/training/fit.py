@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-from typing import Protocol as Interface
+from typing import Any, Protocol as Interface
 
 import torch
 from torch import Tensor, nn

@@ -189,7 +189,7 @@ class TestGolden:
         page = (ROOT / "docs" / "format.md").read_text()
         for name in Format.model_fields:
             assert f"`{name}`" in page
-        names = (format_v1.TENSORS, format_v1.PARQUET, format_v1.VIEWS, format_v1.WHITENING, format_v1.tag())
+        names = (format_v1.TENSORS, format_v1.PARQUET, format_v1.VIEWS, format_v1.WHITENING, format_v1.TAG)
         assert all(f"`{name}`" in page for name in names)
 
     def test_a_new_set_is_written_alike(self, tmp_path):
