@@ -12,8 +12,8 @@ from .output import print_data, print_json, say
 @click.command("export")
 @click.argument("name")
 @click.option("--format", "format_", required=True, type=click.Choice(["ddranking", "dc", "images", "npz"]),
-              help="ddranking: tensors and config.yaml; dc: a .pt file like those of DC, DM and DataDAM; "
-              "images: PNGs by class; npz: NumPy.")  # fmt: skip
+              help="Format: ddranking (tensors and config.yaml), dc (a .pt file like those of DC, DM and DataDAM), "
+              "images (PNGs by class) or npz (NumPy).")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder to write to.  [default: NAME-FORMAT]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")

@@ -404,6 +404,18 @@ def test_every_command_has_help_with_an_example_and_is_in_the_readme(run, name):
     assert f"atomhub {name}" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_help_text_stands_alone_and_every_summary_fits_its_line(name):
+    command = cli.commands[name]
+    assert "..." not in command.get_short_help_str(66)
+    for option in command.params:
+        if isinstance(option, click.Option):
+            text = (option.help or "").split("  [default")[0]
+            assert text[:1].isupper(), option.name
+            assert text.endswith("."), option.name
+            assert not text.startswith(("Of ", "Where to", "What its")), option.name
+
+
 def test_the_demo_prints_its_table(run, home, monkeypatch):
     monkeypatch.setitem(TUNED["digits"], "iterations", 5)
     monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=5))

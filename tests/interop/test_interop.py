@@ -109,6 +109,17 @@ def test_an_imported_set_is_kept_measured_and_says_what_it_is(home, digits1, pub
     assert "The whole recipe" not in card
 
 
+def test_the_recorded_command_imports_the_same_set(home, digits1, published, shell, monkeypatch):
+    file = published(list(digits1.as_tensors()))
+    imported = import_set(file, "digits", network="convnet:width=8", name="mine", size=16)
+    monkeypatch.chdir(file.parent)
+    shell(imported.manifest.provenance.command)
+    again = atomhub.load("mine")
+    assert torch.equal(again.images, imported.images)
+    assert again.manifest.results.network == imported.manifest.results.network
+    assert again.manifest.provenance.command == imported.manifest.provenance.command
+
+
 def test_values_outside_the_pixels_are_clipped_and_counted(home, digits1, published):
     images, labels = digits1.as_tensors()
     images[0] = 50

@@ -378,6 +378,15 @@ def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, dig
     assert again.subset(ipc=1).manifest.provenance.teacher == soft.manifest.provenance.teacher
 
 
+def test_the_recorded_command_makes_the_same_soft_labels(home, digits1, shell):
+    soft = atomhub.soften(digits1, "mlp:width=8", epochs=1, temperature=2.0, seed=3)
+    shell(soft.manifest.provenance.command)
+    again = atomhub.load("digits-ipc1-soft")
+    assert torch.equal(again.soft_labels, soft.soft_labels)
+    assert torch.equal(again.images, soft.images)
+    assert again.manifest.provenance.teacher == soft.manifest.provenance.teacher
+
+
 def test_soft_labels_that_are_no_probabilities_are_refused(home, digits1):
     soft = dataclasses.replace(
         digits1, soft_labels=torch.full((10, 10), 0.5, dtype=torch.float16),
