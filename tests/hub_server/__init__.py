@@ -101,7 +101,7 @@ class HubServer:
     def __init__(self, root=None, port=0):
         self.lock, self.root = threading.RLock(), root and Path(root)
         self.reset()
-        self.url, self.cdn = self.serve(port), self.serve(0)
+        self.url, self.cdn = self.serve(port), self.serve(0).replace("127.0.0.1", "localhost")  # another host, as there
         if self.root and (self.root / "repos.json").exists():
             self.read()
 
