@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from atomhub.command import python_command
+from atomhub.command import expression, python_command
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import UsageError, check_whole, closest
 from atomhub.manifest import Format, Manifest, check_name
@@ -45,15 +45,13 @@ def subset(
         soft = None  # probabilities of classes that are gone or elsewhere
     if soft is not None:
         soft = soft.unflatten(0, (len(chosen), -1, f.ipc))[:, :, :count].flatten(0, 2)
+    given, before = _expression(distilled)
     place = {old: new for new, old in enumerate(chosen)}
     provenance = Provenance(
         source=distilled.manifest.provenance.source,
         parts=tuple(_moved(part, place.get) for part in _parts(distilled)),
         teacher=distilled.manifest.provenance.teacher if soft is not None else None,
-        command=python_command(
-            f"atomhub.load({distilled.repo or distilled.name!r}).subset({list(names)!r}, {count}, {name!r})",
-            _unkept(distilled),
-        ),
+        command=python_command(f"{given}.subset({list(names)!r}, {count}, {name!r})", *before),
         **_now(distilled),
     )
     manifest = Manifest(
@@ -96,19 +94,18 @@ def concat(
         )
     parts = tuple(_moved(part, own.__getitem__) for own, s in zip(labels, sets, strict=True) for part in _parts(s))
     _check_distinct(parts)
-    loads = ", ".join(f"atomhub.load({s.repo or s.name!r})" for s in sets)
+    given, before = zip(*map(_expression, sets), strict=True)
     known = all(s.manifest.provenance.source for s in sets)
-    networks = {s.manifest.results.network for s in sets}
     manifest = Manifest(
         name=check_name(name or "-and-".join(s.name for s in sets)[:96]),
         format=_joined_format([s.manifest.format for s in sets], tuple(names), int(counts[0])),
         provenance=Provenance(
             source=joined([part.source for part in parts]) if known else None,
             parts=parts if known else (),
-            command=python_command(f"atomhub.concat([{loads}], {by!r}, {name!r})", *map(_unkept, sets)),
+            command=python_command(f"atomhub.concat([{', '.join(given)}], {by!r}, {name!r})", *sum(before, [])),
             **_now(*sets),
         ),
-        results=Results(network=networks.pop()) if len(networks) == 1 else Results(),
+        results=Results(network=sets[0].manifest.results.network),
     )
     order = where.argsort(stable=True)
     return DistilledDataset(torch.cat([s.images for s in sets])[order], where[order], manifest)
@@ -183,10 +180,11 @@ def _class_number(distilled: DistilledDataset, given: int | str) -> int:
     return check_whole("A class number", given, 0, len(names) - 1)
 
 
-def _unkept(distilled: DistilledDataset) -> str | None:
-    """Return the command that makes a set which was never saved; None: it can be loaded."""
+def _expression(distilled: DistilledDataset) -> tuple[str, list[str]]:
+    """Return the Python expression that gives a set, and the commands to run before; a saved one is loaded."""
     kept = distilled.path is not None or distilled.repo is not None
-    return None if kept else distilled.manifest.provenance.command
+    made = None if kept else distilled.manifest.provenance.command
+    return expression(made, f"atomhub.load({distilled.repo or distilled.name!r})")
 
 
 def _parts(distilled: DistilledDataset) -> tuple[Part, ...]:

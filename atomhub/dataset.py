@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atomhub.core.augment import OPERATIONS
-from atomhub.core.synthetic import decode
+from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.data.real import RealData
 from atomhub.data.reopen import real_of
@@ -120,7 +120,7 @@ class DistilledDataset:
         if self.manifest.format.formation == 1:
             return images
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        return decode(pixels.unflatten(0, (-1, self.ipc)), self.manifest.format.formation).flatten(0, 1)
+        return to_views(pixels.unflatten(0, (-1, self.ipc)), self.manifest.format.formation).flatten(0, 1)
 
     def as_torch_dataset(self, transform: Callable[[Image.Image], Any] | None = None) -> Dataset[Any]:
         """Return a map-style dataset of (image, label).

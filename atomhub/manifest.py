@@ -41,44 +41,58 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
-class Format(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """All that a reader needs: what the tensors are, and how networks are to see them (``docs/format.md``).
+class Images(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """What images are, and how networks are to see them.
 
     Attributes:
-        version: Version of the format.
         class_names: Names of the K classes; label k is the name at place k.
-        ipc: Stored images per class.
         channels: 1 (grey) or 3 (RGB).
         size: Side of the square images in pixels.
-        pixels: ``uint8`` in 0..255, or ``float32`` in 0..1.
-        formation: Views per side that each image holds; networks are trained on the views.
         mean, std: Per channel, in units of pixels in 0..1: the normalisation that networks expect.
-        whitening: ``zca``: images are whitened after that, by the matrix in a file of its own.
-        labels: ``soft``: a teacher's probabilities lie with the labels.
-        flip: Whether a mirrored image keeps its class; false for digits and text.
+        whitening: ``zca``: images are whitened after that, by a matrix that is kept apart.
     """
 
-    version: Literal[1] = 1
     class_names: tuple[str, ...] = Field(min_length=2)
-    ipc: int = Field(ge=1)
     channels: Literal[1, 3]
     size: int = Field(ge=1, le=8192)
-    pixels: Literal["uint8", "float32"] = "uint8"
-    formation: int = Field(default=1, ge=1)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     whitening: Literal["none", "zca"] = "none"
-    labels: Literal["hard", "soft"] = "hard"
-    flip: bool = True
 
     @model_validator(mode="after")
-    def _agrees(self) -> Format:
+    def _agree(self) -> Images:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean and std need one number for each channel")
         if not all(s > 0 for s in self.std):
             raise ValueError("std must be above 0")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class names must differ")
+        return self
+
+
+class Format(Images, frozen=True):
+    """All that a reader needs: what the tensors are, and how networks are to see them (``docs/format.md``).
+
+    Attributes:
+        version: Version of the format.
+        ipc: Stored images per class.
+        pixels: ``uint8`` in 0..255, or ``float32`` in 0..1.
+        formation: Views per side that each image holds; networks are trained on the views.
+        labels: ``soft``: a teacher's probabilities lie with the labels.
+        flip: Whether a mirrored image keeps its class; false for digits and text.
+    """
+
+    version: Literal[1] = 1
+    ipc: int = Field(ge=1)
+    pixels: Literal["uint8", "float32"] = "uint8"
+    formation: int = Field(default=1, ge=1, le=8)
+    labels: Literal["hard", "soft"] = "hard"
+    flip: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> Format:
+        if self.size % self.formation:
+            raise ValueError("formation must divide size")
         return self
 
     @property
@@ -97,7 +111,7 @@ class Format(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         return (len(self.class_names) * self.ipc, self.channels, self.size, self.size)
 
 
-class File(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class File(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
     """A file of a set: its SHA-256, and its size in bytes."""
 
     sha256: Sha256
@@ -123,8 +137,10 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:
-        labels = {label for part in self.provenance.parts for label in part.classes if label is not None}
-        if self.provenance.parts and labels != set(range(len(self.format.class_names))):
+        parts = self.provenance.parts
+        labels = {label for part in parts for label in part.classes if label is not None}
+        whole = all(len(part.classes) == len(part.source_classes) for part in parts)
+        if parts and not (whole and labels == set(range(len(self.format.class_names)))):
             raise ValueError("the parts must give each class, and no other")
         return self
 
@@ -144,10 +160,7 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
 
     def with_result(self, new: Measurement) -> Manifest:
         """Return a copy with a result added, in place of one of the same network and protocol with no more runs."""
-
-        def replaced(old: Measurement) -> bool:
-            same = (old.network, old.protocol, old.labels) == (new.network, new.protocol, new.labels)
-            return same and old.score.runs <= new.score.runs
-
-        kept = tuple(old for old in self.results.measured if not replaced(old))
+        same = (new.network, new.protocol, new.labels)
+        old = self.results.measured
+        kept = (r for r in old if (r.network, r.protocol, r.labels) != same or r.score.runs > new.score.runs)
         return self.replace(results={"measured": (*kept, new)})

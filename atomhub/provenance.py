@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from atomhub.recipe import Recipe
 
@@ -79,7 +79,7 @@ class Imported(_Open):
         layout: How the images lay in it: ``dc`` (DC, DSA, DM, DataDAM), ``pair`` (IDC, DREAM, DANCE, NCFM) or
             ``tensors`` (MTT and its family).
         space: What its numbers were: ``pixels`` in 0..1, ``normalized``, or ``zca``, whitened.
-        formation: Views per side that each stored image held; they were decoded (IDC, ICML 2022, section 3).
+        formation: Views per side that each stored image held; they became images (IDC, ICML 2022, section 3).
         clipped: Share of pixel values outside 0..1, which were clipped.
     """
 
@@ -117,12 +117,6 @@ class Part(_Open):
     seed: int | None = None
     tensors: Sha256 | None = None
     imported: Imported | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Part:
-        if len(self.classes) != len(self.source_classes):
-            raise ValueError("a part must say for each class of its source where it went")
-        return self
 
 
 class Provenance(_Open):

@@ -1,7 +1,6 @@
 """What was measured of a distilled set: a part of its manifest. Plain data."""
 
 import math
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,7 +40,7 @@ class Measurement(_Open):
     Attributes:
         protocol: Name of the protocol.
         network: Name of the network, with what was chosen for it; atomhub's own are read back by that name.
-        labels: What the networks were trained on: the classes, or the set's soft labels.
+        labels: What the networks were trained on: ``hard`` (the classes) or ``soft`` (the set's soft labels).
         score: Networks trained on the distilled set.
         baseline: ``random``: as many random real images, drawn anew for every run; ``herding``: as many of those
             nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,
@@ -53,7 +52,7 @@ class Measurement(_Open):
 
     protocol: str
     network: str
-    labels: Literal["hard", "soft"] = "hard"
+    labels: str = "hard"
     score: Score
     baseline: dict[str, Score] = {}
     seed: int

@@ -42,13 +42,13 @@ PARTS = {
     "atom-plus, float32 pixels": ("atom-plus", {"pixels": "float32"}),
     "atom, float32 pixels": ("atom", {"pixels": "float32"}),
 }
-"""Of the second table: recipe and what is changed."""
+"""The second table: recipe and what is changed."""
 FIELDS = {
     "base": {}, "feature 0.1": {"feature": 0.1}, "feature 1": {"feature": 1.0}, "power 2": {"power": 2.0},
     "power 4": {"power": 4.0}, "lr 0.3": {"image_lr": 0.3}, "lr 3": {"image_lr": 3.0},
     "batch 128": {"real_batch": 128}, "no augmentation": {"augmentation": ()}, "width 64": {"width": 64},
 }  # fmt: skip
-"""Of the third table: what is changed in ``atom`` at width 32, batch 64, instance norm."""
+"""The third table: what is changed in ``atom`` at width 32, batch 64, instance norm."""
 
 
 def settings(iterations):

@@ -31,7 +31,7 @@ CLASSES, SIZE, NORMALIZATION = 10, 32, Normalization((0.4914, 0.4822, 0.4465), (
 
 
 def data():
-    """Return generated images of CIFAR-10's shape, 500 a class, with offsets."""
+    """Return generated images of CIFAR-10's shape, 500 per class, with offsets."""
     images = np.random.default_rng(0).integers(0, 256, (CLASSES * 500, 3, SIZE, SIZE), dtype=np.uint8)
     return images, np.arange(CLASSES + 1) * 500
 

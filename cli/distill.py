@@ -25,7 +25,7 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR",
               help="Folder to save the set in.  [default: the local store]")  # fmt: skip
 @click.option("--push", is_flag=False, flag_value="", metavar="[REPO]",
-              help="Publish the set on the Hub.  [default: under your account]")  # fmt: skip
+              help="Publish the set on the Hub, as REPO or under your own account.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure a briefly trained network every N iterations.")  # fmt: skip
@@ -33,17 +33,7 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
               help="Iterations between checkpoints.")  # fmt: skip
 @click.option("--resume/--no-resume", default=None, help="Continue an unfinished run, or discard it.")
-@click.option("--size", type=int, metavar="PIXELS", help="Side to which the real images are resized.")
-@click.option("--image-column", metavar="NAME", help="Column of the images.")
-@click.option("--label-column", metavar="NAME", help="Column of the classes.")
-@click.option("--train-split", metavar="NAME", help="Split or folder of the training images.")
-@click.option("--test-split", metavar="NAME", help="Split or folder of the test images.")
-@click.option("--test-fraction", type=float, metavar="F",
-              help="Share of a single split to set aside for tests.")  # fmt: skip
-@click.option("--config", metavar="NAME", help="Configuration of a dataset on the Hub.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a dataset on the Hub.")
-@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read.")
-@click.option("--flip/--no-flip", default=None, help="Whether a mirrored image keeps its class.")
+@options.reading
 @options.as_json
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, output: Path | None,

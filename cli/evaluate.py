@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
               help="Number of networks to train.")  # fmt: skip
 @click.option("--baseline/--no-baseline", default=True, show_default=True,
-              help="Also train on as many random real images.")  # fmt: skip
+              help="Also train on random real images, as many as the set has.")  # fmt: skip
 @click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set, which is slow.")
 @options.labels
@@ -112,7 +112,7 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
     """Distil the built-in digits, train on the result, and measure it.
 
     Saves demo-digits-ipc1 and demo-digits-ipc10, with 1 and 10 images per class, in place of those of an earlier demo.
-    Takes two to three minutes on two CPU cores, and needs neither a network nor an account.
+    Takes two to three minutes on two CPU cores, and needs neither internet nor an account.
 
     \b
     Example:

@@ -47,11 +47,10 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
 @click.option("--space", type=click.Choice(["auto", "pixels", "normalized", "zca"]), default="auto", show_default=True,
               help="Meaning of the numbers in the file.")  # fmt: skip
 @click.option("--formation", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-              help="Views per side of each image, which are decoded (IDC, DREAM, DANCE, NCFM: 2).")  # fmt: skip
+              help="Views per side of each image; they become images (IDC, DREAM, DANCE, NCFM: 2).")  # fmt: skip
 @click.option("--network", default="convnet", show_default=True, metavar="NAME",
               help="Network to measure the set with, such as convnet:width=128,norm=instance.")  # fmt: skip
-@click.option("--size", type=click.IntRange(min=2), metavar="PIXELS", help="Side to which the real images are resized.")
-@click.option("--test-fraction", type=float, metavar="F", help="Share of a single split to set aside for tests.")
+@options.reading
 @click.option("--name", metavar="NAME", help="Name of the set.  [default: SOURCE-ipcN-FILE]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @options.as_json

@@ -64,7 +64,7 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
 def pull(name: str, as_json: bool) -> None:
     """Download the set NAME from the Hub and verify it.
 
-    NAME is user/name. Afterwards the set loads without a network.
+    NAME is user/name. Afterwards the set loads without internet.
 
     \b
     Examples:

@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import click
@@ -25,3 +26,22 @@ def protocol(default: str = "dm") -> Callable[..., Any]:
 def training(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of commands that train networks: seed, device, source, JSON."""
     return seed(device(source(as_json(command))))
+
+
+READING = (
+    click.option("--size", type=int, metavar="PIXELS", help="Side to which the real images are resized."),
+    click.option("--image-column", metavar="NAME", help="Column of the images."),
+    click.option("--label-column", metavar="NAME", help="Column of the classes."),
+    click.option("--train-split", metavar="NAME", help="Split or folder of the training images."),
+    click.option("--test-split", metavar="NAME", help="Split or folder of the test images."),
+    click.option("--test-fraction", type=float, metavar="F", help="Share of a single split to set aside for tests."),
+    click.option("--config", metavar="NAME", help="Configuration of a dataset on the Hub."),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a dataset on the Hub."),
+    click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read."),
+    click.option("--flip/--no-flip", default=None, help="Whether a mirrored image keeps its class."),
+)
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that read a source."""
+    return reduce(lambda made, option: option(made), reversed(READING), command)

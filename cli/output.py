@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from atomhub.results import Measurement, Score
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 """Number of this process under torchrun; the first alone prints."""
 
 
@@ -75,10 +75,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 def size(count: int | None) -> str:
     """Return bytes in words, or a dash."""
-    if count is None:
-        return "-"
-    unit = next((i for i in range(4) if count < 1000 ** (i + 1)), 3)
-    return f"{count / 1000**unit:.{1 if unit else 0}f} {('B', 'kB', 'MB', 'GB')[unit]}"
+    from rich.filesize import decimal
+
+    return "-" if count is None else decimal(count)
 
 
 def accuracy(score: Score | None) -> str:

@@ -74,9 +74,9 @@ def search(name: str, space: str, budget: int | None, top: int, output: Path | N
         regret = "?" if found.regret is None else f"{found.regret:.1f}"
         rank = "-" if found.correlation is None else f"{found.correlation:.2f}"
         say(
-            f"Of {len(checks)} networks trained on all {found.images[1]} real images as well: rank correlation "
-            f"{rank}, the chosen one is {regret} points below the best. That took "
-            f"{saved['real_seconds']:.0f} s in place of {saved['proxy_seconds']:.0f} s, "
-            f"with {found.images[1] / found.images[0]:.0f} times the images."
+            f"{len(checks)} networks were also trained on all {found.images[1]} real images: the rank correlation is "
+            f"{rank}, and the chosen network is {regret} points below the best. That took "
+            f"{saved['real_seconds']:.0f} s instead of {saved['proxy_seconds']:.0f} s, "
+            f"with {found.images[1] / found.images[0]:.0f} times as many images."
         )
         say(f"See {folder / 'check.png'}.")

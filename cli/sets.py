@@ -178,7 +178,7 @@ def remove(name: str, yes: bool) -> None:
         except click.Abort:
             if is_terminal(sys.stdin):
                 raise
-            raise click.UsageError("There is nobody to ask whether to delete it: say --yes.") from None
+            raise click.UsageError("Nobody can be asked here whether to delete it: say --yes.") from None
         if not agreed:
             say("Kept.")
             return

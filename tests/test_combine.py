@@ -149,7 +149,7 @@ def test_parts_must_give_every_class(home, digits3, tmp_path):
         data = json.loads((saved.path / "manifest.json").read_text())
         data["provenance"]["parts"][0]["classes"] = classes
         (saved.path / "manifest.json").write_text(json.dumps(data))
-        with pytest.raises(IntegrityError, match="a part must say|parts must give each class"):
+        with pytest.raises(IntegrityError, match="parts must give each class"):
             atomhub.load(saved.path)
 
 
@@ -160,3 +160,23 @@ def test_the_recorded_command_puts_the_same_set_together_again(home, tmp_path, s
     shell(both.manifest.provenance.command)
     assert torch.equal(atomhub.load("both").images, both.images)
     assert atomhub.load("both").class_names == ("7", "2", "3", "4")
+
+
+def test_parts_of_one_name_and_of_one_set_are_put_together_again(home, shell):
+    kept = atomhub.distill("digits", 1, overrides={"iterations": 1}, name="kept").save()
+    apart = atomhub.concat([kept.subset([0, 1]), kept.subset([2, 3])], name="apart")
+    shell(apart.manifest.provenance.command)
+    assert torch.equal(atomhub.load("apart").images, apart.images)
+    new = atomhub.distill("digits", 2, overrides={"iterations": 1}, name="new")
+    both = atomhub.concat([new.subset([0, 1], name="a"), new.subset([2, 3], name="b").subset([1, 0])], name="both")
+    shell(both.manifest.provenance.command)
+    assert torch.equal(atomhub.load("both").images, both.images)
+    assert both.manifest.provenance.command.count("atomhub distill") == 1
+
+
+def test_sets_of_different_networks_are_measured_with_that_of_the_first(home):
+    sets = [
+        atomhub.distill("digits", 1, overrides={"iterations": 1, "norm": "batch", "width": width}).subset(classes)
+        for width, classes in ((4, [0, 1]), (8, [2, 3]))
+    ]
+    assert atomhub.concat(sets).manifest.results.network == "convnet:width=4,depth=2,norm=batch"

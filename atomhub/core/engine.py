@@ -22,7 +22,7 @@ from atomhub.core.bank import Bank
 from atomhub.core.embedding import Embedding, Moments
 from atomhub.core.parallel import Team
 from atomhub.core.plan import fits, piece, slices, worth_compiling
-from atomhub.core.synthetic import Synthetic, decode, encode
+from atomhub.core.synthetic import Synthetic, from_views, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.recipe import Recipe
@@ -132,7 +132,7 @@ class Engine:
             return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
 
         rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
-        return encode(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
+        return from_views(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
 
     def _groups(self) -> list[slice]:
         """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
@@ -210,7 +210,7 @@ class Engine:
     def _augmented(self, group: slice, draw: Draw) -> tuple[Tensor, Tensor]:
         """Return synthetic images of some classes (k, ipc, C, H, W), and their augmented views (k*views, C, H, W)."""
         images = self.synthetic.seen(group).requires_grad_()
-        views = decode(images, self.recipe.formation)
+        views = to_views(images, self.recipe.formation)
         return images, augment.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
 
     @torch.no_grad()
@@ -261,7 +261,7 @@ class Engine:
         return loss
 
     def run(self, start: int = 0, report_every: int = 10, stop: Callable[[], bool] = lambda: False) -> Iterator[Report]:
-        """Run the iterations of the recipe from ``start``; report now and then, at the end, and when told to stop.
+        """Run the iterations of the recipe from ``start``; report now and then, at the end, and when it is to stop.
 
         Raises:
             AtomhubError: the loss is not finite.

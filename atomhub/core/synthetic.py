@@ -48,7 +48,7 @@ class Synthetic(nn.Module):
         return stored(self.images, self.rounds, self.normalization)
 
 
-def decode(images: Tensor, formation: int, size: int | None = None) -> Tensor:
+def to_views(images: Tensor, formation: int, size: int | None = None) -> Tensor:
     """Return the views that images hold, each enlarged to the size of an image (IDC, ICML 2022, section 3).
 
     Args:
@@ -74,11 +74,11 @@ def decode(images: Tensor, formation: int, size: int | None = None) -> Tensor:
     return large.view(*small.shape[:3], side, side)
 
 
-def encode(views: Tensor, formation: int) -> Tensor:
-    """Return images that hold views, each made smaller by averaging; :func:`decode` gives about the views back.
+def from_views(views: Tensor, formation: int) -> Tensor:
+    """Return images that hold views, each made smaller by averaging; :func:`to_views` gives about the views back.
 
     Args:
-        views: (K, formation**2 * n, C, H, W) float, in the order of :func:`decode`.
+        views: (K, formation**2 * n, C, H, W) float, in the order of :func:`to_views`.
         formation: Views per side; divides H and W.
 
     Returns:

@@ -16,7 +16,7 @@ from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageErro
 
 @dataclass(frozen=True)
 class Alias:
-    """A well-known data set: its Hub id and what its users expect. ``columns`` are tried before detection."""
+    """A well-known dataset: its Hub id and what its users expect. ``columns`` are tried before detection."""
 
     repo: str
     columns: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ ALIASES: dict[str, Alias] = {
         **_IMAGENET,
     ),
 }  # fmt: skip
-"""Names for Hub data sets; normalisation constants are the literature's (DC, DM, DataDAM code bases)."""
+"""Names for Hub datasets; normalisation constants are the literature's (DC, DM, DataDAM code bases)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Place:
 
 
 def locate(source: str, options: SourceOptions) -> Place:
-    """Return where a source is: a known name, a path, or a data set of the Hub.
+    """Return where a source is: a known name, a path, or a dataset of the Hub.
 
     Raises:
         NotFoundError: it is none of these.
@@ -91,7 +91,7 @@ def locate(source: str, options: SourceOptions) -> Place:
 
 
 def locate_named(name: str, options: SourceOptions) -> Place | None:
-    """Find what has a name: the digits, a folder of ``ATOMHUB_DATA``, a known data set of the Hub."""
+    """Find what has a name: the digits, a folder of ``ATOMHUB_DATA``, a known dataset of the Hub."""
     if name == "digits":
         alias = Alias("", size=SMALLEST, flip=False, license="cc-by-4.0")
         return Place("digits", "digits", alias, "scikit-learn", None)
@@ -137,14 +137,14 @@ def locate_hub(name: str, alias: Alias, options: SourceOptions) -> Place:
         sha = HfApi().dataset_info(alias.repo, revision=wanted).sha
     except RepositoryNotFoundError as error:
         raise NotFoundError(
-            f"There is no data set {alias.repo!r} on the Hub, or it is private.",
+            f"There is no dataset {alias.repo!r} on the Hub, or it is private.",
             "Check the name; for a private one log in with: hf auth login",
         ) from error
     except RevisionNotFoundError as error:
-        raise NotFoundError(f"The data set {alias.repo!r} has no revision {wanted!r}.") from error
+        raise NotFoundError(f"The dataset {alias.repo!r} has no revision {wanted!r}.") from error
     except HFValidationError as error:
         raise UsageError(
-            f"{alias.repo!r} is not the id of a data set on the Hub.", "Ids look like user/name."
+            f"{alias.repo!r} is not the id of a dataset on the Hub.", "Ids look like user/name."
         ) from error
     except Exception as error:  # no network, no answer, a server's error: each client library has its own
         sha = decoded_before(name, options)

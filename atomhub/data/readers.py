@@ -1,4 +1,4 @@
-"""Readers: digits, image folders, parquet, arrow and Hub data sets as rows of encoded images with class numbers."""
+"""Readers: digits, image folders, parquet, arrow and Hub datasets as rows of encoded images with class numbers."""
 
 import glob
 from collections import Counter
@@ -112,7 +112,7 @@ def arrow(folder: Path, columns: Columns) -> Raw:
 
 
 def hub(repo: str, config: str | None, revision: str, data_dir: str | None, columns: Columns) -> Raw:
-    """Read a data set of the Hub through ``datasets``, which keeps it in its own cache."""
+    """Read a dataset of the Hub through ``datasets``, which keeps it in its own cache."""
     from datasets import load_dataset
 
     try:

@@ -33,8 +33,8 @@ class SourceOptions:
         train_split: Split, or folder, of the training images.
         test_split: Split, or folder, of the test images.
         test_fraction: Share of a single split that becomes the test split (stratified, seed 0); 0: no test split.
-        config: Configuration of a Hub data set.
-        revision: Branch, tag or commit of a Hub data set.
+        config: Configuration of a Hub dataset.
+        revision: Branch, tag or commit of a Hub dataset.
         skip_unreadable: Leave unreadable images out instead of failing.
         flip: Whether a mirrored image keeps its class.
     """

@@ -7,7 +7,7 @@ import numpy as np
 
 from atomhub.data.places import Alias, Place, locate, locate_hub, locate_named
 from atomhub.data.real import RealData, SourceOptions, Split, kept_metas, open_kept
-from atomhub.data.sources import open_place
+from atomhub.data.sources import open_place, open_source
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Manifest
 from atomhub.provenance import SourceInfo, joined
@@ -26,16 +26,24 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
         SourceError: what is there has other classes or another shape.
         UsageError: the set has several sources, and one was named.
     """
-    parts, info = manifest.provenance.parts, manifest.provenance.source
-    classes = manifest.format.class_names
-    if (parts or info is None) and isinstance(source, RealData) and source.class_names == classes:
+    parts, info, form = manifest.provenance.parts, manifest.provenance.source, manifest.format
+    if (parts or info is None) and isinstance(source, RealData) and source.class_names == form.class_names:
         real = source
     elif parts:
         real = _put_together(manifest, source)
-    elif info is None:
-        raise NotFoundError(f"The manifest of {manifest.name!r} does not say which real images it was made from.")
+    elif info is not None:
+        real = reopen(info, form.class_names, source)
+    elif source is None:
+        raise NotFoundError(
+            f"The manifest of {manifest.name!r} does not say which real images it was made from.",
+            "Name them with --source.",
+        )
     else:
-        real = reopen(info, classes, source)
+        real = source if isinstance(source, RealData) else open_source(source, size=form.size)
+        _check_classes(real, form.class_names)
+    if (real.info.channels, real.info.size) != (form.channels, form.size):
+        found, wanted = (f"{i.channels} channels of {i.size}x{i.size}" for i in (real.info, form))
+        raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
     if tested and real.test is None:
         raise NotFoundError(
             f"The source of {manifest.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
@@ -82,21 +90,11 @@ def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | 
 
     Raises:
         NotFoundError: a local folder that is not in this machine's cache, and no ``source`` given.
-        SourceError: the source has other classes or channels.
+        SourceError: the source has other classes.
     """
     real = source if isinstance(source, RealData) else _cached(info) if source is None else None
     real = real or _found_again(info, source)
-    if real.class_names != class_names:
-        ours, theirs = next(
-            (a, b) for a, b in zip((*class_names, None), (*real.class_names, None), strict=False) if a != b
-        )
-        raise SourceError(
-            f"{real.info.id} is not the source of this set: it has the class {theirs!r} where the set has {ours!r}.",
-            "Name the right one with --source PATH.",
-        )
-    if (real.info.channels, real.info.size) != (info.channels, info.size):
-        found, wanted = (f"{i.channels} channels of {i.size}x{i.size}" for i in (real.info, info))
-        raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
+    _check_classes(real, class_names)
     if real.info.fingerprint != info.fingerprint:
         warnings.warn(
             f"The images of {real.info.id} are not bit-equal to those the set was made from "
@@ -105,6 +103,15 @@ def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | 
             stacklevel=2,
         )
     return real
+
+
+def _check_classes(real: RealData, class_names: tuple[str, ...]) -> None:
+    """Raise SourceError if a source does not have these classes in this order."""
+    for ours, theirs in zip((*class_names, None), (*real.class_names, None), strict=False):
+        if ours != theirs:
+            other = f"it has the class {theirs!r} where the set has {ours!r}"
+            hint = "Name the right one with --source PATH."
+            raise SourceError(f"{real.info.id} is not the source of this set: {other}.", hint)
 
 
 def _cached(info: SourceInfo) -> RealData | None:

@@ -13,7 +13,7 @@ from atomhub.core.whitening import Normalization, Whitening
 from atomhub.errors import IntegrityError, NotFoundError, UsageError
 from atomhub.files import check_target, new_folder
 from atomhub.hub.pull import download, split_name
-from atomhub.hub.push import Content, check_account, publish
+from atomhub.hub.push import check_account, publish
 from atomhub.storage import cards
 from atomhub.training.classifier import Classifier, ModelConfig, untrained
 
@@ -73,9 +73,10 @@ def read(folder: Path) -> Classifier:
         raise IntegrityError(f"{path} is not a valid config: {reason}.", "Get a fresh copy.") from error
     try:
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        whitening = {name: tensors.pop(_WHITENING + name) for name in ("center", "matrix")} if config.zca else {}
+        zca = config.whitening == "zca"
+        whitening = {name: tensors.pop(_WHITENING + name) for name in ("center", "matrix")} if zca else {}
         numbers = config.channels * config.size**2
-        if config.zca and [tuple(t.shape) for t in whitening.values()] != [(numbers,), (numbers, numbers)]:
+        if zca and [tuple(t.shape) for t in whitening.values()] != [(numbers,), (numbers, numbers)]:
             raise ValueError("the whitening has another size")
         if sum(t.numel() for t in tensors.values()) > 2 * config.parameters + 2**20:  # buffers besides
             raise ValueError("there are more numbers than the network has")
@@ -90,9 +91,7 @@ def read(folder: Path) -> Classifier:
         raise IntegrityError(
             f"{folder / WEIGHTS} does not hold the weights of {config.network}: {reason}.", "Get a fresh copy."
         ) from error
-    normalization = (
-        Whitening(config.mean, config.std, **whitening) if config.zca else Normalization(config.mean, config.std)
-    )
+    normalization = Whitening(config.mean, config.std, **whitening) if zca else Normalization(config.mean, config.std)
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).exists() else ""
     return Classifier(model.eval(), config, normalization, card)
 
@@ -141,5 +140,4 @@ def push_model(classifier: Classifier, repo_id: str, *, token: str | None = None
         return fresh if theirs is None else cards.renewed(theirs, fresh)
 
     what = f"{classifier.config.network} trained on {classifier.config.trained_on}"
-    content = Content("model", what, _content(classifier), CONFIG, card)
-    return publish(content, repo_id, token=token, **options).url
+    return publish("model", what, _content(classifier), CONFIG, card, repo_id, token=token, **options).url

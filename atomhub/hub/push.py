@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,27 +39,6 @@ class Pushed:
     card: str
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a repository is to hold.
-
-    Attributes:
-        kind: ``dataset`` or ``model``.
-        name: What it is, for the message of the commit.
-        files: Path in the repository to content, without the card.
-        marker: The file that tells a repository of ours from any other.
-        card: From the repository's id, and the card that is there (None: there is none), to the card to publish.
-        ours: Whether a path is a file of ours, which is deleted where it is not in ``files``.
-    """
-
-    kind: Kind
-    name: str
-    files: Mapping[str, bytes]
-    marker: str
-    card: Callable[[str, str | None], str]
-    ours: Callable[[str], bool] = lambda path: False
-
-
 def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any) -> Pushed:
     """Publish a set, as :func:`publish` does; one that is not on disk yet is written to a temporary folder.
 
@@ -78,27 +58,31 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         format_v1.check_parquet(whole, folder)
         manifest = whole.manifest
         own = (folder / format_v1.CARD).read_text(encoding="utf-8") if (folder / format_v1.CARD).exists() else None
-        content = Content(
-            "dataset", manifest.name,
-            {path: (folder / path).read_bytes() for path in (*manifest.files, format_v1.MANIFEST)},
-            format_v1.MANIFEST, lambda repo, theirs: cards.merged(own, theirs, manifest, repo), format_v1.is_file,
-        )  # fmt: skip
-    return publish(content, repo_id, **options)
+        files = {path: (folder / path).read_bytes() for path in (*manifest.files, format_v1.MANIFEST)}
+    return publish(
+        "dataset", manifest.name, files, format_v1.MANIFEST, partial(cards.merged, own, manifest), repo_id,
+        stale=format_v1.OPTIONAL, **options,
+    )  # fmt: skip
 
 
 def publish(
-    content: Content, repo_id: str | None, *, private: bool | None = None, token: str | None = None,
-    revision: str | None = None, commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (),
-    dry_run: bool = False,
+    kind: Kind, name: str, files: Mapping[str, bytes], marker: str, card: Callable[[str, str | None], str],
+    repo_id: str | None, *, private: bool | None = None, token: str | None = None, revision: str | None = None,
+    commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (), dry_run: bool = False,
+    stale: Sequence[str] = (),
 ) -> Pushed:  # fmt: skip
-    """Bring a repository to hold some content: create it if need be, upload what changed in one commit, tag it.
+    """Bring a repository to hold some files: create it if need be, upload what changed in one commit, tag it.
 
     Unchanged content makes no new commit, and the owner's edits of the card on the Hub are kept. The tag ``format-v1``
     follows the newest commit of the main branch.
 
     Args:
-        content: What it is to hold.
-        repo_id: ``user/name``; None: the content's name under your own account.
+        kind: ``dataset`` or ``model``.
+        name: What is published, for the message of the commit.
+        files: Path in the repository to content, without the card.
+        marker: The file that tells a repository of ours from any other.
+        card: From the repository's id, and the card that is there (None: there is none), to the card to publish.
+        repo_id: ``user/name``; None: ``name`` under your own account.
         private: Whether a new repository is private; None: the account's default.
         token: None: the one you are logged in with.
         revision: Branch to commit to.
@@ -106,59 +90,61 @@ def publish(
         create_pr: Open a pull request instead of committing.
         tags: Tags to give to the commit.
         dry_run: Change nothing.
+        stale: Files of ours that are deleted where they are not in ``files``.
 
     Raises:
         UsageError: an impossible id, a tag that names another commit.
         NotFoundError: no such repository to open a pull request on.
         AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
     """
-    api, kind = HfApi(token=token), content.kind
+    api = HfApi(token=token)
     account = call_hub(lambda: str(api.whoami()["name"]), repo_id or "the Hub", token)
-    name = repo_id or f"{account}/{content.name}"
+    repo = repo_id or f"{account}/{name}"
 
     def ask(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        return call_hub(lambda: work(name, *arguments, repo_type=kind, **options), name, token, account)
+        return call_hub(lambda: work(repo, *arguments, repo_type=kind, **options), repo, token, account)
 
     if not dry_run and not create_pr:
-        name = ask(api.create_repo, private=private, exist_ok=True).repo_id
+        repo = ask(api.create_repo, private=private, exist_ok=True).repo_id
 
     def bring() -> Pushed:
-        head, theirs = _there(ask, api, content, name, revision, new=dry_run)
-        known = format_v1.CARD in theirs and content.marker in theirs
+        head, theirs = _there(ask, api, marker, repo, revision, new=dry_run)
+        known = format_v1.CARD in theirs and marker in theirs
         old = Path(ask(api.hf_hub_download, format_v1.CARD, revision=head)) if known else None
-        card = content.card(name, old.read_text(encoding="utf-8", errors="replace") if old else None)
-        files = {**content.files, format_v1.CARD: card.encode()}
-        changes = [CommitOperationAdd(path, data) for path, data in files.items() if not _same(theirs.get(path), data)]
-        stale = [CommitOperationDelete(path) for path in theirs if path not in files and content.ours(path)]
-        changed, url = bool(changes or stale), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{name}"
-        sizes = {path: len(data) for path, data in files.items()}
+        text = card(repo, old.read_text(encoding="utf-8", errors="replace") if old else None)
+        wanted = {**files, format_v1.CARD: text.encode()}
+        changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
+        gone = [CommitOperationDelete(path) for path in stale if path in theirs and path not in wanted]
+        changed, url = bool(changes or gone), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{repo}"
+        sizes = {path: len(data) for path, data in wanted.items()}
         if dry_run:
-            return Pushed(name, url, None, changed, sizes, card)
+            return Pushed(repo, url, None, changed, sizes, text)
         there = {t.name: t.target_commit for t in ask(api.list_repo_refs).tags}
         for tag in tags:
             if there.get(tag) not in (None, head) or (tag in there and changed):
-                raise UsageError(f"{name} has a tag {tag!r} already, of another commit.", "Choose another --tag.")
+                raise UsageError(f"{repo} has a tag {tag!r} already, of another commit.", "Choose another --tag.")
         commit = head
         if changed:
             made = api.create_commit(
-                name, [*changes, *stale], commit_message=commit_message or f"Publish {content.name} (atomhub)",
+                repo, [*changes, *gone], commit_message=commit_message or f"Publish {name} (atomhub)",
                 repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
             commit, url = made.oid, made.pr_url or url
-        if revision is None and not create_pr and there.get(format_v1.TAG) != commit:  # the one tag that moves
+        # the one tag that moves
+        if revision in (None, "main") and not create_pr and there.get(format_v1.TAG) != commit:
             if format_v1.TAG in there:
                 ask(api.delete_tag, tag=format_v1.TAG)
             ask(api.create_tag, tag=format_v1.TAG, revision=commit)
         for tag in set(tags) - set(there):
             ask(api.create_tag, tag=tag, revision=commit)
-        return Pushed(name, url, commit, changed, sizes, card)
+        return Pushed(repo, url, commit, changed, sizes, text)
 
     # a lost answer may have been a commit, and another client may have been faster: every attempt looks anew
-    return call_hub(bring, name, token, account)
+    return call_hub(bring, repo, token, account)
 
 
 def _there(
-    ask: Callable[..., Any], api: HfApi, content: Content, name: str, revision: str | None, new: bool
+    ask: Callable[..., Any], api: HfApi, marker: str, repo: str, revision: str | None, new: bool
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the commit of a repository and its files, or nothing for a new one; AtomhubError if it is not ours."""
     try:
@@ -169,9 +155,9 @@ def _there(
         return None, {}
     theirs = {s.rfilename: s for s in info.siblings or []}
     others = set(theirs) - {".gitattributes", format_v1.CARD}
-    if others and content.marker not in theirs:
+    if others and marker not in theirs:
         raise AtomhubError(
-            f"{name} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
+            f"{repo} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
             "Name another repository.",
         )
     return info.sha, theirs

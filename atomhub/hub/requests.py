@@ -97,13 +97,8 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
     if isinstance(error, hub_errors.GatedRepoError):
         return AtomhubError(f"{what} is gated: its owner has to let you in.", f"Ask for access on its page. {login}")
     if status == 401 or isinstance(error, hub_errors.LocalTokenNotFoundError):
-        missing = token is None and get_token() is None
-        return AtomhubError(
-            "You are not logged in to the Hub."
-            if missing
-            else "The Hub does not know this token: it is wrong or expired.",
-            login,
-        )
+        unknown = "The Hub does not know this token: it is wrong or expired."
+        return AtomhubError(unknown if token or get_token() else "You are not logged in to the Hub.", login)
     if status == 403:
         who = f"You are {account!r}, and that account" if account else "Your account"
         return AtomhubError(
@@ -113,9 +108,8 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
     if isinstance(error, hub_errors.RepositoryNotFoundError) or status == 404:
-        return NotFoundError(
-            f"There is no repository {what!r} on the Hub, or it is private.", f"Check the name. {login}"
-        )
+        private = f"There is no repository {what!r} on the Hub, or it is private."
+        return NotFoundError(private, f"Check the name. {login}")
     if isinstance(error, hub_errors.EntryNotFoundError):
         return NotFoundError(f"{what}: {said}.")
     if status == 412:

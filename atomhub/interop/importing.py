@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atomhub.command import command
-from atomhub.core.synthetic import decode
+from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
@@ -48,11 +48,11 @@ def import_set(
         space: What the numbers are: ``pixels`` in 0..1, ``normalized`` by mean and standard deviation, or ``zca``:
             whitened after that, which is undone with a whitening fit on the real training images; ``auto``: pixels if
             they lie within 0..1 (or nearly), else normalised. Images of whole numbers, uint8, are pixels in 0..255.
-        formation: Views per side in each stored image (IDC, DREAM, DANCE and NCFM: 2); they are decoded, so ipc grows
-            by its square.
+        formation: Views per side in each stored image (IDC, DREAM, DANCE and NCFM: 2); they become images, so ipc
+            grows by its square.
         name: Name of the set; None: ``<source>-ipc<ipc>-<stem of the file>``.
         network: The network to measure it with, such as ``convnet:width=128,norm=instance``.
-        options: Source options (:class:`atomhub.sources.SourceOptions`), such as ``test_fraction``.
+        options: Source options (:class:`atomhub.data.real.SourceOptions`), such as ``test_fraction``.
 
     Raises:
         NotFoundError: the file or the labels are not there.
@@ -78,7 +78,7 @@ def import_set(
     if formation > 1:
         missing = -pixels.shape[-1] % formation  # filled with grey, as IDC does
         padded = F.pad(pixels, (0, missing) * 2, value=0.5).unflatten(0, (-1, ipc))
-        pixels = decode(padded, formation, real.info.size).flatten(0, 1)
+        pixels = to_views(padded, formation, real.info.size).flatten(0, 1)
         ipc *= formation**2
     clipped = float(((pixels < -1e-4) | (pixels > 1 + 1e-4)).float().mean())
     if clipped > 0.5:
@@ -106,6 +106,7 @@ def import_set(
             imported=about,
             command=command(
                 "import", path.name, like=real.info.id.removeprefix("folder:"), space=chosen,
+                labels=None if labels is None else Path(labels).name,
                 formation=formation if formation > 1 else None, network=measured, name=name, **real.options.chosen(),
             ),
             versions=versions("torch", "torchvision"),

@@ -14,7 +14,8 @@ from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
 from atomhub.files import home, replace_file
 from atomhub.recipe import Recipe
-from atomhub.training.bank import DEPENDS, VERSION, RealImages, group_size, train_bank
+from atomhub.training.bank import BATCH, DEPENDS, VERSION, RealImages, train_bank
+from atomhub.training.fit import fastest_group
 
 
 def find_bank(
@@ -43,7 +44,7 @@ def find_bank(
     missing = [member for member in range(recipe.bank) if member not in found]
     if missing:
         images = RealImages(real.train.images, normalization, device)
-        group = group_size(device, real.info.size)
+        group = fastest_group(device, BATCH * real.info.size**2)
         for i in range(0, len(missing), group):
             some = missing[i : i + group]
             progress(len(found), recipe.bank)

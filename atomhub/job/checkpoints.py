@@ -104,11 +104,15 @@ class Checkpoints:
             if theirs != ours:
                 raise UsageError(
                     f"The unfinished run in {self.folder} has another {key}: {theirs!r}, not {ours!r}.",
-                    "Give it what it had, choose another --name, or start anew with --no-resume.",
+                    "Use the same settings, choose another --name, or start anew with --no-resume.",
                 )
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("iteration-*"))
+
+    def has(self, iteration: int) -> bool:
+        """Whether there is a checkpoint of an iteration."""
+        return (self.folder / f"iteration-{iteration:09d}").exists()
 
     def __bool__(self) -> bool:
         return bool(self._found())

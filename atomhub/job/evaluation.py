@@ -11,7 +11,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.results import Measurement
 from atomhub.storage import format_v1, store
-from atomhub.training.measure import AnyNetwork, Progress, measure, network_for
+from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
 
 
@@ -87,12 +87,14 @@ def verify(
         try:
             network_for(distilled, claim.network)
             find_protocol(claim.protocol)
-        except UsageError:  # a network that only its author has
+            labels: Any = claim.labels
+            targets_of(distilled, labels)
+        except UsageError:  # a network that only its author has, say
             verdicts.append(Verdict(claim, None, False, 0.0))
             continue
         found = measure(
             distilled, claim.network, claim.protocol, runs or min(5, claim.score.runs), baseline=None,
-            labels=claim.labels, seed=seed, device=device, source=source, progress=progress,
+            labels=labels, seed=seed, device=device, source=source, progress=progress,
         )  # fmt: skip
         allowed = max(1.0, 2 * math.hypot(claim.score.std, found.score.std))
         verdicts.append(Verdict(claim, found, abs(claim.score.mean - found.score.mean) <= allowed, allowed))

@@ -70,6 +70,7 @@ def distill(
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
     check_whole("ipc", ipc, 1)
+    name = None if name is None else check_name(name)  # before the work
     check_whole("seed", seed, 0)
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
@@ -99,7 +100,7 @@ def distill(
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
             identity = {"source": real.info.fingerprint, "ipc": ipc, "seed": seed}
             kept = Checkpoints(folder, identity | {"recipe": resolved.model_dump(mode="json")})
-        begin = _begin(kept, resume)
+        begin = _begin(kept, resume, resolved.iterations)
         devices.keep_large_buffers()
         with devices.enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
             normalization = Normalization(real.mean, real.std)
@@ -176,10 +177,12 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
     return resolved
 
 
-def _begin(kept: Checkpoints | None, resume: bool | None) -> Checkpoint | None:
-    """Return the checkpoint to continue from, if there is one and that is wanted."""
+def _begin(kept: Checkpoints | None, resume: bool | None, iterations: int) -> Checkpoint | None:
+    """Return the checkpoint to continue from, if there is one and that is wanted, or if the run is over already."""
     if kept is None or not kept:
         return None
+    if resume is None and kept.has(iterations):
+        return kept.latest()  # this very run; another one is refused
     if resume is None:
         raise UsageError(
             f"There is an unfinished run in {kept.folder}.", "Continue it (--resume), or start anew (--no-resume)."

@@ -101,7 +101,7 @@ def renewed(card: str, fresh: str) -> str:
     return _FRONT.sub(lambda old: f"---\n{_merged_metadata(old[1], metadata)}\n---\n", card, count=1)
 
 
-def merged(own: str | None, theirs: str | None, manifest: Manifest, repo: str) -> str:
+def merged(own: str | None, manifest: Manifest, repo: str, theirs: str | None) -> str:
     """Return the card to publish, of the one beside the set and the one on the Hub.
 
     Words that their owner wrote are kept: those beside the set if there are any, else those on the Hub.

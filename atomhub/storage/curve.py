@@ -1,7 +1,8 @@
 """The picture of a distillation: its loss over the iterations."""
 
-import math
 from pathlib import Path
+
+import numpy as np
 
 from atomhub.provenance import Provenance
 
@@ -15,6 +16,7 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         path: Where to.
     """
     from matplotlib.figure import Figure
+    from scipy.ndimage import uniform_filter1d
 
     figure = Figure(figsize=(6, 3.5 + bool(p.clipped_history)), layout="constrained")
     if p.clipped_history:
@@ -27,7 +29,9 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         axes = below = figure.subplots()
     iterations, losses = zip(*p.history, strict=True)
     axes.plot(iterations, losses, color="tab:blue", alpha=0.35, linewidth=1)
-    axes.plot(iterations, _smooth(losses), color="tab:blue")
+    window = 2 * max(1, len(losses) // 20) + 1  # a geometric running mean over about a tenth of the curve
+    smooth = np.exp(uniform_filter1d(np.log(np.maximum(losses, 1e-30)), window, mode="nearest"))
+    axes.plot(iterations, smooth, color="tab:blue")
     axes.set_yscale("log")
     below.set_xlabel("iteration")
     axes.set_ylabel("loss", color="tab:blue")
@@ -37,11 +41,3 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         right.set_ylabel("test accuracy of one network (%)", color="tab:orange")
     axes.set_title(name, loc="left")
     figure.savefig(path, dpi=120)
-
-
-def _smooth(values: tuple[float, ...]) -> list[float]:
-    """Return the geometric running mean over about a tenth of the curve."""
-    reach = max(1, len(values) // 20)
-    logs = [math.log(max(v, 1e-30)) for v in values]
-    windows = (logs[max(0, i - reach) : i + reach + 1] for i in range(len(logs)))
-    return [math.exp(sum(w) / len(w)) for w in windows]

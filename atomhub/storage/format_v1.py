@@ -38,18 +38,14 @@ TAG = f"format-v{FORMAT_VERSION}"
 """On the Hub: the newest commit of a repository in this format."""
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
+OPTIONAL = (VIEWS, WHITENING, CURVE)
+"""Files of ours that a set may have or not; a push deletes those of an earlier set."""
 _RESTORE = "Distil the set again, or get a fresh copy."
 
 
 def required(form: Format) -> tuple[str, ...]:
     """Return the files that a set of this format must have, besides its manifest."""
     return (TENSORS, PARQUET) + (WHITENING,) * (form.whitening == "zca") + (VIEWS,) * (form.formation > 1)
-
-
-def is_file(path: str) -> bool:
-    """Whether a path is one that a set of this format may have, besides its card."""
-    known = (TENSORS, MANIFEST, PARQUET, VIEWS, WHITENING)
-    return path in known or _PICTURE.fullmatch(path) is not None
 
 
 def largest(path: str, form: Format) -> int:
@@ -164,7 +160,6 @@ def _check_table(path: Path, distilled: DistilledDataset, pictures: list[Any], l
     from PIL import Image
     from pyarrow import parquet
 
-    form = distilled.manifest.format
     # views are enlarged in floating point, which another processor may round otherwise
     slack = 0 if path.name == Path(PARQUET).name else 1
     try:
@@ -174,13 +169,10 @@ def _check_table(path: Path, distilled: DistilledDataset, pictures: list[Any], l
         same = same and table["label"].to_pylist() == labels
         for row, expected in zip(table["image"].to_pylist() if same else [], pictures, strict=False):
             picture = Image.open(io.BytesIO(row["bytes"]), formats=["PNG"])
-            if picture.size != (form.size, form.size) or picture.mode != ("L" if form.channels == 1 else "RGB"):
-                same = False
-                break
-            difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
-            same = bool(difference.max() <= slack)
-            if not same:
-                break
+            same = same and (picture.size, picture.mode) == (expected.size, expected.mode)
+            if same:
+                difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
+                same = bool(difference.max() <= slack)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, pa.ArrowException) as error:
         raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
     if not same:

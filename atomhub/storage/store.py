@@ -41,14 +41,15 @@ def find(name_or_path: str | Path) -> Path | None:
     return None
 
 
-def names() -> list[str]:
-    """Return the names in the store, sorted."""
-    return sorted(p.parent.name for p in sets().glob(f"*/{format_v1.MANIFEST}") if not p.parent.name.startswith("."))
+def names(root: Path | None = None) -> list[str]:
+    """Return the names of the sets in the store, or in another folder, sorted."""
+    found = (root or sets()).glob(f"*/{format_v1.MANIFEST}")
+    return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))
 
 
 def starters() -> list[str]:
     """Return the names of the sets that come with atomhub, sorted."""
-    return sorted(path.parent.name for path in STARTER.glob(f"*/{format_v1.MANIFEST}"))
+    return names(STARTER)
 
 
 def missing(name: str) -> NotFoundError:

@@ -141,12 +141,12 @@ def find_space(space: str | Path) -> Space:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"The space {str(space)!r} is not one: {where}: {first['msg']}.", _EXAMPLE) from None
+        raise UsageError(f"The space {str(space)!r} is not valid: {where}: {first['msg']}.", _EXAMPLE) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"The space {str(space)!r} cannot be read: {first_line(error)}.", _EXAMPLE) from None
 
 
-_EXAMPLE = 'Write, say: network = "convnet", then a table [options] with width = [32, 64].'
+_EXAMPLE = 'An example: network = "convnet", then a table [options] with width = [32, 64].'
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _judges(real: RealData, seed: int) -> tuple[Tensor, Tensor]:
 def conclude(
     distilled: DistilledDataset, candidates: tuple[Candidate, ...], checks: tuple[Check, ...], images: tuple[int, int]
 ) -> Search:
-    """Return what a search found: the ranking, the checks, and how well the one told the other."""
+    """Return what a search found: the ranking, the checks, and how well they agree."""
     from scipy.stats import spearmanr
 
     proxy = {c.network: c.accuracy for c in candidates}

@@ -15,7 +15,7 @@ from atomhub.core.plan import fits
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
 from atomhub.recipe import Recipe
-from atomhub.training.fit import fastest_group, fit
+from atomhub.training.fit import fit
 from atomhub.training.protocols import Protocol
 
 VERSION = 1
@@ -24,18 +24,12 @@ DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "augmentation", "prec
 """Fields of a recipe that a network of a bank depends on."""
 _SEED = 0
 """One bank serves all seeds of a source."""
-_BATCH = 64
+BATCH = 64
 """On a CPU the maps of so few images stay nearer to the caches, and a brief training takes more steps."""
 
 
 class RealImages:
-    """Real images as :func:`fit` takes them: gathered and normalised when they are asked for.
-
-    Args:
-        images: (N, C, H, W) uint8, may be memory-mapped.
-        normalization: From pixels to the space of the networks.
-        device: Where to give them.
-    """
+    """Real images, (N, C, H, W) uint8, as :func:`fit` takes them: gathered and normalised when they are asked for."""
 
     def __init__(self, images: NDArray[np.uint8], normalization: Normalization, device: torch.device) -> None:
         self.device, self.images = device, images
@@ -50,11 +44,6 @@ class RealImages:
             pixels = torch.tensor(self.images[rows]).to(self.device)
         with torch.autocast(self.device.type, enabled=False):  # whitening is a product that needs float32
             return self.normalization.apply(pixels)
-
-
-def group_size(device: torch.device, size: int) -> int:
-    """Return how many networks to train together on images of ``size`` pixels a side."""
-    return fastest_group(device, _BATCH * size**2)
 
 
 def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list[int]) -> list[Bank]:
@@ -83,7 +72,7 @@ def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list
         networks.append(network.to(images.device))
     initial = [_weights(network) for network in networks]
     labels = torch.from_numpy(real.train.labels).to(images.device)
-    protocol = Protocol(recipe.bank_epochs, _BATCH, "DANCE", drops=())
+    protocol = Protocol(recipe.bank_epochs, BATCH, "DANCE", drops=())
     half = recipe.precision == "bfloat16"
     # its cache would keep the weights of the first step to the end
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from atomhub.core.whitening import Normalization
@@ -17,6 +17,7 @@ from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
+from atomhub.manifest import Images
 from atomhub.results import Measurement
 from atomhub.storage import cards
 from atomhub.training.accuracy import accuracy as right, logits
@@ -85,16 +86,11 @@ def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: str | Pat
     return right(model, *distilled.test_split(source), distilled.normalization, where, classes)
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Images, frozen=True):
     """``atomhub.json`` of a saved network: all that is needed to build it and to use it on pictures.
 
     Attributes:
         network: Its name, with options.
-        channels: 1 (grey images) or 3 (RGB).
-        size: Side of its images in pixels.
-        class_names: Names of its K outputs.
-        mean, std: Normalisation of its images.
-        zca: Whether they are whitened; the matrix lies with the weights.
         parameters: Numbers it learnt.
         trained_on: Name of the set, or its repository on the Hub.
         tensors: SHA-256 of the set's tensors, where it was on disk.
@@ -103,30 +99,14 @@ class ModelConfig(BaseModel):
         versions: Versions of the packages that matter.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     format_version: Literal[1] = 1
     network: str
-    channels: Literal[1, 3]
-    size: int = Field(ge=1, le=8192)
-    class_names: tuple[str, ...] = Field(min_length=2)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    zca: bool = False
     parameters: int = Field(ge=0, le=10**10)
     trained_on: str
     tensors: str | None = None
     seed: int
     result: Measurement | None = None
     versions: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _fits(self) -> ModelConfig:
-        if not len(self.mean) == len(self.std) == self.channels or not all(s > 0 for s in self.std):
-            raise ValueError("mean and std need one number for each channel, std above 0")
-        if len(set(self.class_names)) < len(self.class_names):
-            raise ValueError("class names must differ")
-        return self
 
 
 @dataclass(eq=False)
@@ -208,7 +188,7 @@ def train_classifier(
     )  # fmt: skip
     config = ModelConfig(
         network=found.spec, channels=f.channels, size=f.size, class_names=f.class_names, mean=f.mean, std=f.std,
-        zca=f.whitening == "zca", parameters=parameters, trained_on=distilled.repo or distilled.name,
+        whitening=f.whitening, parameters=parameters, trained_on=distilled.repo or distilled.name,
         tensors=m.tensors, seed=seed, result=result, versions=versions("torch", "torchvision"),
     )  # fmt: skip
     return Classifier(model, config, distilled.normalization, cards.model_card(m, result, parameters, distilled.repo))

@@ -35,7 +35,7 @@ def convnet(
     inputs: InputSpec, *, width: Size = 128, depth: Depth | None = None, norm: Norm = "instance",
     activation: Literal["relu", "leakyrelu", "sigmoid"] = "relu", pooling: Literal["avg", "max", "none"] = "avg",
 ) -> nn.Module:  # fmt: skip
-    """ConvNet-D (DC, ICLR 2021, section 4); see :class:`atomhub.core.networks.ConvNet`."""
+    """ConvNet-D (DC, ICLR 2021, section 4); see :class:`atomhub.core.convnet.ConvNet`."""
     if depth is not None and pooling != "none" and inputs.size < 2**depth:
         raise ValueError(f"nothing is left of them after {depth} poolings")
     return ConvNet(inputs.channels, inputs.classes, inputs.size, width, depth, norm, activation, pooling)

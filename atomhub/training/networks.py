@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -74,9 +75,9 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
     hints = get_type_hints(make, include_extras=True)
     signature = inspect.signature(make).parameters
     defaults = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    model, options = split_spec(usual)
-    own = options if name == model else {"norm": options["norm"]} if "norm" in options else {}
-    defaults |= {key: _read(name, key, value, defaults, hints) for key, value in own.items() if key in defaults}
+    for key, value in _inherited(name, usual).items():
+        with suppress(UsageError):  # a norm that this network does not have, say
+            defaults |= {key: _read(name, key, value, defaults, hints)}
     chosen = defaults | {key: _read(name, key, value, defaults, hints) for key, value in given.items()}
     known = {key: value for key, value in chosen.items() if value is not None}
     # a spec names what may differ between two results: all that the set or the user chose
@@ -84,6 +85,15 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
     full = name + (":" + ",".join(named) if named else "")
     network = Network(full, lambda: make(inputs, **known), inputs)
     return _tried(network) if tried else network
+
+
+def _inherited(name: str, usual: str) -> dict[str, str]:
+    """Return the options that a network takes over from a set's usual one; none if nobody can read that."""
+    try:
+        model, options = split_spec(usual)
+    except UsageError:
+        return {}
+    return options if name == model else {key: value for key, value in options.items() if key == "norm"}
 
 
 def _read(name: str, key: str, value: str, defaults: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from atomhub.command import command
+from atomhub.command import chain, command
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, find_device, keep_large_buffers
@@ -73,12 +73,11 @@ def soften(
         "soften", distilled.repo or distilled.name, teacher=network.spec, epochs=epochs, temperature=temperature,
         seed=seed, name=chosen,
     )  # fmt: skip
-    kept = distilled.path is not None or distilled.repo is not None
-    before = None if kept else distilled.manifest.provenance.command
+    before = None if distilled.repo else distilled.manifest.provenance.command
     manifest = distilled.manifest.replace(
         name=chosen,
         format={"labels": "soft"},
-        provenance={"teacher": record, "command": f"{before} && {made}" if before else made},
+        provenance={"teacher": record, "command": chain(before or "", made)},
         files={},
     )
     return replace(distilled, manifest=manifest, soft_labels=soft, path=None, repo=None)

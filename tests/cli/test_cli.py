@@ -305,6 +305,11 @@ def test_output_to_nowhere(home):
     assert process.returncode == 0
 
 
+def test_a_rank_alone_does_not_make_a_second_process(home):
+    process = spawn("recipes", env=os.environ | {"RANK": "1"})
+    assert "atom" in process.communicate(timeout=60)[0]
+
+
 def test_removing_asks_first(run, home, monkeypatch):
     assert run("distill", "digits", "--ipc", 1, *BRIEF)[0] == 0
     monkeypatch.setattr(click.termui, "visible_prompt_func", lambda _: "n")

@@ -12,7 +12,7 @@ from atomhub.core import initial
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
-from atomhub.core.synthetic import decode, encode
+from atomhub.core.synthetic import from_views, to_views
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError
 from atomhub.presets import PRESETS
@@ -368,10 +368,10 @@ def test_views_start_from_real_images_and_come_back_in_order():
                     part = (image[:, row : row + 8, column : column + 8].double() * 1020).round().int()
                     assert tuple(part.flatten().tolist()) in found
     views = torch.rand(3, 8, 3, 8, 8).repeat_interleave(2, -1).repeat_interleave(2, -2)  # no detail to lose
-    images = encode(views, 2)
+    images = from_views(views, 2)
     assert images.shape == (3, 2, 3, 16, 16)
     plain = torch.rand(3, 8, 3, 1, 1).expand(-1, -1, -1, 16, 16)
-    assert torch.allclose(decode(encode(plain, 2), 2), plain)
+    assert torch.allclose(to_views(from_views(plain, 2), 2), plain)
     assert torch.equal(images[1, 0, :, :8, :8], views[1, 0, :, ::2, ::2])
     assert torch.equal(images[1, 1, :, :8, 8:], views[1, 3, :, ::2, ::2])
     assert torch.equal(images[1, 0, :, 8:, 8:], views[1, 6, :, ::2, ::2])

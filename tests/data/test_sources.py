@@ -397,7 +397,7 @@ class TestHub:
         assert after.info.revision != before.info.revision
 
     def test_names_and_revisions_that_do_not_exist(self, home, hub, repo):
-        with pytest.raises(NotFoundError, match="(?s)no data set 'someone/nothing'.*hf auth login"):
+        with pytest.raises(NotFoundError, match="(?s)no dataset 'someone/nothing'.*hf auth login"):
             atomhub.open_source("someone/nothing")
         with pytest.raises(NotFoundError, match="no revision 'v9'"):
             atomhub.open_source(repo, revision="v9")

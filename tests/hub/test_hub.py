@@ -140,6 +140,22 @@ class TestPush:
             atomhub.load(f"alice/{saved.name}")
         assert len(atomhub.load(f"alice/{saved.name}@format-v1").manifest.results.measured) == 1
 
+    def test_it_follows_a_push_to_main_by_name_as_well(self, hub, saved):
+        saved.push_to_hub()
+        atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
+        atomhub.load(saved.name).push_to_hub(revision="main")
+        repo = hub.repos[f"alice/{saved.name}"]
+        assert repo.tags == {"format-v1": repo.commits[-1].oid}
+
+    def test_what_the_owner_added_stays_and_files_of_an_earlier_set_go(self, hub, digits1, tmp_path):
+        repo = f"alice/{tmp_path.name.replace('_', '-')}"
+        atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, name="views").push_to_hub(repo)
+        assert format_v1.VIEWS in hub.files(repo)
+        hub.repos[repo].commit("more", hub.files(repo) | {"banner.png": b"mine", "notes.txt": b"mine"})
+        digits1.push_to_hub(repo)
+        assert {"banner.png", "notes.txt"} <= set(hub.files(repo))
+        assert format_v1.VIEWS not in hub.files(repo)
+
     def test_a_tag_never_moves(self, hub, saved, digits1):
         saved.push_to_hub(tags=["v1"])
         other = atomhub.distill("digits", 1, overrides={"iterations": 1}, name=saved.name)

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import atomhub
-from atomhub.core.synthetic import decode
+from atomhub.core.synthetic import to_views
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
 from atomhub.interop.exporting import export
 from atomhub.interop.importing import import_set
@@ -83,7 +83,7 @@ def test_images_in_any_order_are_sorted_by_class(home, digits1, published):
 def test_multi_formation_is_decoded_view_by_view(home, digits1, published):
     images = torch.arange(16.0).view(1, 1, 4, 4).repeat(2, 1, 1, 1)
     images[1] += 100
-    views = decode(images[:, None], 2).flatten(0, 1)
+    views = to_views(images[:, None], 2).flatten(0, 1)
     assert views.shape == (8, 1, 4, 4)
     for i, corner in enumerate(([0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15])):
         small = torch.tensor(corner, dtype=torch.float32).view(1, 1, 2, 2)
@@ -118,6 +118,19 @@ def test_the_recorded_command_imports_the_same_set(home, digits1, published, she
     assert torch.equal(again.images, imported.images)
     assert again.manifest.results.network == imported.manifest.results.network
     assert again.manifest.provenance.command == imported.manifest.provenance.command
+
+
+def test_the_recorded_command_names_labels_and_how_the_source_was_read(home, digits1, tmp_path, shell, monkeypatch):
+    torch.save(digits1.as_tensors()[0], tmp_path / "pictures.pt")
+    torch.save(digits1.labels, tmp_path / "numbers.pt")
+    labels = tmp_path / "numbers.pt"
+    imported = import_set(tmp_path / "pictures.pt", "digits", labels=labels, name="mine", flip=True, test_fraction=0.3)
+    monkeypatch.chdir(tmp_path)
+    shell(imported.manifest.provenance.command)
+    again = atomhub.load("mine")
+    assert torch.equal(again.images, imported.images)
+    assert again.manifest.format == imported.manifest.format
+    assert again.manifest.provenance.source == imported.manifest.provenance.source
 
 
 def test_values_outside_the_pixels_are_clipped_and_counted(home, digits1, published):

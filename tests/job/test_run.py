@@ -104,6 +104,13 @@ class TestResume:
         assert torch.equal(atomhub.load(tmp_path / "new" / "set").images, made.images)
         assert not (tmp_path / "runs").exists()
 
+    def test_a_finished_run_is_not_computed_again(self, home, tmp_path):
+        made, done = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs"), []
+        again = atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs", progress=lambda *a: done.append(a))
+        assert (torch.equal(again.images, made.images), done) == (True, [])
+        with pytest.raises(UsageError, match="another seed"):
+            atomhub.distill("digits", 1, **RUN, seed=1, checkpoints=tmp_path / "runs")
+
     def test_an_unfinished_run_is_never_overwritten_unasked(self, home, tmp_path):
         interrupted(tmp_path / "runs")
         with pytest.raises(UsageError, match=r"(?s)unfinished run.*--resume.*--no-resume"):
@@ -324,6 +331,12 @@ class TestDistil:
         assert torch.equal(first.images, again.images)
         assert again.manifest.provenance.recipe == first.manifest.provenance.recipe
         assert again.manifest.provenance.command == first.manifest.provenance.command
+
+    def test_a_folder_that_begins_with_a_dash(self, home, photos, shell, monkeypatch):
+        monkeypatch.chdir(photos.rename(photos.parent / "-photos").parent)
+        made = atomhub.distill("-photos", 1, overrides={"iterations": 1, "width": 4}, name="mine")
+        shell(made.manifest.provenance.command)
+        assert torch.equal(atomhub.load("mine").images, made.images)
 
     def test_the_options_of_an_open_source_are_recorded_as_well(self, home):
         real = atomhub.open_source("digits", size=20, test_fraction=0.25)

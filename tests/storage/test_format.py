@@ -15,7 +15,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
 import atomhub
-from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, UsageError
+from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Format, Manifest, digest
 from atomhub.provenance import Provenance
 from atomhub.storage import format_v1, store
@@ -147,7 +147,7 @@ class TestGolden:
 
     @pytest.mark.parametrize(
         ("name", "files"),
-        [("v1-views", "0dd8f02dd2cebc5b19c7bc37ba246df8"), ("v1-whitened", "19a35a9e244d343cec90e6620ba7fefd")],
+        [("v1-views", "69aff7607c996bb87da422f1eacb3e80"), ("v1-whitened", "dca42e8ef03c1d3645e362d77f617f04")],
     )
     def test_their_bytes_are_those_of_then(self, name, files):
         paths = sorted(p for p in (GOLDEN / name).rglob("*") if p.is_file())
@@ -261,6 +261,8 @@ class TestTampering:
             ("format", {"surprise": 1}, "not a valid manifest: format.surprise"),
             ("format", {"std": [0.0]}, "std must be above 0"),
             ("format", {"channels": 3}, "one number for each channel"),
+            ("format", {"formation": 3}, "formation must divide size"),
+            ("format", {"formation": 16}, "not a valid manifest: format.formation"),
             (None, {"files": {}}, "no digest of data/train"),
             ("format", {"mean": [float("nan")]}, "not a valid manifest: format.mean"),
             ("format", {"class_names": list("0123456788")}, "class names must differ"),
@@ -305,11 +307,13 @@ class TestTampering:
         again = atomhub.load(saved.path)
         assert torch.equal(again.as_tensors()[0], saved.as_tensors()[0])
         card = again.save(saved.path.parent / "bare").path / "README.md"
-        assert "training images of 10 classes of\nunknown" in card.read_text()
+        assert "stand in for real images of 10 classes: a network" in card.read_text()
         with pytest.raises(NotFoundError, match="does not say which real images"):
             atomhub.evaluate(again, protocol="quick", runs=1)
-        real = atomhub.open_source("digits")
-        assert atomhub.evaluate(again, "mlp", "quick", runs=1, source=real).test_images == 360
+        for source in ("digits", atomhub.open_source("digits")):
+            assert atomhub.evaluate(again, "mlp", "quick", runs=1, source=source).test_images == 360
+        with pytest.raises(SourceError, match=r"digits has 1 channels of 20x20, not 1 channels of 16x16"):
+            atomhub.evaluate(again, "mlp", "quick", runs=1, source=atomhub.open_source("digits", size=20))
 
     def test_a_manifest_that_is_not_json(self, saved):
         (saved.path / "manifest.json").write_text("{")

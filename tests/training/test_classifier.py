@@ -161,7 +161,7 @@ def change(folder, **fields):
         (lambda f: (f / "model.safetensors").unlink(), NotFoundError, "it has no model.safetensors"),
         (lambda f: (f / "atomhub.json").write_text("{"), IntegrityError, "not a valid config"),
         (lambda f: change(f, network="convnet"), IntegrityError, "weights of convnet.*parameters, not"),
-        (lambda f: change(f, std=[0.0]), IntegrityError, "not a valid config: .*std above 0"),
+        (lambda f: change(f, std=[0.0]), IntegrityError, "not a valid config: .*std must be above 0"),
         (lambda f: change(f, mean=[0.1, 0.2, 0.3]), IntegrityError, "not a valid config"),
         (lambda f: change(f, class_names=["a"] * 10), IntegrityError, "class names must differ"),
         (
@@ -170,7 +170,7 @@ def change(folder, **fields):
             "parameters, not",
         ),
         (lambda f: change(f, network="my-own"), UsageError, "no network 'my-own'"),
-        (lambda f: change(f, zca=True), IntegrityError, "does not hold the weights"),
+        (lambda f: change(f, whitening="zca"), IntegrityError, "does not hold the weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04}"), IntegrityError, "does not hold the weights"),
         (lambda f: poison(f / "model.safetensors"), IntegrityError, "some weights are not finite"),
     ],

@@ -44,6 +44,13 @@ def test_every_network_takes_every_usual_size(name, images):
     assert found.shape == (2, images.classes)
 
 
+def test_what_a_set_says_never_stands_in_the_way_of_another_network():
+    assert find_network("resnet18", CIFAR, "convnet:norm=group").spec == "resnet18:norm=instance"
+    assert find_network("mlp", CIFAR, "mynet:a").spec == "mlp:width=128"
+    with pytest.raises(UsageError, match="cannot be read at 'a'"):
+        find_network(None, CIFAR, "mynet:a")
+
+
 def test_the_network_of_a_set_says_what_the_spec_does_not():
     usual = "convnet:width=32,depth=2,norm=batch"
     assert find_network(None, CIFAR, usual).spec == usual
