@@ -70,3 +70,9 @@ class Results(_Open):
 
     network: str = "convnet"
     measured: tuple[Measurement, ...] = ()
+
+    @property
+    def headline(self) -> Measurement | None:
+        """The one to show where there is room for one: hard labels, the set's own network if measured, the latest."""
+        hard = [r for r in self.measured if r.labels == "hard"]
+        return next(reversed([r for r in hard if r.network == self.network] or hard), None)

@@ -50,11 +50,11 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
                                for p in pulled()]})  # fmt: skip
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
-        entries = [*(starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
+        entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
         rows = []
         for name, m in entries:
-            last = next((r for r in reversed(m.results.measured) if r.labels == "hard"), None)
-            measured = f"{accuracy(last.score)} ({last.protocol}{soft(last)})" if last else "not measured"
+            shown = m.results.headline
+            measured = f"{accuracy(shown.score)} ({shown.protocol})" if shown else "not measured"
             made = (m.provenance.created or "-")[:10]
             rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, measured, made])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)

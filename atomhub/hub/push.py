@@ -135,7 +135,7 @@ def publish(
             if format_v1.TAG in there:
                 ask(api.delete_tag, tag=format_v1.TAG)
             ask(api.create_tag, tag=format_v1.TAG, revision=commit)
-        for tag in set(tags) - set(there):
+        for tag in set(tags) - {*there, format_v1.TAG}:
             ask(api.create_tag, tag=tag, revision=commit)
         return Pushed(repo, url, commit, changed, sizes, text)
 

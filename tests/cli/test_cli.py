@@ -331,6 +331,16 @@ def test_the_rate_counts_steps_alone(capsys, monkeypatch):
     assert "Distilling: 10/20  loss 1  0.5 it/s  20 s left" in capsys.readouterr().err
 
 
+def test_a_list_shows_the_own_network_of_a_set_and_ones_own_sets_first(run):
+    assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", "zebra")[0] == 0
+    brief = ("--protocol", "quick", "--runs", 1, "--no-baseline")
+    assert run("evaluate", "zebra", "--network", "convnet", "--network", "mlp:width=2", *brief)[0] == 0
+    (own, other) = atomhub.load("zebra").manifest.results.measured
+    rows = [line.split() for line in run("list")[1].splitlines() if "digits" in line or "zebra" in line]
+    assert rows[0][:5] == ["zebra", "digits", "1", "atom", f"{own.score.mean:.1f}"]
+    assert own.score.mean != other.score.mean
+
+
 def test_a_damaged_set_does_not_hide_the_others(run, home):
     for name in ("good", "bad"):
         assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", name)[0] == 0
