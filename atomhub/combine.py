@@ -1,5 +1,6 @@
 """Sets put together from classes of others: subsets, and several sets as one (for replay buffers, say)."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,11 +18,9 @@ from atomhub.version import versions
 
 
 def subset(
-    distilled: DistilledDataset,
-    classes: Sequence[int | str] | None = None,
-    ipc: int | None = None,
+    distilled: DistilledDataset, classes: Sequence[int | str] | None = None, ipc: int | None = None,
     name: str | None = None,
-) -> DistilledDataset:
+) -> DistilledDataset:  # fmt: skip
     """Return some classes of a set, in the order given, and the first ``ipc`` images of each; in memory.
 
     Args:
@@ -47,10 +46,11 @@ def subset(
         soft = soft.unflatten(0, (len(chosen), -1, f.ipc))[:, :, :count].flatten(0, 2)
     given, before = _expression(distilled)
     place = {old: new for new, old in enumerate(chosen)}
+    p = distilled.manifest.provenance
     provenance = Provenance(
-        source=distilled.manifest.provenance.source,
+        source=p.source,
         parts=tuple(_moved(part, place.get) for part in _parts(distilled)),
-        teacher=distilled.manifest.provenance.teacher if soft is not None else None,
+        teacher=p.teacher if soft is not None else None,
         command=python_command(f"{given}.subset({list(names)!r}, {count}, {name!r})", *before),
         **_now(distilled),
     )
@@ -94,7 +94,6 @@ def concat(
         )
     parts = tuple(_moved(part, own.__getitem__) for own, s in zip(labels, sets, strict=True) for part in _parts(s))
     _check_distinct(parts)
-    given, before = zip(*map(_expression, sets), strict=True)
     known = all(s.manifest.provenance.source for s in sets)
     manifest = Manifest(
         name=check_name(name or "-and-".join(s.name for s in sets)[:96]),
@@ -102,7 +101,7 @@ def concat(
         provenance=Provenance(
             source=joined([part.source for part in parts]) if known else None,
             parts=parts if known else (),
-            command=python_command(f"atomhub.concat([{', '.join(given)}], {by!r}, {name!r})", *sum(before, [])),
+            command=_joined_command(sets, by, name),
             **_now(*sets),
         ),
         results=Results(network=sets[0].manifest.results.network),
@@ -185,6 +184,18 @@ def _expression(distilled: DistilledDataset) -> tuple[str, list[str]]:
     kept = distilled.path is not None or distilled.repo is not None
     made = None if kept else distilled.manifest.provenance.command
     return expression(made, f"atomhub.load({distilled.repo or distilled.name!r})")
+
+
+def _joined_command(sets: Sequence[DistilledDataset], by: str, name: str | None) -> str | None:
+    """Return the command that puts sets together; None where two that were never saved have one name."""
+    made: dict[str, list[str]] = {}
+    given = [_expression(s) for s in sets]
+    for text, before in given:
+        for loaded in re.findall(r"atomhub\.load\(('[^']*'|\"[^\"]*\")\)", text):
+            if made.setdefault(loaded, before) != before:
+                return None
+    text = f"atomhub.concat([{', '.join(text for text, _ in given)}], {by!r}, {name!r})"
+    return python_command(text, *(line for _, before in given for line in before))
 
 
 def _parts(distilled: DistilledDataset) -> tuple[Part, ...]:

@@ -71,11 +71,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def as_grid(rows: Tensor) -> Image.Image:
-    """Return images as one picture, class by class, ten or so in a row, small ones enlarged unsmoothed.
-
-    Args:
-        rows: (K, n, C, H, W) uint8.
-    """
+    """Return images (K, n, C, H, W) uint8 as one picture, class by class, small ones enlarged unsmoothed."""
     from PIL import Image
     from torchvision.utils import make_grid
 

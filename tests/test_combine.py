@@ -180,3 +180,14 @@ def test_sets_of_different_networks_are_measured_with_that_of_the_first(home):
         for width, classes in ((4, [0, 1]), (8, [2, 3]))
     ]
     assert atomhub.concat(sets).manifest.results.network == "convnet:width=4,depth=2,norm=batch"
+
+
+def test_two_sets_of_one_name_that_nobody_saved_have_no_command(home):
+    sets = [atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=seed) for seed in (0, 1)]
+    assert atomhub.concat(sets).manifest.provenance.command is None
+    assert atomhub.concat([sets[0].subset([0, 1]), sets[0].subset([2, 3])]).manifest.provenance.command
+
+
+def test_a_subset_of_a_set_of_soft_labels_is_saved(home, digits3):
+    part = atomhub.soften(digits3, "mlp:width=4", epochs=1).subset(ipc=1).save()
+    assert torch.equal(atomhub.load(part.path).soft_labels, part.soft_labels)

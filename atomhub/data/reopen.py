@@ -10,7 +10,7 @@ from atomhub.data.real import RealData, SourceOptions, Split, kept_metas, open_k
 from atomhub.data.sources import open_place, open_source
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Manifest
-from atomhub.provenance import SourceInfo, joined
+from atomhub.provenance import Part, SourceInfo, joined
 
 
 def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
@@ -30,7 +30,7 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
     if (parts or info is None) and isinstance(source, RealData) and source.class_names == form.class_names:
         real = source
     elif parts:
-        real = _put_together(manifest, source)
+        real = _put_together(manifest, source, parts)
     elif info is not None:
         real = reopen(info, form.class_names, source)
     elif source is None:
@@ -40,7 +40,12 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
         )
     else:
         real = source if isinstance(source, RealData) else open_source(source, size=form.size)
-        _check_classes(real, form.class_names)
+        names = form.class_names
+        if not set(names) <= set(real.class_names):
+            _check_classes(real, names)
+        classes = tuple(names.index(name) if name in names else None for name in real.class_names)
+        itself = Part(name=manifest.name, source=real.info, source_classes=real.class_names, classes=classes)
+        real = real if real.class_names == names else _put_together(manifest, real, (itself,))
     if (real.info.channels, real.info.size) != (form.channels, form.size):
         found, wanted = (f"{i.channels} channels of {i.size}x{i.size}" for i in (real.info, form))
         raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
@@ -51,9 +56,8 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
     return real
 
 
-def _put_together(manifest: Manifest, source: str | Path | RealData | None) -> RealData:
+def _put_together(manifest: Manifest, source: str | Path | RealData | None, origins: tuple[Part, ...]) -> RealData:
     """Return the real images behind the parts of a set; ``test`` is None if one of them has none."""
-    origins = manifest.provenance.parts
     if source is not None and len({o.source.fingerprint for o in origins}) > 1:
         raise UsageError(f"{manifest.name!r} has several sources, and --source names one.", "Distil them here first.")
     parts: dict[str, dict[int, list[np.ndarray]]] = {"train": {}, "test": {}}

@@ -120,7 +120,7 @@ def publish(
         if dry_run:
             return Pushed(repo, url, None, changed, sizes, text)
         there = {t.name: t.target_commit for t in ask(api.list_repo_refs).tags}
-        for tag in tags:
+        for tag in set(tags) - {format_v1.TAG}:
             if there.get(tag) not in (None, head) or (tag in there and changed):
                 raise UsageError(f"{repo} has a tag {tag!r} already, of another commit.", "Choose another --tag.")
         commit = head

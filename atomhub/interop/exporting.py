@@ -46,11 +46,8 @@ def export(distilled: DistilledDataset, format: Format, folder: str | Path, over
     check_target(target, overwrite, _MARKER)
     with new_folder(target, overwrite) as temporary:
         {"ddranking": _ddranking, "dc": _dc, "images": _images, "npz": _npz}[format](distilled, temporary)
-        about = {
-            "set": distilled.name,
-            "format": format,
-            "sha256": {path: file.sha256 for path, file in distilled.manifest.files.items()},
-        }
+        digests = {path: file.sha256 for path, file in distilled.manifest.files.items()}
+        about = {"set": distilled.name, "format": format, "sha256": digests}
         (temporary / _MARKER).write_text(json.dumps(about, indent=1) + "\n")
     return target
 

@@ -110,10 +110,6 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("iteration-*"))
 
-    def has(self, iteration: int) -> bool:
-        """Whether there is a checkpoint of an iteration."""
-        return (self.folder / f"iteration-{iteration:09d}").exists()
-
     def __bool__(self) -> bool:
         return bool(self._found())
 

@@ -181,9 +181,10 @@ def _begin(kept: Checkpoints | None, resume: bool | None, iterations: int) -> Ch
     """Return the checkpoint to continue from, if there is one and that is wanted, or if the run is over already."""
     if kept is None or not kept:
         return None
-    if resume is None and kept.has(iterations):
-        return kept.latest()  # this very run; another one is refused
     if resume is None:
+        latest = kept.latest()  # one of another run is refused
+        if latest is not None and latest.iteration == iterations:
+            return latest
         raise UsageError(
             f"There is an unfinished run in {kept.folder}.", "Continue it (--resume), or start anew (--no-resume)."
         )

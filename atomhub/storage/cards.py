@@ -85,7 +85,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "recipe": _recipe}
+    environment.filters |= {"code": _code, "fenced": _fenced, "recipe": _recipe}
     return environment
 
 
@@ -186,6 +186,12 @@ def _escape(value: Any) -> Any:
 def _recipe(recipe: Recipe | dict[str, Any]) -> str:
     """Return a recipe in a line: its name and what differs from the preset of that name."""
     return recipe.describe() if isinstance(recipe, Recipe) else recipe_name(recipe)
+
+
+def _fenced(value: Any) -> Markup:
+    """Return text for a code block as it is, on one line; what could end the block loses its backquotes."""
+    text = " ".join(str(value).splitlines())
+    return Markup(text.replace("`", "'") if "```" in text else text)
 
 
 def _code(value: Any) -> Markup:

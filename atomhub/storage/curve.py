@@ -8,13 +8,7 @@ from atomhub.provenance import Provenance
 
 
 def draw_curve(name: str, p: Provenance, path: Path) -> None:
-    """Draw the loss over iterations and, where it was measured on the way, the accuracy, as PNG.
-
-    Args:
-        name: Name of the set.
-        p: Its provenance, with a history.
-        path: Where to.
-    """
+    """Draw the loss of the set ``name`` over iterations, and the accuracy where it was measured on the way, as PNG."""
     from matplotlib.figure import Figure
     from scipy.ndimage import uniform_filter1d
 

@@ -74,7 +74,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         header = {"format": FORMAT_VERSION, "name": manifest.name, "manifest": about}
         tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
         if distilled.soft_labels is not None:
-            tensors["soft_labels"] = distilled.soft_labels
+            tensors["soft_labels"] = distilled.soft_labels.contiguous()
         # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
         (temporary / TENSORS).write_bytes(save(tensors, {"atomhub": json.dumps(header)}))
         (temporary / PARQUET).parent.mkdir()

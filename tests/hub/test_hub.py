@@ -143,7 +143,7 @@ class TestPush:
     def test_it_follows_a_push_to_main_by_name_as_well(self, hub, saved):
         saved.push_to_hub()
         atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
-        atomhub.load(saved.name).push_to_hub(revision="main")
+        atomhub.load(saved.name).push_to_hub(revision="main", tags=["format-v1"])
         repo = hub.repos[f"alice/{saved.name}"]
         assert repo.tags == {"format-v1": repo.commits[-1].oid}
 
@@ -520,6 +520,12 @@ class TestAttacks:
 
 
 class TestCards:
+    def test_a_command_is_printed_as_it_was_recorded(self, digits1):
+        line = "atomhub distill 'we`ird $x' --ipc 1"
+        assert line in cards.dataset_card(digits1.manifest.replace(provenance={"command": line}))
+        evil = "x\n```\n<script>"
+        assert "```\n<script>" not in cards.dataset_card(digits1.manifest.replace(provenance={"command": evil}))
+
     def test_the_snippets_of_a_card_run_as_they_are(self, hub, saved, tmp_path, monkeypatch):
         """Both the card in the folder, run beside it, and the one on the Hub, run anywhere."""
         published = push(saved).card
