@@ -164,7 +164,8 @@ def plot(found: Search, path: str | Path) -> None:
     axes.set_title(
         f"{found.name}: {len(found.checks)} of {len(found.candidates)} networks{rank}", loc="left", fontsize=10
     )
-    axes.legend(loc="lower right")
+    axes.margins(0.1)
+    axes.legend(loc="best")  # never over the chosen network
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
     replace_file(Path(path), buffer.getvalue())
