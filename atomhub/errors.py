@@ -1,12 +1,30 @@
 """The errors atomhub raises on purpose: one clear sentence and, where there is one, the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from numbers import Integral
 
+from atomhub.text import plain
+
+
+def spelt(text: str, flags: bool = False) -> str:
+    """Return a sentence with its `` `arguments=1` `` as Python spells them, or the command line: ``--arguments 1``."""
+
+    def argument(found: re.Match[str]) -> str:
+        return f"{found[1]}={found[2] or '...'}"
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2]
+        if value in ("True", "False"):
+            return f"--{'no-' * (value == 'False')}{name}"
+        return f"--{name}" + (f" {value.strip(chr(34))}" if value else "")
+
+    return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", option if flags else argument, text)
+
 
 class AtomhubError(Exception):
-    """Something the user can mend.
+    """Something the user can mend. Arguments in backquotes are shown as :func:`spelt` says.
 
     Args:
         message: One sentence that names the bad value.
@@ -16,12 +34,12 @@ class AtomhubError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(message, hint)
+        self.message = plain(message)
+        self.hint = plain(hint)
 
     def __str__(self) -> str:
-        return f"{self.message}\n{self.hint}" if self.hint else self.message
+        return spelt(f"{self.message}\n{self.hint}" if self.hint else self.message)
 
 
 class UsageError(AtomhubError, ValueError):
@@ -44,6 +62,13 @@ class IntegrityError(AtomhubError):
 
 class AtomhubWarning(UserWarning):
     """Something worth knowing that does not stop the work; the command line prints it as a note."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = plain(message)
+
+    def __str__(self) -> str:
+        return spelt(self.message)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,12 +1,20 @@
-"""Places and atomic writes: a reader never meets half a file or half a folder."""
+"""Places, locks and atomic writes: a reader never meets half a file or half a folder, or anything but a file."""
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from atomhub.errors import AtomhubError
 
@@ -33,27 +41,149 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = temporary_folder(target)
         yield temporary
         temporary.chmod(0o755)
-        if target.exists() and (overwrite or not any(target.iterdir())):  # an empty folder is no folder to lose
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            target.rename(old / "old")
-            try:
+        with locked(target):
+            if target.exists() and (overwrite or not any(target.iterdir())):  # an empty folder is no folder to lose
+                old = temporary_folder(target)
+                target.rename(old / _OLD)
+                try:
+                    temporary.rename(target)
+                except OSError:
+                    (old / _OLD).rename(target)
+                    raise
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
+            else:
                 temporary.rename(target)
-            except OSError:
-                (old / "old").rename(target)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(target)
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+_OLD = "old"
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.[^.]+")
+
+
+def _prefix(target: Path) -> str:
+    """Return how temporary names for a target begin: whose they are is seen, so that those of the dead are swept."""
+    return f".{target.name}.{_HOST}-{os.getpid()}."
+
+
+def temporary_folder(target: Path) -> Path:
+    """Return a new empty folder beside a target, whose parents are made; leftovers of dead processes there go."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    return Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files and folders of dead processes of this machine in a folder."""
+    with suppress(OSError):
+        found = [(p, _TEMPORARY.fullmatch(p.name)) for p in folder.iterdir()]
+        return [p for p, match in found if match and match["host"] == _HOST and not _alive(int(match["pid"]), p)]
+    return []
+
+
+def sweep(folder: Path) -> None:
+    """Delete the leftovers of dead processes in a folder; what one was about to replace is put back."""
+    for path in leftovers(folder):
+        match = _TEMPORARY.fullmatch(path.name)
+        with suppress(OSError):
+            if match and (path / _OLD).is_dir():
+                (path / _OLD).rename(folder / match["target"])  # refused where there is a new one
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _alive(pid: int, path: Path) -> bool:
+    """Whether a process may still be at work on a temporary path."""
+    if os.name == "nt":  # where signal 0 is no question
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime < 24 * 3600
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's
+    return True
+
+
+@contextmanager
+def locked(target: Path, wait: float = 60.0, doing: str = "writing to") -> Iterator[None]:
+    """Keep other processes that lock the same target out for the block; it need not exist.
+
+    The lock is a file of its own in ``ATOMHUB_HOME``, free as soon as its process ends, whichever way.
+
+    Args:
+        target: What is read, changed and written.
+        wait: Most seconds to wait for another process.
+        doing: What the other one is at, for the error.
+
+    Raises:
+        AtomhubError: another process holds it.
+    """
+    key = f"{doing} {target.absolute().parent.resolve() / target.name}"
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', target.name)[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"
+    places = (home() / "locks", Path(tempfile.gettempdir()) / f"atomhub-locks-{getattr(os, 'getuid', int)()}")
+    for last, place in enumerate(places):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / name, timeout=wait)
+            lock.acquire()
+            break
+        except Timeout:
+            raise AtomhubError(
+                f"Another process is {doing} {target}.", "Wait for it, or choose another name."
+            ) from None
+        except OSError:  # a home that may only be read
+            if last:
+                raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_regular(path: Path, inside: Path | None = None) -> BinaryIO:
+    """Open a regular file to read it, and nothing else: no FIFO is waited for, no device asked.
+
+    Args:
+        path: The file.
+        inside: Folder that it must lie in when all links are resolved; None: wherever it lies.
+
+    Raises:
+        OSError: it is not there, not a regular file, or leads out of the folder.
+    """
+    real = path.resolve(strict=True)
+    if inside is not None and not real.is_relative_to(inside.resolve()):
+        raise OSError(errno.EPERM, "it is a link that leads out of its folder", str(path))
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+    file = os.fdopen(os.open(real, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged in between
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path, most: int, inside: Path | None = None) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes; OSError as :func:`open_regular`, or if larger."""
+    with open_regular(path, inside) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return content
 
 
 def check_target(target: Path, overwrite: bool, marker: str) -> None:
@@ -73,29 +203,36 @@ def check_target(target: Path, overwrite: bool, marker: str) -> None:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             if not overwrite:
                 raise AtomhubError(
-                    f"{target.name!r} already exists in {target.parent}.", "Choose another name or --overwrite."
+                    f"{target.name!r} already exists in {target.parent}.", "Choose another name or `overwrite=True`."
                 )
             if not (target / marker).exists():
                 raise AtomhubError(
                     f"{target} was not written by this command, so it is not replaced.", "Name another folder."
                 )
         above = next(p for p in target.parents if p.exists())
-        tempfile.TemporaryDirectory(prefix=".atomhub.", dir=above).cleanup()
+        tempfile.TemporaryDirectory(prefix=_prefix(target), dir=above).cleanup()
     except OSError as error:
         raise cannot_write(target, error) from error
 
 
 def replace_file(target: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it; raises AtomhubError and leaves the old file otherwise."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        sweep(target.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(target), dir=target.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)
         temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise cannot_write(target, error) from error
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(target, error) from error
+        raise
 
 
 def cannot_write(target: Path, error: OSError) -> AtomhubError:

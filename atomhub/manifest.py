@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from atomhub import limits
 from atomhub.errors import UsageError
 from atomhub.provenance import Provenance, SetName, Sha256
 from atomhub.results import Measurement, Results
@@ -52,19 +54,17 @@ class Images(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         whitening: ``zca``: images are whitened after that, by a matrix that is kept apart.
     """
 
-    class_names: tuple[str, ...] = Field(min_length=2)
+    class_names: tuple[limits.Word, ...] = Field(min_length=2, max_length=limits.CLASSES)
     channels: Literal[1, 3]
-    size: int = Field(ge=1, le=8192)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    size: int = Field(ge=1, le=limits.SIDE)
+    mean: tuple[limits.Mean, ...] = Field(max_length=3)
+    std: tuple[limits.Std, ...] = Field(max_length=3)
     whitening: Literal["none", "zca"] = "none"
 
     @model_validator(mode="after")
     def _agree(self) -> Images:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("mean and std need one number for each channel")
-        if not all(s > 0 for s in self.std):
-            raise ValueError("std must be above 0")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class names must differ")
         return self
@@ -83,7 +83,7 @@ class Format(Images, frozen=True):
     """
 
     version: Literal[1] = 1
-    ipc: int = Field(ge=1)
+    ipc: int = Field(ge=1, le=limits.IPC)
     pixels: Literal["uint8", "float32"] = "uint8"
     formation: int = Field(default=1, ge=1, le=8)
     labels: Literal["hard", "soft"] = "hard"
@@ -93,7 +93,14 @@ class Format(Images, frozen=True):
     def _divides(self) -> Format:
         if self.size % self.formation:
             raise ValueError("formation must divide size")
+        if self.bytes > limits.IMAGES:
+            raise ValueError(f"the images have {self.bytes} bytes, more than a set may have")
         return self
+
+    @property
+    def bytes(self) -> int:
+        """Size of the stored images in bytes."""
+        return math.prod(self.shape) * (4 if self.pixels == "float32" else 1)
 
     @property
     def views_per_image(self) -> int:
@@ -133,7 +140,7 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
     format: Format
     provenance: Provenance = Provenance()
     results: Results = Results()
-    files: dict[str, File] = {}
+    files: dict[limits.Word, File] = Field(default={}, max_length=100)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+from atomhub import limits
 from atomhub.recipe import Recipe
 
 SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -33,23 +34,23 @@ class SourceInfo(_Open):
         notes: What was converted or left out, a sentence each.
     """
 
-    id: str
-    kind: str
-    revision: str | None = None
-    config: str | None = None
-    train_split: str = "train"
-    test_split: str | None = "test"
+    id: limits.Text
+    kind: limits.Word
+    revision: limits.Word | None = None
+    config: limits.Word | None = None
+    train_split: limits.Word = "train"
+    test_split: limits.Word | None = "test"
     test_fraction: float | None = None
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: limits.Word | None = None
+    label_column: limits.Word | None = None
     fingerprint: Sha256
-    size: int = Field(ge=1, le=8192)
+    size: int = Field(ge=1, le=limits.SIDE)
     channels: Literal[1, 3]
-    train_images: int
-    test_images: int
+    train_images: limits.Count
+    test_images: limits.Count
     flip: bool = True
-    license: str = "unknown"
-    notes: tuple[str, ...] = ()
+    license: limits.Word = "unknown"
+    notes: tuple[limits.Text, ...] = Field(default=(), max_length=1000)
 
 
 class Teacher(_Open):
@@ -63,10 +64,10 @@ class Teacher(_Open):
         accuracy: Its own, in percent on the real test images; None: there are none.
     """
 
-    network: str
-    epochs: int = Field(ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    seed: int
+    network: limits.Word
+    epochs: int = Field(ge=1, le=10**9)
+    temperature: float = Field(default=1.0, gt=0, le=1e9)
+    seed: limits.Seed
     accuracy: float | None = Field(default=None, ge=0, le=100)
 
 
@@ -83,11 +84,11 @@ class Imported(_Open):
         clipped: Share of pixel values outside 0..1, which were clipped.
     """
 
-    file: str
+    file: limits.Word
     sha256: Sha256
-    layout: str
-    space: str
-    formation: int = Field(ge=1)
+    layout: limits.Word
+    space: limits.Word
+    formation: int = Field(ge=1, le=limits.SIDE)
     clipped: float = Field(ge=0, le=1)
 
 
@@ -111,12 +112,15 @@ class Part(_Open):
 
     name: SetName
     source: SourceInfo
-    source_classes: tuple[str, ...]
-    classes: tuple[int | None, ...]
+    source_classes: tuple[limits.Word, ...] = Field(max_length=limits.CLASSES)
+    classes: tuple[limits.Count | None, ...] = Field(max_length=limits.CLASSES)
     recipe: AnyRecipe | None = None
-    seed: int | None = None
+    seed: limits.Seed | None = None
     tensors: Sha256 | None = None
     imported: Imported | None = None
+
+
+Curve = Annotated[tuple[tuple[limits.Count, float], ...], Field(max_length=limits.POINTS)]
 
 
 class Provenance(_Open):
@@ -143,19 +147,19 @@ class Provenance(_Open):
 
     source: SourceInfo | None = None
     recipe: AnyRecipe | None = None
-    seed: int | None = None
-    parts: tuple[Part, ...] = ()
+    seed: limits.Seed | None = None
+    parts: tuple[Part, ...] = Field(default=(), max_length=limits.PARTS)
     imported: Imported | None = None
     teacher: Teacher | None = None
-    command: str | None = None
-    versions: dict[str, str] = {}
-    device: str | None = None
-    created: str | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
-    history: tuple[tuple[int, float], ...] = ()
-    clipped_history: tuple[tuple[int, float], ...] = ()
-    accuracy_history: tuple[tuple[int, float], ...] = ()
+    command: limits.Text | None = None
+    versions: dict[limits.Word, limits.Word] = Field(default={}, max_length=100)
+    device: limits.Word | None = None
+    created: limits.Word | None = None
+    seconds: limits.Seconds | None = None
+    peak_memory: limits.Count | None = None
+    history: Curve = ()
+    clipped_history: Curve = ()
+    accuracy_history: Curve = ()
 
     @property
     def source_id(self) -> str:

@@ -4,6 +4,8 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atomhub import limits
+
 
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -21,10 +23,10 @@ class Score(_Open):
     """
 
     mean: float = Field(ge=0, le=100)
-    std: float = Field(ge=0)
-    runs: int = Field(ge=1)
-    accuracies: tuple[float, ...]
-    seconds: float
+    std: float = Field(ge=0, le=100)
+    runs: int = Field(ge=1, le=limits.RUNS)
+    accuracies: tuple[float, ...] = Field(max_length=limits.RUNS)
+    seconds: limits.Seconds
 
     @property
     def interval(self) -> float:
@@ -50,14 +52,14 @@ class Measurement(_Open):
         device: Where it ran.
     """
 
-    protocol: str
-    network: str
-    labels: str = "hard"
+    protocol: limits.Word
+    network: limits.Word
+    labels: limits.Word = "hard"
     score: Score
-    baseline: dict[str, Score] = {}
-    seed: int
-    test_images: int
-    device: str
+    baseline: dict[limits.Word, Score] = Field(default={}, max_length=20)
+    seed: limits.Seed
+    test_images: limits.Count
+    device: limits.Word
 
 
 class Results(_Open):
@@ -68,8 +70,8 @@ class Results(_Open):
         measured: Accuracies, in the order in which they were measured.
     """
 
-    network: str = "convnet"
-    measured: tuple[Measurement, ...] = ()
+    network: limits.Word = "convnet"
+    measured: tuple[Measurement, ...] = Field(default=(), max_length=limits.RESULTS)
 
     @property
     def headline(self) -> Measurement | None:

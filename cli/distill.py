@@ -54,7 +54,7 @@ def distill(
     """
     import atomhub
     from atomhub.hub.push import check_account, push as publish
-    from atomhub.hub.requests import progress_bars
+    from atomhub.requests import progress_bars
 
     if push is not None:
         check_account(push or None)  # before the work

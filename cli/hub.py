@@ -36,7 +36,7 @@ def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **how: Any) 
     """
     import atomhub
     from atomhub.hub.push import push as publish
-    from atomhub.hub.requests import progress_bars
+    from atomhub.requests import progress_bars
 
     with progress_bars(watched(as_json)):
         done = publish(atomhub.load(name), repo, dry_run=dry_run, **how)
@@ -72,7 +72,7 @@ def pull(name: str, as_json: bool) -> None:
       atomhub pull alice/cifar10-ipc10@v1
     """
     from atomhub.hub.pull import pull as download
-    from atomhub.hub.requests import progress_bars
+    from atomhub.requests import progress_bars
 
     with progress_bars(watched(as_json)):
         distilled = download(name)
@@ -101,7 +101,7 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
       atomhub verify alice/cifar10-ipc10@v1 --runs 3
     """
     import atomhub
-    from atomhub.hub.requests import progress_bars
+    from atomhub.requests import progress_bars
     from atomhub.storage import format_v1
 
     with progress_bars(watched(as_json)):

@@ -6,9 +6,9 @@ import hashlib
 import io
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomhub.data.tables import Raw, Rows
-from atomhub.errors import SourceError, first_line
+from atomhub.errors import SourceError, UsageError, first_line
+from atomhub.files import read_regular
+from atomhub.limits import PICTURE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +31,8 @@ LARGEST_AUTO = 128
 """Largest side chosen for images of mixed sizes."""
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
 """What Pillow raises for files that are not what they seem."""
 
@@ -46,37 +50,72 @@ class Decoded:
     counts: dict[str, int]
 
 
-def decode(raw: Raw, folder: Path, size: int | None, skip_unreadable: bool) -> Decoded:
-    """Write ``train.npy`` and ``test.npy`` (uint8 [N, C, H, W]) and their ``*_labels.npy`` (int64 [N]) to a folder.
+@dataclass(frozen=True)
+class Survey:
+    """What the headers of all images say.
 
-    Two passes: the first reads headers to choose size and channels, the second decodes to its place.
+    Attributes:
+        raw: The source, without the images that are left out.
+        shapes, modes: How many images have each size and mode.
+        skipped: What names the images that were left out.
+        faults: What is wrong with the source.
+    """
+
+    raw: Raw
+    shapes: Counter[tuple[int, int]]
+    modes: Counter[str]
+    skipped: list[str]
+    faults: list[SourceError]
+
+
+def survey(raw: Raw, skip_unreadable: bool) -> Survey:
+    """Read the headers of all images, and collect what is wrong with them and with the classes.
 
     Args:
         raw: The source.
-        folder: Existing folder to write to.
-        size: Side in pixels; None keeps the images' own when they are square and equal.
-        skip_unreadable: Leave unreadable images out, with a note, instead of failing.
-
-    Raises:
-        SourceError: an unreadable image, an empty class, or one class only.
+        skip_unreadable: Leave unreadable images out; they are decoded to find out.
     """
-    splits = {"train": raw.train} | ({"test": raw.test} if raw.test else {})
     shapes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     skipped: list[str] = []
-    for name, rows in splits.items():
+    broken: list[SourceError] = []
+    kept: list[Rows] = []
+    for rows in (raw.train, *([raw.test] if raw.test else [])):
         good = []
-        for i, found in _headers(rows, skip_unreadable):
-            if found is None:
+        for i in range(len(rows.labels)):
+            try:
+                image = (_load if skip_unreadable else _open)(rows, i)
+            except SourceError as error:
                 skipped.append(rows.where(i))
+                broken.append(error)
                 continue
             good.append(i)
-            shapes[found[0]] += 1
-            modes[found[1]] += 1
-        splits[name] = rows.take(np.array(good, dtype=np.int64))
-    _check_classes(raw.class_names, splits["train"].labels)
-    side, size_note = _choose_size(shapes, size)
-    channels, mode_note = _choose_channels(modes)
+            shapes[image.size] += 1
+            modes["RGBA" if _has_alpha(image) else image.mode] += 1
+        kept.append(rows.take(np.array(good, dtype=np.int64)))
+    faults = _wrong_classes(raw.class_names, (kept[0] if skip_unreadable else raw.train).labels)
+    if broken and not skip_unreadable:
+        more = f" And {len(broken) - 3} more images cannot be read." if len(broken) > 3 else ""
+        faults.append(SourceError(" ".join(e.message for e in broken[:3]) + more, broken[0].hint))
+    raw = replace(raw, train=kept[0], test=kept[1] if raw.test else None)
+    return Survey(raw, shapes, modes, skipped, faults)
+
+
+def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
+    """Write ``train.npy`` and ``test.npy`` (uint8 [N, C, H, W]) and their ``*_labels.npy`` (int64 [N]) to a folder.
+
+    Args:
+        found: The source, without faults.
+        folder: Existing folder to write to.
+        size: Side in pixels; None keeps the images' own when they are square and equal.
+
+    Raises:
+        SourceError: an unreadable image.
+    """
+    raw, skipped = found.raw, found.skipped
+    splits = {"train": raw.train} | ({"test": raw.test} if raw.test else {})
+    side, size_note = _choose_size(found.shapes, size)
+    channels, mode_note = _choose_channels(found.modes)
     skip_note = f"{len(skipped)} unreadable images left out: {', '.join(skipped[:5])}." if skipped else ""
 
     digest = hashlib.sha256(repr(raw.class_names).encode())
@@ -96,31 +135,27 @@ def decode(raw: Raw, folder: Path, size: int | None, skip_unreadable: bool) -> D
     return Decoded(side, channels, digest.hexdigest(), mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
 
 
-def _headers(rows: Rows, check: bool) -> Iterator[tuple[int, tuple[tuple[int, int], str] | None]]:
-    """Yield row number and (size, mode); with ``check``, which decodes to find out, None for an unreadable image."""
-    for i in range(len(rows.labels)):
-        try:
-            image = _load(rows, i) if check else _open(rows, i)
-        except SourceError:
-            if not check:
-                raise
-            yield i, None
-        else:
-            yield i, (image.size, "RGBA" if _has_alpha(image) else image.mode)
+def open_picture(file: str | Path) -> Image.Image:
+    """Open and decode a picture of a file; UsageError for anything else."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(read_regular(Path(file).expanduser(), PICTURE)), formats=FORMATS)
+        image.load()
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        reason = "not a picture" if "cannot identify" in str(error) else first_line(error)
+        raise UsageError(f"Cannot read {str(file)!r}: {reason}.", f"Known are {', '.join(FORMATS)}.") from None
+    return image
 
 
 def _open(rows: Rows, i: int) -> Image.Image:
     """Open an image, reading its header only; SourceError names the image that cannot be."""
     from PIL import Image
 
-    encoded: Any = rows.encoded(i)
     try:
-        if isinstance(encoded, dict):
-            encoded = encoded["bytes"] or encoded["path"]
-        if encoded is None:
-            raise ValueError("there is no image")
+        encoded: Any = rows.encoded(i)
         if not isinstance(encoded, Image.Image):
-            encoded = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+            encoded = Image.open(io.BytesIO(encoded), formats=FORMATS)
         # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
         if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
             raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")
@@ -140,8 +175,9 @@ def _load(rows: Rows, i: int) -> Image.Image:
 
 
 def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
-    reason = "not an image" if "cannot identify" in str(error) else first_line(error)
-    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", "Leave such images out with --skip-unreadable.")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    reason = "not an image" if "cannot identify" in str(error) else reason
+    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", "Leave such images out with `skip_unreadable=True`.")
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -169,14 +205,25 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _check_classes(names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+def _wrong_classes(names: tuple[str, ...], labels: NDArray[np.int64]) -> list[SourceError]:
+    faults = []
     if len(names) < 2:
-        raise SourceError(f"There is one class only ({', '.join(names)}): distillation needs at least two.")
+        faults.append(SourceError(f"There is one class only ({', '.join(names)}): distillation needs at least two."))
     empty = [names[k] for k, n in enumerate(np.bincount(labels, minlength=len(names))) if n == 0]
     if empty:
-        raise SourceError(
-            f"The class {empty[0]!r} has no training images{f' (and {len(empty) - 1} more)' if len(empty) > 1 else ''}."
-        )
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        faults.append(SourceError(f"The class {empty[0]!r} has no training images{more}."))
+    return faults
+
+
+def fingerprint(class_names: tuple[str, ...], splits: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> str:
+    """Return the SHA-256 of class names, and of labels and images of each split."""
+    digest = hashlib.sha256(repr(class_names).encode())
+    for images, labels in splits:
+        digest.update(labels.tobytes())
+        for start in range(0, len(images), 4096):
+            digest.update(images[start : start + 4096].tobytes())
+    return digest.hexdigest()
 
 
 def _choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[int, str]:
@@ -191,7 +238,7 @@ def _choose_size(shapes: Counter[tuple[int, int]], size: int | None) -> tuple[in
         short = int(np.median([min(s) for s in shapes.elements()]))
         size = min(LARGEST_AUTO, max(SMALLEST, 2 ** int(np.log2(short))))
     found = f"{width}x{height}" if len(shapes) == 1 else f"of mixed sizes ({smallest} to {largest} pixels)"
-    return size, f"Images {found} were resized to {size}x{size}; --size chooses another size."
+    return size, f"Images {found} were resized to {size}x{size}."
 
 
 def _choose_channels(modes: Counter[str]) -> tuple[int, str]:

@@ -5,13 +5,15 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from atomhub.data.cache import SMALLEST
 from atomhub.data.real import SourceOptions, decoded_before
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
-from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError, closest, first_line
+from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, SourceError, UsageError, closest
+from atomhub.requests import call_hub
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ ALIASES: dict[str, Alias] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source was found. ``stamp`` changes when the data do."""
+    """Where a source was found. ``stamp`` changes when the data do; ``token``: only those who log in may read it."""
 
     id: str
     kind: str
@@ -64,6 +66,7 @@ class Place:
     files: Mapping[str, list[str]] = field(default_factory=dict)
     repo: str = ""
     revision: str | None = None
+    token: bool = False
 
 
 def locate(source: str, options: SourceOptions) -> Place:
@@ -90,14 +93,19 @@ def locate(source: str, options: SourceOptions) -> Place:
     )
 
 
+def on_this_machine(name: str) -> bool:
+    """Whether a name means data that are here: the digits, or a folder of ``ATOMHUB_DATA``."""
+    data = os.environ.get("ATOMHUB_DATA")
+    return name == "digits" or bool(data and re.fullmatch(r"[\w-][\w.-]*", name) and (Path(data) / name).is_dir())
+
+
 def locate_named(name: str, options: SourceOptions) -> Place | None:
     """Find what has a name: the digits, a folder of ``ATOMHUB_DATA``, a known dataset of the Hub."""
     if name == "digits":
         alias = Alias("", size=SMALLEST, flip=False, license="cc-by-4.0")
         return Place("digits", "digits", alias, "scikit-learn", None)
-    data = os.environ.get("ATOMHUB_DATA")
-    if data and re.fullmatch(r"[\w-][\w.-]*", name) and (Path(data) / name).is_dir():
-        return _locate_folder(name, Path(data) / name, ALIASES.get(name, Alias("")))
+    if on_this_machine(name):
+        return _locate_folder(name, Path(os.environ["ATOMHUB_DATA"]) / name, ALIASES.get(name, Alias("")))
     return locate_hub(name, ALIASES[name], options) if name in ALIASES else None
 
 
@@ -106,8 +114,11 @@ def _locate_folder(name: str, path: Path, alias: Alias) -> Place:
         return any(part.startswith(".") for part in file.relative_to(path).parts)
 
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
-    stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]]
     tables = [p for p in found if p.suffix == ".parquet"]
+    root = path if path.is_dir() else path.parent
+    if out := next((p for p in tables if not p.resolve().is_relative_to(root.resolve())), None):
+        raise SourceError(f"{out} is a link that leads out of its folder, and is not read.", "Copy the file there.")
+    stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]]
     if tables:
         files: dict[str, list[str]] = {}
         for table in tables:
@@ -128,33 +139,65 @@ def _split_of(table: Path, root: Path) -> str:
 
 
 def locate_hub(name: str, alias: Alias, options: SourceOptions) -> Place:
-    """Ask the Hub for the commit behind a revision; when it cannot be reached, use what was decoded before."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    """Ask the Hub for the commit behind a revision; when it cannot be reached, use what was decoded before.
 
+    The user's token is sent only where the dataset cannot be read without.
+    """
     wanted = options.revision or alias.revision
     try:
-        sha = HfApi().dataset_info(alias.repo, revision=wanted).sha
-    except RepositoryNotFoundError as error:
+        sha, token = call_hub(lambda: _commit(alias.repo, wanted), alias.repo, None)
+    except NotFoundError as error:
+        if "revision" in error.message:
+            raise NotFoundError(f"The dataset {alias.repo!r} has no revision {wanted!r}.") from error
         raise NotFoundError(
             f"There is no dataset {alias.repo!r} on the Hub, or it is private.",
             "Check the name; for a private one log in with: hf auth login",
         ) from error
-    except RevisionNotFoundError as error:
-        raise NotFoundError(f"The dataset {alias.repo!r} has no revision {wanted!r}.") from error
-    except HFValidationError as error:
-        raise UsageError(
-            f"{alias.repo!r} is not the id of a dataset on the Hub.", "Ids look like user/name."
-        ) from error
-    except Exception as error:  # no network, no answer, a server's error: each client library has its own
-        sha = decoded_before(name, options)
-        if sha is None:
-            raise SourceError(
-                f"The Hub cannot be reached to read {alias.repo!r}: {first_line(error)}.",
-                f"Check the network, or put parquet files in $ATOMHUB_DATA/{name}/."
-                if name in ALIASES
-                else "Check the network.",
-            ) from error
+    except UsageError as error:
+        raise UsageError(f"{alias.repo!r} is not the id of a dataset on the Hub.", error.hint) from error
+    except AtomhubError as error:  # no network, no answer, a server's error
+        before = decoded_before(name, options)
+        if before is None:
+            in_data = f", or put parquet files in $ATOMHUB_DATA/{name}/." if name in ALIASES else "."
+            raise SourceError(error.message, f"Check the network{in_data}") from error
+        sha, token = before, False
         note = f"The Hub cannot be reached: using {name} as decoded before (commit {sha[:8]})."
         warnings.warn(note, AtomhubWarning, stacklevel=4)
-    return Place(name, "hub", alias, sha, repo=alias.repo, revision=sha)
+    return hub_place(name, alias, sha, token)
+
+
+def hub_place(name: str, alias: Alias, commit: str, token: bool = False) -> Place:
+    """Return a dataset of the Hub at a commit as a place."""
+    return Place(name, "hub", alias, commit, repo=alias.repo, revision=commit, token=token)
+
+
+def _commit(repo: str, revision: str | None) -> tuple[str, bool]:
+    """Return the commit of a revision, and whether one must log in to read it."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def ask(token: bool) -> Any:
+        return HfApi(token=token).dataset_info(repo, revision=revision, expand=["sha", "gated"])
+
+    try:
+        info = ask(False)
+        return str(info.sha), bool(info.gated) and get_token() is not None
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403, 404) or get_token() is None:
+            raise
+    return str(ask(True).sha), True
+
+
+def hub_size(repo: str, revision: str | None) -> int | None:
+    """Return the bytes of a dataset of the Hub, asked for without a token; None: it is not told, or cannot be known."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    def ask() -> int:
+        tree = HfApi(token=False).list_repo_tree(repo, recursive=True, repo_type="dataset", revision=revision)
+        return sum(entry.size for entry in islice(tree, 10_000) if isinstance(entry, RepoFile))
+
+    try:
+        return call_hub(ask, repo, None)
+    except AtomhubError:
+        return None

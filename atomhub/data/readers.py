@@ -10,7 +10,8 @@ import numpy as np
 
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables
 from atomhub.errors import SourceError, first_line
-from atomhub.files import quiet_datasets
+from atomhub.files import quiet_datasets, read_regular
+from atomhub.limits import PICTURE
 
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))
 
@@ -28,15 +29,16 @@ def digits() -> Raw:
 
 def images(root: Path, columns: Columns) -> Raw:
     """Read an image folder: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``."""
+    root = root.resolve()
     # a folder without folders is a class that happens to be called train, not a split
     folders = {p.name: p for p in _folders(root) if _folders(p)}
     other: Counter[str] = Counter()
     train_name = pick(columns.train, TRAIN_NAMES, folders, "train folder")
     if train_name is None:
-        return Raw(*_image_rows(root, root.parent, other), None, "all", None, notes=_left_out(other))
-    class_names, train = _image_rows(folders.pop(train_name), root.parent, other)
+        return Raw(*_image_rows(root, root, other), None, "all", None, notes=_left_out(other))
+    class_names, train = _image_rows(folders.pop(train_name), root, other)
     test_name = pick(columns.test, TEST_NAMES, folders, "test folder")
-    test = _image_rows(folders[test_name], root.parent, other, class_names)[1] if test_name else None
+    test = _image_rows(folders[test_name], root, other, class_names)[1] if test_name else None
     return Raw(class_names, train, test, train_name, test_name, notes=_left_out(other))
 
 
@@ -53,9 +55,9 @@ def _left_out(suffixes: Counter[str]) -> tuple[str, ...]:
 
 
 def _image_rows(
-    root: Path, base: Path, other: Counter[str], class_names: tuple[str, ...] | None = None
+    root: Path, source: Path, other: Counter[str], class_names: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Rows]:
-    """Read the class folders of a split; images are named by their path below ``base``, other files counted."""
+    """Read the class folders of a split of a source, which images must lie in; other files are counted."""
     folders = _folders(root)
     if not folders:
         raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
@@ -79,7 +81,11 @@ def _image_rows(
             raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
         files += found
         labels += [names.index(folder.name)] * len(found)
-    return names, Rows(np.array(labels, dtype=np.int64), files.__getitem__, lambda i: str(files[i].relative_to(base)))
+    return names, Rows(
+        np.array(labels, dtype=np.int64),
+        lambda i: read_regular(files[i], PICTURE, source),
+        lambda i: str(files[i].relative_to(source.parent)),
+    )
 
 
 def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:
@@ -108,21 +114,26 @@ def arrow(folder: Path, columns: Columns) -> Raw:
         found = load_from_disk(str(folder))
     except Exception as error:
         raise SourceError(f"Cannot read the arrow folder {folder}: {first_line(error)}.") from error
-    return tables({"all": found} if isinstance(found, Dataset) else found, columns)
+    return tables({"all": found} if isinstance(found, Dataset) else found, columns, folder)
 
 
-def hub(repo: str, config: str | None, revision: str, data_dir: str | None, columns: Columns) -> Raw:
-    """Read a dataset of the Hub through ``datasets``, which keeps it in its own cache."""
+def hub(repo: str, config: str | None, revision: str, data_dir: str | None, token: bool, columns: Columns) -> Raw:
+    """Read a dataset of the Hub through ``datasets``, which keeps it in its own cache.
+
+    Rows may name files of the repository that ``datasets`` downloaded, and no others. ``token``: whether to log in.
+    """
     from datasets import load_dataset
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
     try:
-        splits = load_dataset(repo, config, revision=revision, data_dir=data_dir)
+        splits = load_dataset(repo, config, revision=revision, data_dir=data_dir, token=token)
     except ValueError as error:
         if "onfig" in str(error):  # datasets lists the configurations in this error
             raise SourceError(
-                f"{repo} needs a configuration: {first_line(error)}.", "Choose it with --config."
+                f"{repo} needs a configuration: {first_line(error)}.", "Choose it with `config`."
             ) from error
         raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
     except Exception as error:
         raise SourceError(f"Cannot read {repo} from the Hub: {first_line(error)}.") from error
-    return tables(splits, columns)
+    return tables(splits, columns, Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset"))

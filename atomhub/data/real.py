@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -12,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from atomhub.data.cache import LARGEST, SMALLEST
-from atomhub.errors import NotFoundError, UsageError, check_whole
-from atomhub.files import home
+from atomhub import limits
+from atomhub.data.cache import LARGEST, SMALLEST, fingerprint
+from atomhub.errors import AtomhubError, NotFoundError, UsageError, check_whole
+from atomhub.files import home, read_regular, replace_file
 from atomhub.provenance import SourceInfo
 
 if TYPE_CHECKING:
@@ -105,8 +109,33 @@ class RealData:
         import torch
 
         if self.test is None:
-            raise NotFoundError(f"{self.name!r} has no test split.", "Set some images aside: --test-fraction 0.2.")
+            raise NotFoundError(f"{self.name!r} has no test split.", "Set some images aside: `test_fraction=0.2`.")
         return torch.tensor(self.test.images), torch.from_numpy(self.test.labels)
+
+
+class Kept(BaseModel, extra="forbid", frozen=True):
+    """``meta.json`` of a decoded copy.
+
+    Attributes:
+        info, class_names, mean, std, options: As in :class:`RealData`.
+        sha256: Digest of those.
+    """
+
+    info: SourceInfo
+    class_names: tuple[limits.Word, ...]
+    mean: tuple[limits.Mean, ...]
+    std: tuple[limits.Std, ...]
+    options: dict[str, Any]
+    sha256: str = ""
+
+    def signed(self) -> Kept:
+        """Return a copy with its digest."""
+        content = self.model_dump_json(exclude={"sha256"})
+        return self.model_copy(update={"sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+META = "meta.json"
+_CHECKED = "checked.json"
 
 
 def kept_folder() -> Path:
@@ -114,35 +143,83 @@ def kept_folder() -> Path:
     return home() / "real"
 
 
-def kept_metas() -> Iterator[tuple[Path, dict[str, Any]]]:
+def kept_metas() -> Iterator[tuple[Path, Kept]]:
     """Yield folder and ``meta.json`` of all that was decoded, newest first; damaged ones are passed over."""
-    files = [(path.stat().st_mtime, path) for path in kept_folder().glob("[!.]*/meta.json")]
-    for _, path in sorted(files, reverse=True):
-        with suppress(OSError, ValueError):
-            yield path.parent, json.loads(path.read_text())
+    with suppress(OSError):
+        files = [(path.stat().st_mtime, path) for path in kept_folder().glob(f"[!.]*/{META}")]
+        for _, path in sorted(files, reverse=True):
+            if meta := _meta(path.parent):
+                yield path.parent, meta
+
+
+def _meta(folder: Path) -> Kept | None:
+    try:
+        meta = Kept.model_validate(limits.parse_json(read_regular(folder / META, limits.MANIFEST)))
+    except (OSError, ValueError):
+        return None
+    return meta if meta == meta.signed() else None
 
 
 def decoded_before(name: str, options: SourceOptions) -> str | None:
     """Return the commit of the newest decoded copy of a Hub source under the same options."""
     for _, meta in kept_metas():
-        if meta["info"]["id"] == name and meta["info"]["kind"] == "hub" and meta["options"] == asdict(options):
-            return str(meta["info"]["revision"])
+        if meta.info.id == name and meta.info.kind == "hub" and meta.options == asdict(options):
+            return meta.info.revision
     return None
 
 
 def open_kept(folder: Path) -> RealData | None:
-    """Open decoded images; None where there are none, or damaged ones."""
+    """Open decoded images; None where there are none, or damaged ones.
 
-    def split(name: str) -> Split:
-        return Split(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}_labels.npy"))
+    Their shapes are always checked, their content (:func:`atomhub.data.cache.fingerprint`) once after every start of
+    the machine and every change of a file.
+    """
+    if (meta := _meta(folder)) is None:
+        return None
+    info = meta.info
+
+    def split(name: str, count: int) -> Split:
+        images, labels = np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}_labels.npy")
+        if images.shape != (count, info.channels, info.size, info.size) or images.dtype != np.uint8:
+            raise ValueError("another shape")
+        if labels.shape != (count,) or labels.dtype != np.int64:
+            raise ValueError("another shape")
+        return Split(images, labels)
 
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        info, options = SourceInfo.model_validate(meta["info"]), SourceOptions(**meta["options"])
-        train, test = split("train"), split("test") if info.test_images else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        options = SourceOptions(**meta.options)
+        splits = [split("train", info.train_images)] + ([split("test", info.test_images)] if info.test_images else [])
+        if not _checked(folder):
+            if fingerprint(meta.class_names, ((s.images, s.labels) for s in splits)) != info.fingerprint:
+                return None
+            with suppress(AtomhubError):  # where nothing may be written, it is checked every time
+                replace_file(folder / _CHECKED, json.dumps(_state(folder)).encode())
+    except (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, AtomhubError):
         return None
     return RealData(
         re.sub(r"[^a-z0-9._-]+", "-", re.split(r"[:/]", info.id)[-1].lower()).strip("-._") or "images", info,
-        tuple(meta["class_names"]), train, test, tuple(meta["mean"]), tuple(meta["std"]), options,
+        meta.class_names, splits[0], splits[1] if len(splits) > 1 else None, meta.mean, meta.std, options,
     )  # fmt: skip
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Return when the machine was started, as well as that can be known, and size and time of the files."""
+    stats = {path.name: path.stat() for path in sorted(folder.glob("*.npy"))}
+    return {"start": time.time() - time.monotonic(), "files": {n: [s.st_size, s.st_mtime_ns] for n, s in stats.items()}}
+
+
+def _checked(folder: Path) -> bool:
+    try:
+        then = json.loads(read_regular(folder / _CHECKED, limits.MANIFEST))
+        now = _state(folder)
+        return bool(abs(then["start"] - now["start"]) < 60 and then["files"] == now["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def check_again(fingerprints: set[str]) -> None:
+    """Let the content of decoded copies be checked when they are opened next."""
+    for folder, meta in kept_metas():
+        if meta.info.fingerprint in fingerprints:
+            with suppress(OSError):
+                (folder / _CHECKED).unlink(missing_ok=True)

@@ -1,13 +1,14 @@
 """The real images that a distilled set stands for, found again from its manifest."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from atomhub.data.places import Alias, Place, locate, locate_hub, locate_named
+from atomhub.data.places import ALIASES, Alias, Place, hub_place, locate, locate_hub, locate_named, on_this_machine
 from atomhub.data.real import RealData, SourceOptions, Split, kept_metas, open_kept
-from atomhub.data.sources import open_place, open_source
+from atomhub.data.sources import kept_at, open_place, open_source
 from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Manifest
 from atomhub.provenance import Part, SourceInfo, joined
@@ -36,7 +37,7 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
     elif source is None:
         raise NotFoundError(
             f"The manifest of {manifest.name!r} does not say which real images it was made from.",
-            "Name them with --source.",
+            "Name them with `source`.",
         )
     else:
         real = source if isinstance(source, RealData) else open_source(source, size=form.size)
@@ -51,7 +52,7 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
         raise SourceError(f"{real.info.id} has {found}, not {wanted} as in the manifest.")
     if tested and real.test is None:
         raise NotFoundError(
-            f"The source of {manifest.name!r} has no test split.", "Distil it again with --test-fraction 0.2."
+            f"The source of {manifest.name!r} has no test split.", "Distil it again with `test_fraction=0.2`."
         )
     return real
 
@@ -59,7 +60,10 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
 def _put_together(manifest: Manifest, source: str | Path | RealData | None, origins: tuple[Part, ...]) -> RealData:
     """Return the real images behind the parts of a set; ``test`` is None if one of them has none."""
     if source is not None and len({o.source.fingerprint for o in origins}) > 1:
-        raise UsageError(f"{manifest.name!r} has several sources, and --source names one.", "Distil them here first.")
+        raise UsageError(
+            f"{manifest.name!r} has several sources, and `source` names one.",
+            "Open each of them first: atomhub.open_source",
+        )
     parts: dict[str, dict[int, list[np.ndarray]]] = {"train": {}, "test": {}}
     tested = True
     seen: set[tuple[str, int]] = set()  # a class of two sets of one source counts once
@@ -114,34 +118,77 @@ def _check_classes(real: RealData, class_names: tuple[str, ...]) -> None:
     for ours, theirs in zip((*class_names, None), (*real.class_names, None), strict=False):
         if ours != theirs:
             other = f"it has the class {theirs!r} where the set has {ours!r}"
-            hint = "Name the right one with --source PATH."
+            hint = "Name the right one with `source`."
             raise SourceError(f"{real.info.id} is not the source of this set: {other}.", hint)
 
 
 def _cached(info: SourceInfo) -> RealData | None:
     """Return the decoded copy of exactly these images, if there is one."""
     for folder, meta in kept_metas():
-        if meta["info"]["fingerprint"] == info.fingerprint and (real := open_kept(folder)):
+        if meta.info.fingerprint == info.fingerprint and (real := open_kept(folder)):
             return real
     return None
 
 
-def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
-    options = SourceOptions(
+def _options(info: SourceInfo) -> SourceOptions:
+    """Return how a source is to be read to become what a manifest describes."""
+    return SourceOptions(
         size=info.size, image_column=info.image_column, label_column=info.label_column,
         train_split=None if info.train_split == "all" else info.train_split,
         test_split=None if info.test_fraction is not None else info.test_split, test_fraction=info.test_fraction,
         config=info.config, revision=info.revision, flip=info.flip, skip_unreadable=True,
     )  # fmt: skip
+
+
+def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
+    options = _options(info)
     place: Place | None
     if source is not None:
         place = locate(str(source), options)
-    else:  # the manifest may be a stranger's: it names no path of this machine
-        named = locate_named(info.id, options)
-        place = named or (locate_hub(info.id, Alias(info.id), options) if info.kind == "hub" else None)
+    # the manifest may be a stranger's: it names no path of this machine, and fetches nothing
+    elif (alias := _on_hub(info)) is not None:
+        place = hub_place(info.id, alias, str(info.revision))
+        if not kept_at(place, options).is_dir():
+            raise NotFoundError(
+                f"The real images are the dataset {alias.repo} on the Hub, which is not on this machine.",
+                f'Say that you want to fetch it: `source="{info.id}"`',
+            )
+    else:
+        place = locate_named(info.id, options)
     if place is None:
         raise NotFoundError(
             f"The real images of {info.id.removeprefix('folder:')!r} are not on this machine.",
-            "Say where they are with --source PATH.",
+            "Say where they are with `source`.",
         )
     return open_place(place, options)
+
+
+def _on_hub(info: SourceInfo) -> Alias | None:
+    """Return the dataset of the Hub that a manifest names; None: it is none, or lies on this machine by its name."""
+    if on_this_machine(info.id):
+        return None
+    return ALIASES.get(info.id) or (Alias(info.id) if info.kind == "hub" else None)
+
+
+def absent(manifest: Manifest) -> dict[str, SourceInfo]:
+    """Return the datasets of the Hub, by repository, that would have to be fetched to measure a set."""
+    p = manifest.provenance
+    infos = [part.source for part in p.parts] or ([p.source] if p.source else [])
+    found = {}
+    for info in infos:
+        alias = _on_hub(info)
+        if (
+            alias
+            and not _cached(info)
+            and not kept_at(hub_place(info.id, alias, str(info.revision)), _options(info)).is_dir()
+        ):
+            found[alias.repo] = info
+    return found
+
+
+def fetch(info: SourceInfo) -> None:
+    """Fetch and decode a dataset of the Hub that a manifest names."""
+    options = _options(info)
+    alias = _on_hub(info) or Alias(info.id)
+    located = locate_hub(info.id, alias, options)
+    open_place(replace(located, stamp=info.revision, revision=info.revision) if info.revision else located, options)

@@ -2,22 +2,24 @@
 
 import hashlib
 import json
+import shutil
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from atomhub.data import readers, tables
-from atomhub.data.cache import decode
+from atomhub.data.cache import Survey, decode, survey
 from atomhub.data.places import Place, locate
-from atomhub.data.real import RealData, SourceOptions, kept_folder, open_kept
-from atomhub.errors import SourceError, UsageError, closest
-from atomhub.files import new_folder
+from atomhub.data.real import META, Kept, RealData, SourceOptions, kept_folder, open_kept
+from atomhub.errors import AtomhubWarning, SourceError, UsageError, closest
+from atomhub.files import new_folder, temporary_folder
 from atomhub.provenance import SourceInfo
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of every cache key: raised when decoding changes."""
 
 
@@ -44,7 +46,10 @@ def open_source(source: str | Path, options: SourceOptions | None = None, **give
     unused = [name for name in _UNUSED[place.kind] if getattr(options, name) is not None]
     if unused:
         raise UsageError(f"{place.id} has no use for the option {unused[0].replace('_', '-')}.", "Leave it out.")
-    return open_place(place, options)
+    real = open_place(place, options)
+    for note in real.info.notes:
+        warnings.warn(note, AtomhubWarning, stacklevel=2)
+    return real
 
 
 _UNUSED = {
@@ -59,17 +64,28 @@ _UNUSED = {
 
 def open_place(place: Place, options: SourceOptions) -> RealData:
     """Return the real data of a place; they are decoded unless that was done before."""
-    stamp = {"id": place.id, "kind": place.kind, "stamp": place.stamp, "options": asdict(options), "v": CACHE_VERSION}
-    key = hashlib.sha256(json.dumps(stamp, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    folder = kept_folder() / key
+    folder = kept_at(place, options)
     real = open_kept(folder)
     if real is None:
-        with new_folder(folder, overwrite=True) as temporary, TemporaryDirectory(dir=folder.parent) as workspace:
-            _prepare(place, options, temporary, Path(workspace))
+        if folder.exists():
+            note = f"The decoded images of {place.id} are damaged: they are decoded again."
+            warnings.warn(note, AtomhubWarning, stacklevel=3)
+        with new_folder(folder, overwrite=True) as temporary:
+            workspace = temporary_folder(folder)
+            try:
+                _prepare(place, options, temporary, workspace)
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
         real = open_kept(folder)
     if real is None:
         raise SourceError(f"The decoded images in {folder} cannot be read.", "Remove that folder and try again.")
     return real
+
+
+def kept_at(place: Place, options: SourceOptions) -> Path:
+    """Return where the decoded images of a place are kept."""
+    stamp = {"id": place.id, "kind": place.kind, "stamp": place.stamp, "options": asdict(options), "v": CACHE_VERSION}
+    return kept_folder() / hashlib.sha256(json.dumps(stamp, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
@@ -80,7 +96,7 @@ def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
         return readers.digits()
     if place.kind == "hub":
         config = options.config or place.alias.config
-        return readers.hub(place.repo, config, str(place.revision), place.alias.data_dir, columns)
+        return readers.hub(place.repo, config, str(place.revision), place.alias.data_dir, place.token, columns)
     if place.path is None:
         raise AssertionError("a local source has a path")
     if place.kind == "parquet":
@@ -92,16 +108,14 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
     """Read, split where asked, decode, and write ``meta.json`` last."""
     raw = _read(place, options, workspace)
     fraction = 0.2 if place.kind == "digits" and options.test_fraction is None else options.test_fraction
-    if raw.test is None and fraction is None:
-        raise SourceError(
-            f"{place.id} has no test split, so nothing could be measured on it.",
-            "Set some aside with --test-fraction 0.2, name a split with --test-split, or go without: --test-fraction 0",
-        )
     if raw.test is not None and fraction is not None:
-        raise UsageError(f"{place.id} has the test split {raw.test_split!r} already.", "Drop --test-fraction.")
+        raise UsageError(f"{place.id} has the test split {raw.test_split!r} already.", "Drop `test_fraction`.")
+    found = survey(raw, options.skip_unreadable)
+    if faults := found.faults + _untestable(place, found, fraction):
+        raise _together(place, faults)
+    raw = found.raw
     train, test = _set_aside(raw, fraction) if fraction else (raw.train, raw.test)
-    raw = replace(raw, train=train, test=test)
-    decoded = decode(raw, folder, options.size or place.alias.size, options.skip_unreadable)
+    decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, options.size or place.alias.size)
     usual = len(place.alias.mean) == decoded.channels
     notes = (*raw.notes, *decoded.notes)
     if fraction:
@@ -115,9 +129,40 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
         license=place.alias.license, notes=notes,
     )  # fmt: skip
     mean, std = (place.alias.mean, place.alias.std) if usual else (decoded.mean, decoded.std)
-    meta = {"info": info.model_dump(mode="json"), "class_names": raw.class_names, "mean": mean, "std": std,
-            "options": asdict(options)}  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+    try:
+        kept = Kept(info=info, class_names=raw.class_names, mean=mean, std=std, options=asdict(options)).signed()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SourceError(
+            f"{place.id}: {first['loc'][0]} cannot be {str(first['input'])[:80]!r}: {first['msg']}."
+        ) from None
+    (folder / META).write_text(kept.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _untestable(place: Place, found: Survey, fraction: float | None) -> list[SourceError]:
+    """Return why there would be no test images."""
+    if found.raw.test is None and fraction is None:
+        return [SourceError(
+            f"{place.id} has no test split, so nothing could be measured on it.",
+            "Set some aside with `test_fraction=0.2`, name a split with `test_split`, or go without: `test_fraction=0`",
+        )]  # fmt: skip
+    counts = np.bincount(found.raw.train.labels, minlength=len(found.raw.class_names))
+    if fraction and (alone := np.flatnonzero(counts == 1)).size:
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        return [SourceError(
+            f"The class {found.raw.class_names[alone[0]]!r}{more} has one image, which cannot be for training and for "
+            "tests at once.", "Add images of it, or leave it out.",
+        )]  # fmt: skip
+    return []
+
+
+def _together(place: Place, faults: list[SourceError]) -> SourceError:
+    """Return one error for all that is wrong with a source."""
+    if len(faults) == 1:
+        return faults[0]
+    listed = " ".join(f"({n}) {fault.message}" for n, fault in enumerate(faults, 1))
+    hints = " ".join(dict.fromkeys(fault.hint for fault in faults if fault.hint))
+    return SourceError(f"{len(faults)} things are wrong with {place.id}: {listed}", hints)
 
 
 def _set_aside(raw: tables.Raw, fraction: float) -> tuple[tables.Rows, tables.Rows]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atomhub.errors import SourceError, UsageError
+from atomhub.files import read_regular
+from atomhub.limits import PICTURE
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -23,7 +26,7 @@ class Rows:
 
     Attributes:
         labels: (N,) int64 class numbers.
-        encoded: Row number to encoded bytes, a file, or a PIL image.
+        encoded: Row number to encoded bytes or a PIL image; ValueError or OSError where there is none.
         where: Row number to what names the row in an error.
     """
 
@@ -66,12 +69,18 @@ class Columns:
     preferred: tuple[str, ...] = ()
 
 
-def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
-    """Read the splits of a ``datasets.DatasetDict``; detect image and label columns and the splits."""
+def tables(splits: Mapping[str, Any], columns: Columns, root: Path | None = None) -> Raw:
+    """Read the splits of a ``datasets.DatasetDict``; detect image and label columns and the splits.
+
+    Args:
+        splits: Name to table.
+        columns: What to read.
+        root: Folder below which files that rows name are read; None: rows must hold their images.
+    """
     train_name = pick(columns.train, TRAIN_NAMES, splits, "train split")
     if train_name is None:
         if len(splits) != 1:
-            raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with --train-split.")
+            raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with `train_split`.")
         train_name = next(iter(splits))
     test_name = pick(columns.test, TEST_NAMES, {n: None for n in splits if n != train_name}, "test split")
     train = splits[train_name]
@@ -79,13 +88,13 @@ def tables(splits: Mapping[str, Any], columns: Columns) -> Raw:
     label = _label_column(train.features, columns)
     class_names, number = _classes(train, label)
     return Raw(
-        class_names, _table_rows(train, train_name, image, label, number),
-        _table_rows(splits[test_name], test_name, image, label, number) if test_name else None, train_name, test_name,
-        image, label,
+        class_names, _table_rows(train, train_name, image, label, number, root),
+        _table_rows(splits[test_name], test_name, image, label, number, root) if test_name else None, train_name,
+        test_name, image, label,
     )  # fmt: skip
 
 
-def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int]) -> Rows:
+def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int], root: Path | None) -> Rows:
     """Read a split; ``number`` maps labels, or the names behind them where both are known, to class numbers."""
     from datasets import ClassLabel, Image
 
@@ -99,14 +108,28 @@ def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[
         values = (feature.names[v] if v is not None and 0 <= v < len(feature.names) else None for v in values)
     labels = np.fromiter((number.get(v, -1) for v in values), dtype=np.int64, count=len(table))
     if (labels < 0).any():
-        raise SourceError(
-            f"The split {split!r} has images without a class of the training split (row {int((labels < 0).argmax())}).",
-            "Name another split with --test-split or --train-split.",
-        )
+        row = int((labels < 0).argmax())
+        value = table.select_columns([label])[row][label]
+        if value is None or (isinstance(feature, ClassLabel) and value == -1):  # what datasets writes for none
+            raise SourceError(f"Row {row} of the split {split!r} has no label.", _OTHER)
+        raise SourceError(f"The split {split!r} has images without a class of the training split (row {row}).", _OTHER)
     if isinstance(table.features[image], Image):
         table = table.cast_column(image, Image(decode=False))
     column = table.select_columns([image])
-    return Rows(labels, lambda i: column[i][image], lambda i: f"row {i} of the split {split!r}")
+
+    def encoded(i: int) -> bytes:
+        cell = column[i][image]
+        content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        if content is None and path and root is not None:
+            return read_regular(root / path, PICTURE, root)
+        if content is None:
+            raise ValueError(f"it names the file {path!r}, which is not read" if path else "there is no image")
+        return bytes(content)
+
+    return Rows(labels, encoded, lambda i: f"row {i} of the split {split!r}")
+
+
+_OTHER = "Leave such rows out, or name another split with `test_split` or `train_split`."
 
 
 def _image_column(features: Mapping[str, Any], columns: Columns) -> str:
@@ -145,12 +168,12 @@ def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
         return names, {i: i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
     if not (kind.startswith(("int", "uint")) or kind in ("string", "large_string", "bool")):
-        raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with --label-column.")
+        raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with `label_column`.")
     values = sorted({v for v in table.select_columns([label])[label] if v is not None})
     if len(values) * 2 > max(len(table), 4):
         raise SourceError(
             f"The column {label!r} has {len(values)} values in {len(table)} rows: that is not a class.",
-            "Name the classes with --label-column.",
+            "Name the classes with `label_column`.",
         )
     return tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
 
@@ -171,7 +194,7 @@ def _only(
     if len(candidates) == 1:
         return candidates[0]
     found = f"{what} columns {', '.join(candidates)}" if candidates else f"no {what} column among {', '.join(features)}"
-    raise SourceError(f"Found {found}.", f"Name it with --{what}-column.")
+    raise SourceError(f"Found {found}.", f"Name it with `{what}_column`.")
 
 
 def pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], what: str) -> str | None:

@@ -1,13 +1,23 @@
 """Distilled sets on the Hugging Face Hub, found by their tags; what their cards say are claims."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
-from huggingface_hub import HfApi
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._pagination import paginate
+from pydantic import BaseModel, Field, ValidationError
 
-from atomhub.hub.requests import call_hub
+from atomhub import limits
+from atomhub.requests import call_hub
 from atomhub.storage import cards
+from atomhub.text import plain
+
+_MOST = 1000
+"""Most sets that are listed."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,13 @@ def search(
     wanted = ["atomhub", "dataset-distillation"]
     wanted += [f"source:{cards.slug(source)}"] if source else []
     wanted += [f"ipc:{ipc}"] if ipc else []
-    api = HfApi(token=token)
-    expand: Any = ["tags", "downloads", "lastModified", "cardData"]
-    found = call_hub(lambda: list(api.list_datasets(filter=wanted, author=author, expand=expand)), "the Hub", token)
-    listed = [_listed(info) for info in found]
+    headers = build_hf_headers(token=token)
+    asked = {"filter": wanted, "expand": ["tags", "downloads", "lastModified", "cardData"], "limit": _MOST}
+    asked |= {"author": author} if author else {}
+    address = f"{constants.ENDPOINT}/api/datasets"
+    # the JSON as it is: huggingface_hub's own reading fails for all where one card is odd
+    found = call_hub(lambda: list(islice(paginate(address, asked, headers), _MOST)), "the Hub", token)
+    listed = [item for entry in found if (item := _listed(entry))]
     keys: dict[str, Callable[[Listed], Any]] = {
         "accuracy": lambda item: (item.claim or {}).get("mean", -1.0),
         "downloads": lambda item: item.downloads,
@@ -59,22 +72,34 @@ def search(
     return sorted(listed, key=keys[sort], reverse=True)
 
 
-def _listed(info: Any) -> Listed:
-    tags = dict(tag.split(":", 1) for tag in info.tags or [] if ":" in tag)
-    card = info.card_data.to_dict() if info.card_data else {}
-    ours: Any = card.get("atomhub")
+def _listed(entry: Any) -> Listed | None:
+    """Return what an answer of the Hub says of a set, each part of it only where it can be true."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+        return None
+    given = entry.get("tags")
+    tags = dict(t.split(":", 1) for t in given if isinstance(t, str) and ":" in t) if isinstance(given, list) else {}
+    card = entry.get("cardData")
+    ours = card.get("atomhub") if isinstance(card, dict) else None
     ours = ours if isinstance(ours, dict) else {}
-    result: Any = ours.get("result")
-    numbers = isinstance(result, dict) and all(isinstance(result.get(k), int | float) for k in ("mean", "std"))
+    digits = tags.get("ipc", "")
+    ipc = int(digits) if re.fullmatch(r"[0-9]{1,9}", digits) and int(digits) <= limits.IPC else 0
+    size, downloads = ours.get("size"), entry.get("downloads")
+    try:
+        claim = Claim.model_validate(ours.get("result"), strict=True).model_dump()
+    except ValidationError:
+        claim = None
     return Listed(
-        name=info.id,
-        source=tags.get("source", "?"),
-        ipc=int(tags["ipc"]) if tags.get("ipc", "").isdecimal() else 0,
-        recipe=tags.get("recipe", "?"),
-        claim={"mean": result["mean"], "std": result["std"], "protocol": str(result.get("protocol"))}
-        if numbers
-        else None,
-        size=ours.get("size") if isinstance(ours.get("size"), int) else None,
-        downloads=info.downloads or 0,
-        modified=info.last_modified.isoformat() if info.last_modified else "",
-    )
+        name=plain(entry["id"], 200), source=plain(tags.get("source", "?"), 100), ipc=ipc,
+        recipe=plain(tags.get("recipe", "?"), 100), claim=claim,
+        size=size if type(size) is int and 0 <= size <= limits.IMAGES else None,
+        downloads=downloads if type(downloads) is int and 0 <= downloads < 10**15 else 0,
+        modified=plain(entry.get("lastModified") or "", 40),
+    )  # fmt: skip
+
+
+class Claim(BaseModel, allow_inf_nan=False):
+    """An accuracy that a card claims."""
+
+    mean: float = Field(ge=0, le=100)
+    std: float = Field(ge=0, le=100)
+    protocol: limits.Word

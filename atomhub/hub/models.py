@@ -1,27 +1,30 @@
 """Trained networks on disk and on the Hub: weights in safetensors, config in JSON, a model card."""
 
+import math
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
+from atomhub import limits
 from atomhub.core.whitening import Normalization, Whitening
-from atomhub.errors import IntegrityError, NotFoundError, UsageError
-from atomhub.files import check_target, new_folder
+from atomhub.errors import IntegrityError, NotFoundError, UsageError, first_line
+from atomhub.files import check_target, new_folder, open_regular, read_regular
 from atomhub.hub.pull import download, split_name
 from atomhub.hub.push import check_account, publish
 from atomhub.storage import cards
-from atomhub.training.classifier import Classifier, ModelConfig, untrained
+from atomhub.training.classifier import Classifier, ModelConfig, planned
 
 WEIGHTS = "model.safetensors"
 CONFIG = "atomhub.json"
 CARD = "README.md"
 _WHITENING = "whitening."
-_SIZES = {WEIGHTS: range(2**32), CONFIG: range(2**22), CARD: range(2**22)}
+_SIZES = {WEIGHTS: range(limits.WEIGHTS + 1), CONFIG: range(limits.MANIFEST + 1), CARD: range(limits.CARD + 1)}
 """Bytes that a file of a stranger's model may have."""
 
 
@@ -62,37 +65,48 @@ def read(folder: Path) -> Classifier:
         IntegrityError: the files do not fit each other, or cannot be read.
         UsageError: the network is not one that atomhub can build.
     """
-    path = folder / CONFIG
-    if not path.exists() or not (folder / WEIGHTS).exists():
-        what = next((name for name in (CONFIG, WEIGHTS) if not (folder / name).exists()), CONFIG)
-        raise NotFoundError(f"{folder} is not a network trained by atomhub: it has no {what}.")
+    root = folder.parents[1] if folder.parent.name == "snapshots" else folder  # huggingface_hub's cache has links
     try:
-        config = ModelConfig.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise IntegrityError(f"{path} is not a valid config: {reason}.", "Get a fresh copy.") from error
+        config = ModelConfig.model_validate(limits.parse_json(read_regular(folder / CONFIG, limits.MANIFEST, root)))
+        with open_regular(folder / WEIGHTS, root) as file:
+            large = os.fstat(file.fileno()).st_size > limits.WEIGHTS
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{folder} is not a network trained by atomhub: it has no {Path(str(error.filename)).name}."
+        ) from None
+    except (ValueError, OSError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
+        raise IntegrityError(f"{folder / CONFIG} is not a valid config: {reason}.", "Get a fresh copy.") from error
     try:
-        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        zca = config.whitening == "zca"
-        whitening = {name: tensors.pop(_WHITENING + name) for name in ("center", "matrix")} if zca else {}
-        numbers = config.channels * config.size**2
-        if zca and [tuple(t.shape) for t in whitening.values()] != [(numbers,), (numbers, numbers)]:
-            raise ValueError("the whitening has another size")
-        if sum(t.numel() for t in tensors.values()) > 2 * config.parameters + 2**20:  # buffers besides
-            raise ValueError("there are more numbers than the network has")
-        model = untrained(config)
-        model.load_state_dict(tensors)
+        if large:
+            raise ValueError(f"there are more than {limits.WEIGHTS} bytes")
+        zca, numbers = config.whitening == "zca", config.channels * config.size**2
+        whitening: dict[str, Any] = {}
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no dict
+            beside = {f"{_WHITENING}center": (numbers,), f"{_WHITENING}matrix": (numbers, numbers)} if zca else {}
+            network = planned(config, sum(math.prod(s) for n, s in shapes.items() if n not in beside))
+            expected = {name: tuple(t.shape) for name, t in network.sketch().state_dict().items()} | beside
+            if shapes != expected:
+                name = min(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
+                raise ValueError(f"{name} is {shapes.get(name)}, and should be {expected.get(name)}")
+            tensors = {name: file.get_tensor(name) for name in shapes}
         if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors.values()):
             raise ValueError("some weights are not finite")
+        whitening = {name: tensors.pop(_WHITENING + name).float() for name in ("center", "matrix") if zca}
+        model = network.build()
+        model.load_state_dict(tensors)
     except UsageError:
         raise
-    except (SafetensorError, RuntimeError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise IntegrityError(
             f"{folder / WEIGHTS} does not hold the weights of {config.network}: {reason}.", "Get a fresh copy."
         ) from error
     normalization = Whitening(config.mean, config.std, **whitening) if zca else Normalization(config.mean, config.std)
-    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).exists() else ""
+    card = ""
+    with suppress(OSError):
+        card = read_regular(folder / CARD, limits.CARD, root).decode(errors="replace")
     return Classifier(model.eval(), config, normalization, card)
 
 
@@ -121,7 +135,7 @@ def load_model(repo_or_dir: str | Path, revision: str | None = None, token: str 
         )
     repo, revision = split_name(repo_or_dir, revision)
     what = "a network trained by atomhub"
-    return read(download("model", repo, revision, _SIZES, token=token, what=what))
+    return download("model", repo, revision, _SIZES, read=read, token=token, what=what)
 
 
 def push_model(classifier: Classifier, repo_id: str, *, token: str | None = None, **options: Any) -> str:

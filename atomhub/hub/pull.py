@@ -5,21 +5,27 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import HfApi, constants, scan_cache_dir, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
 
+from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
+from atomhub.files import replace_file
 from atomhub.hub.push import Kind
-from atomhub.hub.requests import Unreachable, call_hub
 from atomhub.manifest import Manifest
+from atomhub.requests import Unreachable, at_most, call_hub
 from atomhub.storage import format_v1
 
-_LARGEST_MANIFEST = 2**24
-"""Most bytes of a manifest that are downloaded."""
+_FILES = 10_000
+"""Most files of a repository that are looked at."""
+T = TypeVar("T")
 
 
 def pull(
@@ -41,12 +47,16 @@ def pull(
         AtomhubError: the Hub cannot be reached and nothing was downloaded before.
     """
     repo, revision = split_name(name, revision)
-    folder = download(
-        "dataset", repo, revision, {format_v1.MANIFEST: range(_LARGEST_MANIFEST + 1)}, _exact_sizes, token=token,
-        local_files_only=local_files_only, what="a distilled set",
+
+    def read(folder: Path) -> DistilledDataset:
+        found = format_v1.read(folder)
+        format_v1.check_parquet(found, folder)
+        return found
+
+    found = download(
+        "dataset", repo, revision, {format_v1.MANIFEST: range(limits.MANIFEST + 1)}, _exact_sizes, read=read,
+        token=token, local_files_only=local_files_only, what="a distilled set",
     )  # fmt: skip
-    found = format_v1.read(folder)
-    format_v1.check_parquet(found, folder)
     found.repo = repo
     found.path = None  # the cache is huggingface_hub's: nothing is written there
     return found
@@ -59,10 +69,12 @@ def _exact_sizes(folder: Path) -> dict[str, range]:
 
 def download(
     kind: Kind, repo: str, revision: str | None, first: Mapping[str, range],
-    more: Callable[[Path], Mapping[str, range]] = lambda folder: {}, *, token: str | None,
+    more: Callable[[Path], Mapping[str, range]] = lambda folder: {}, *, read: Callable[[Path], T], token: str | None,
     local_files_only: bool = False, what: str,
-) -> Path:  # fmt: skip
-    """Download some files of one commit into huggingface_hub's cache; return their folder.
+) -> T:  # fmt: skip
+    """Download some files of one commit into huggingface_hub's cache, and read them there.
+
+    What was downloaded before and cannot be read is downloaded once more.
 
     Args:
         kind: ``dataset`` or ``model``.
@@ -70,32 +82,39 @@ def download(
         revision: Branch, tag or commit.
         first: Path of each file to fetch first, and the sizes in bytes that it may have.
         more: From the folder with those to further files and their sizes.
+        read: Reads and verifies the folder.
         token: None: the one you are logged in with.
         local_files_only: Use what was downloaded before.
         what: What the repository should hold, for errors.
 
     Raises:
         NotFoundError: no such repository, revision or file; or not downloaded before, and no network.
-        IntegrityError: a file has another size than it may have; it is not downloaded.
+        IntegrityError: a file has another size than it may have, and is not downloaded; or what ``read`` raises.
         AtomhubError: the Hub cannot be reached.
     """
+    before = partial(_downloaded, kind, repo, revision, first, more)
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _downloaded(kind, repo, revision, first, more)
-    api = HfApi(token=token)
+        return read(before())
+    api: Any = HfApi(token=token)
+
+    def ask() -> tuple[str, dict[str, int]]:
+        # never the card's YAML, which huggingface_hub reads and may fail at
+        sha = api.repo_info(repo, repo_type=kind, revision=revision, expand=["sha"]).sha
+        files = api.list_repo_tree(repo, repo_type=kind, revision=sha, recursive=True)
+        return str(sha), {f.path: f.size for f in islice(files, _FILES) if isinstance(f, RepoFile)}
+
     try:
-        info = call_hub(
-            lambda: api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True), repo, token
-        )
+        sha, sizes = call_hub(ask, repo, token)
     except Unreachable as error:
         try:
-            folder = _downloaded(kind, repo, revision, first, more)
+            folder = before()
         except NotFoundError:
             raise error from None
         warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=4)
-        return folder
-    sizes = {s.rfilename: s.size or 0 for s in getattr(info, "siblings", None) or []}
+        return read(folder)
 
-    def fetch(revision: str | None, files: Mapping[str, range]) -> Path:
+    def fetch(files: Mapping[str, range], again: bool) -> Path:
+        folder = Path()
         for path, allowed in files.items():
             if path not in sizes:
                 raise NotFoundError(f"{repo} is not {what}: it has no {path}.")
@@ -103,14 +122,35 @@ def download(
                 raise IntegrityError(
                     f"{repo}: {path} has {sizes[path]} bytes, and may have {allowed[-1]}.", "It was not downloaded."
                 )
-        get = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=list(files))
-        return Path(call_hub(lambda: get(token=token), repo, token))
+            get = partial(hf_hub_download, repo, path, repo_type=kind, revision=sha, force_download=again, token=token)
+            with at_most(sizes[path]):
+                found = Path(call_hub(get, f"{repo}/{path}", token))
+            folder = found.parents[path.count("/")]
+        return folder
 
-    folder = fetch(revision, first)  # by its name, so that the cache learns which commit that is
-    if folder.name != info.sha:
-        raise AtomhubError(f"{repo} was changed while it was downloaded.", "Try again.")
-    wanted = more(folder)
-    return fetch(info.sha, wanted) if wanted else folder
+    def fetched(again: bool) -> T:
+        folder = fetch(first, again)
+        return read(fetch(more(folder), again) if more(folder) else folder)
+
+    there = all(isinstance(try_to_load_from_cache(repo, p, revision=sha, repo_type=kind), str) for p in first)
+    try:
+        found = fetched(again=False)
+    except IntegrityError as error:
+        if not there:
+            raise
+        note = f"What was downloaded before is damaged, and is downloaded again: {error.message}"
+        warnings.warn(note, AtomhubWarning, stacklevel=4)
+        found = fetched(again=True)
+    _remember(kind, repo, revision, sha)
+    return found
+
+
+def _remember(kind: Kind, repo: str, revision: str | None, sha: str) -> None:
+    """Let huggingface_hub's cache know which commit a branch or tag is, as its own downloads by name do."""
+    if (revision or "main") != sha:
+        reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs"
+        with suppress(AtomhubError):
+            replace_file(reference / (revision or "main"), sha.encode())
 
 
 def _downloaded(

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
 
+from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, UsageError
-from atomhub.hub.requests import call_hub
+from atomhub.requests import at_most, call_hub
 from atomhub.storage import cards, format_v1
 
 Kind = Literal["dataset", "model"]
@@ -27,6 +29,7 @@ class Pushed:
         url: Where to look at it.
         commit: Commit that holds the files now; None for a dry run.
         changed: Whether there was anything to upload.
+        tagged: Tags that the commit did not have before.
         files: Size in bytes of every file.
         card: The card.
     """
@@ -35,6 +38,7 @@ class Pushed:
     url: str
     commit: str | None
     changed: bool
+    tagged: tuple[str, ...]
     files: dict[str, int]
     card: str
 
@@ -57,12 +61,17 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         whole = format_v1.read(folder)  # nothing broken is published
         format_v1.check_parquet(whole, folder)
         manifest = whole.manifest
-        own = (folder / format_v1.CARD).read_text(encoding="utf-8") if (folder / format_v1.CARD).exists() else None
-        files = {path: (folder / path).read_bytes() for path in (*manifest.files, format_v1.MANIFEST)}
+        own = format_v1.read_card(folder)
+        files = {path: _content(folder, path) for path in (*manifest.files, format_v1.MANIFEST)}
     return publish(
         "dataset", manifest.name, files, format_v1.MANIFEST, partial(cards.merged, own, manifest), repo_id,
         stale=format_v1.OPTIONAL, **options,
     )  # fmt: skip
+
+
+def _content(folder: Path, path: str) -> bytes:
+    with format_v1.open_file(folder, path) as file:
+        return file.read()
 
 
 def publish(
@@ -107,22 +116,23 @@ def publish(
     if not dry_run and not create_pr:
         repo = ask(api.create_repo, private=private, exist_ok=True).repo_id
 
+    tagged: dict[str, None] = {}  # in all attempts
+
     def bring() -> Pushed:
         head, theirs = _there(ask, api, marker, repo, revision, new=dry_run)
-        known = format_v1.CARD in theirs and marker in theirs
-        old = Path(ask(api.hf_hub_download, format_v1.CARD, revision=head)) if known else None
-        text = card(repo, old.read_text(encoding="utf-8", errors="replace") if old else None)
+        old = _card(ask, api, head, theirs) if marker in theirs else None
+        text = card(repo, old)
         wanted = {**files, format_v1.CARD: text.encode()}
         changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
         gone = [CommitOperationDelete(path) for path in stale if path in theirs and path not in wanted]
         changed, url = bool(changes or gone), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{repo}"
         sizes = {path: len(data) for path, data in wanted.items()}
         if dry_run:
-            return Pushed(repo, url, None, changed, sizes, text)
+            return Pushed(repo, url, None, changed, (), sizes, text)
         there = {t.name: t.target_commit for t in ask(api.list_repo_refs).tags}
         for tag in set(tags) - {format_v1.TAG}:
             if there.get(tag) not in (None, head) or (tag in there and changed):
-                raise UsageError(f"{repo} has a tag {tag!r} already, of another commit.", "Choose another --tag.")
+                raise UsageError(f"{repo} has a tag {tag!r} already, of another commit.", "Choose another tag.")
         commit = head
         if changed:
             made = api.create_commit(
@@ -135,9 +145,11 @@ def publish(
             if format_v1.TAG in there:
                 ask(api.delete_tag, tag=format_v1.TAG)
             ask(api.create_tag, tag=format_v1.TAG, revision=commit)
-        for tag in set(tags) - {*there, format_v1.TAG}:
-            ask(api.create_tag, tag=tag, revision=commit)
-        return Pushed(repo, url, commit, changed, sizes, text)
+        tagged.update(dict.fromkeys(tag for tag in tags if tag not in (*there, format_v1.TAG)))
+        for tag in tagged:
+            if tag not in there:
+                ask(api.create_tag, tag=tag, revision=commit)
+        return Pushed(repo, url, commit, changed, tuple(tagged), sizes, text)
 
     # a lost answer may have been a commit, and another client may have been faster: every attempt looks anew
     return call_hub(bring, repo, token, account)
@@ -148,19 +160,30 @@ def _there(
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the commit of a repository and its files, or nothing for a new one; AtomhubError if it is not ours."""
     try:
-        info = ask(api.repo_info, revision=revision, files_metadata=True)
+        # never the card's YAML, which huggingface_hub reads and may fail at
+        sha = ask(api.repo_info, revision=revision, expand=["sha"]).sha
+        listed = ask(lambda *a, **k: list(api.list_repo_tree(*a, **k)), revision=sha, recursive=True)
     except NotFoundError:
         if not new:
             raise
         return None, {}
-    theirs = {s.rfilename: s for s in info.siblings or []}
+    theirs = {f.path: f for f in listed if isinstance(f, RepoFile)}
     others = set(theirs) - {".gitattributes", format_v1.CARD}
     if others and marker not in theirs:
         raise AtomhubError(
             f"{repo} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
             "Name another repository.",
         )
-    return info.sha, theirs
+    return sha, theirs
+
+
+def _card(ask: Callable[..., Any], api: HfApi, head: str | None, theirs: Mapping[str, Any]) -> str | None:
+    """Return the card of a repository; None where it has none, or one that is too large to be one."""
+    if format_v1.CARD not in theirs or theirs[format_v1.CARD].size > limits.CARD:
+        return None
+    with at_most(limits.CARD):
+        path = Path(ask(api.hf_hub_download, format_v1.CARD, revision=head))
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _same(there: Any, content: bytes) -> bool:

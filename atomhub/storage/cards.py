@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
+from bisect import bisect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from atomhub import limits
 from atomhub.data.places import ALIASES
 from atomhub.manifest import Manifest
 from atomhub.provenance import recipe_name
 from atomhub.recipe import Recipe
 from atomhub.results import Measurement
+from atomhub.text import plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,7 +46,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
 
     source = manifest.provenance.source_id
     metadata = ModelCardData(
-        license=manifest.provenance.license,
+        license=plain(manifest.provenance.license, 100),
         tags=["atomhub", "dataset-distillation", f"source:{slug(source)}", f"ipc:{manifest.format.ipc}"],
         datasets=[repo] if repo else None,
         pipeline_tag="image-classification",
@@ -94,11 +97,10 @@ def renewed(card: str, fresh: str) -> str:
 
     Everything else is its owner's; a section whose markers were taken out is theirs as well.
     """
-    sections = {section["name"]: section[0] for section in _SECTION.finditer(fresh)}
-    card = _SECTION.sub(lambda old: sections.get(old["name"], old[0]), card)
-    front = _FRONT.match(fresh)
-    metadata = front[1] if front else ""
-    return _FRONT.sub(lambda old: f"---\n{_merged_metadata(old[1], metadata)}\n---\n", card, count=1)
+    sections = {name: text for name, text in _pieces(fresh) if name}
+    body = "".join(sections.get(name, text) for name, text in _pieces(card))
+    (front, rest), (ours, _) = _front(body), _front(fresh)
+    return body if front is None else f"---\n{_merged_metadata(front, ours or '')}\n---\n{rest}"
 
 
 def merged(own: str | None, manifest: Manifest, repo: str, theirs: str | None) -> str:
@@ -106,14 +108,38 @@ def merged(own: str | None, manifest: Manifest, repo: str, theirs: str | None) -
 
     Words that their owner wrote are kept: those beside the set if there are any, else those on the Hub.
     """
-    plain = _SECTION.sub("", _FRONT.sub("", dataset_card(manifest)))
-    edited = own is not None and _SECTION.sub("", _FRONT.sub("", own)) != plain
+    edited = own is not None and _words(own) != _words(dataset_card(manifest))
     base = own if edited else theirs
     fresh = dataset_card(manifest, repo)
     return fresh if base is None else renewed(base, fresh)
 
 
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+def _front(card: str) -> tuple[str | None, str]:
+    """Return the YAML block of a card, or None, and what follows it."""
+    end = card.find("\n---\n", 3) if card.startswith("---\n") else -1
+    return (None, card) if end < 0 else (card[4:end], card[end + 5 :])
+
+
+def _pieces(card: str) -> Iterator[tuple[str, str]]:
+    """Yield a card in pieces: (name, text) of the generated sections, with their markers, and ("", text) between."""
+    start = 0
+    ends: dict[str, list[int]] = {}
+    for mark in re.finditer(r"<!-- (/?)atomhub: (\w{1,40}) -->", card):
+        if mark[1]:
+            ends.setdefault(mark[2], []).append(mark.end())
+    for mark in re.finditer(r"<!-- atomhub: (\w{1,40}) -->", card):
+        if mark.start() < start or not (after := ends.get(mark[1])):
+            continue
+        if (place := bisect(after, mark.end())) < len(after):
+            yield "", card[start : mark.start()]
+            start = after[place]
+            yield mark[1], card[mark.start() : start]
+    yield "", card[start:]
+
+
+def _words(card: str) -> str:
+    """Return what of a card its owner may have written."""
+    return "".join(text for name, text in _pieces(_front(card)[1]) if not name)
 
 
 def _merged_metadata(old: str, new: str) -> str:
@@ -122,19 +148,22 @@ def _merged_metadata(old: str, new: str) -> str:
     from huggingface_hub.utils import yaml_dump
 
     try:
+        # a node used twice may stand for any number of them
+        if len(old) > limits.FRONT or any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(old, yaml.SafeLoader)):
+            return old
         owner = yaml.safe_load(old)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
         return old  # theirs to mend
     if not isinstance(owner, dict):
         return old
     fresh = yaml.safe_load(new)
-    tags = [
-        t for t in owner.get("tags") or [] if not re.match(r"(source|ipc|recipe):", str(t)) and t not in fresh["tags"]
-    ]
-    return str(yaml_dump(owner | fresh | {"tags": fresh["tags"] + tags}, sort_keys=False)).strip()
-
-
-_SECTION = re.compile(r"<!-- atomhub: (?P<name>\w+) -->.*?<!-- /atomhub: (?P=name) -->", re.DOTALL)
+    theirs = owner.get("tags")
+    theirs = [t for t in theirs if isinstance(t, str)] if isinstance(theirs, list) else []
+    tags = [t for t in theirs if not re.match(r"(source|ipc|recipe):", t) and t not in fresh["tags"]]
+    try:
+        return str(yaml_dump(owner | fresh | {"tags": fresh["tags"] + tags}, sort_keys=False)).strip()
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError):
+        return old
 
 
 def _metadata(manifest: Manifest) -> str:
@@ -142,17 +171,16 @@ def _metadata(manifest: Manifest) -> str:
     from huggingface_hub import DatasetCardData
 
     form, p = manifest.format, manifest.provenance
-    count, *shape = form.shape
     alias = ALIASES.get(p.source_id)
     repo = alias.repo if alias else p.source_id if p.source and p.source.kind == "hub" else None
     result = manifest.results.headline
     claim = {"mean": result.score.mean, "std": result.score.std, "protocol": result.protocol} if result else None
-    size = count * math.prod(shape) * (4 if form.pixels == "float32" else 1)
+    count = form.shape[0]
     files = [{"split": "train", "path": "data/train-*.parquet"}]
     if form.formation > 1:
         files.append({"split": "views", "path": "data/views-*.parquet"})
     return DatasetCardData(
-        license=p.license,
+        license=plain(p.license, 100),
         task_categories=["image-classification"],
         size_categories=["n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"],
         source_datasets=[repo] if repo else None,
@@ -164,7 +192,7 @@ def _metadata(manifest: Manifest) -> str:
             f"ipc:{form.ipc}",
             f"recipe:{slug(p.method)}",
         ],  # fmt: skip
-        atomhub={"size": size} | ({"result": claim} if claim else {}),
+        atomhub={"size": form.bytes} | ({"result": claim} if claim else {}),
         configs=[{"config_name": "default", "data_files": files}],
     ).to_yaml()
 
@@ -178,7 +206,7 @@ def _escape(value: Any) -> Any:
     """Make text mean itself in Markdown and HTML, on one line; numbers and trusted Markup pass."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    line = " ".join(value.split())
+    line = " ".join(plain(value).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|!~$@]|:(?=//))", r"\\\1", line)
 
@@ -190,10 +218,10 @@ def _recipe(recipe: Recipe | dict[str, Any]) -> str:
 
 def _fenced(value: Any) -> Markup:
     """Return text for a code block as it is, on one line; what could end the block loses its backquotes."""
-    text = " ".join(str(value).splitlines())
+    text = plain(value, limits.CARD)
     return Markup(text.replace("`", "'") if "```" in text else text)
 
 
 def _code(value: Any) -> Markup:
     """Return text for a line of a code block or an inline code span: one line without backquotes."""
-    return Markup(" ".join(str(value).split()).replace("`", "'"))
+    return Markup(" ".join(plain(value).split()).replace("`", "'"))

@@ -3,13 +3,18 @@
 Described in ``docs/format.md`` for readers in other languages.
 """
 
+import errno
 import hashlib
 import io
 import json
+import math
+import os
 import re
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from atomhub import limits
 from atomhub.core.whitening import Whitening
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubError, IntegrityError, NotFoundError
-from atomhub.files import check_target, new_folder, quiet_datasets, replace_file
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
+from atomhub.files import check_target, locked, new_folder, open_regular, quiet_datasets, replace_file
 from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
 from atomhub.storage import cards
@@ -51,13 +57,48 @@ def required(form: Format) -> tuple[str, ...]:
 def largest(path: str, form: Format) -> int:
     """Return the most bytes a file of a set may have: tensors and headers, or pictures that cannot be compressed."""
     images, *shape = form.shape
-    numbers, classes = int(np.prod(shape)), len(form.class_names)
+    numbers, classes = math.prod(shape), len(form.class_names)
     if path == WHITENING:
         return 4 * numbers * (numbers + 1) + 2**20
     if path == TENSORS:
         soft = 2 * classes * form.views_per_image
-        return images * (numbers * (4 if form.pixels == "float32" else 1) + 8 + soft) + 2**20
-    return 2 * images * numbers * (form.views_per_image if path == VIEWS else 1) + 2**24
+        return form.bytes + images * (8 + soft) + 2**20
+    if path in (PARQUET, VIEWS):
+        rows = images * (form.views_per_image if path == VIEWS else 1)
+        return rows * (2 * numbers + 1024) + _largest_footer(form)
+    return 2 * images * numbers + 2**24
+
+
+def _largest_footer(form: Format) -> int:
+    """Return the most bytes of a parquet's footer, which has the class names twice, escaped or as Base64."""
+    return 2**20 + 32 * sum(len(name) + 8 for name in form.class_names)
+
+
+def open_file(folder: Path, name: str) -> BinaryIO:
+    """Open a file of a set: a regular one in its folder. Links are those of huggingface_hub's cache alone.
+
+    Raises:
+        OSError: it is not there, or something else.
+    """
+    snapshot = folder.parent.name == "snapshots"
+    if not snapshot and (folder / name).resolve() != folder.resolve() / name:
+        raise OSError(errno.EPERM, "it is a link", str(folder / name))
+    return open_regular(folder / name, folder.parents[1] if snapshot else folder)
+
+
+def read_card(folder: Path) -> str | None:
+    """Return the card of a set, or None; IntegrityError for one that cannot be a card."""
+    try:
+        with open_file(folder, CARD) as file:
+            content = file.read(limits.CARD + 1)
+        if len(content) > limits.CARD:
+            raise ValueError(f"it has more than {limits.CARD} bytes")
+        return content.decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise IntegrityError(f"{folder / CARD} cannot be read: {reason}.", "Mend it, or remove it.") from None
 
 
 def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) -> DistilledDataset:
@@ -88,7 +129,8 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         if distilled.whitening is not None:
             arrays = {"center": distilled.whitening.center, "matrix": distilled.whitening.matrix}
             (temporary / WHITENING).write_bytes(save({name: array.contiguous() for name, array in arrays.items()}))
-        files = {p.relative_to(temporary).as_posix(): _described(p) for p in temporary.rglob("*") if p.is_file()}
+        names = (p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
+        files = {name: _described(temporary, name) for name in names}
         manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
         (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
@@ -102,11 +144,27 @@ def read(folder: Path) -> DistilledDataset:
         NotFoundError: the folder holds no distilled set.
         IntegrityError: something does not match; the sentence names the file.
     """
+    before = _identity(folder)
+    try:
+        return _read(folder)
+    except IntegrityError:
+        if _identity(folder) == before:
+            raise
+    return _read(folder)  # another set took its place in between
+
+
+def _identity(folder: Path) -> int | None:
+    with suppress(OSError):
+        return folder.stat().st_ino
+    return None
+
+
+def _read(folder: Path) -> DistilledDataset:
     data = _read_json(folder)
     manifest = _validated(data, folder)
     for name, expected in manifest.files.items():
         try:
-            found = _described(folder / name, expected.size)
+            found = _described(folder, name, expected.size)
         except OSError as error:
             raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
         if found != expected:
@@ -132,17 +190,21 @@ def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
     Raises:
         AtomhubError: another set lies in the folder now, or it cannot be written.
     """
-    data = _read_json(folder)
-    manifest = _validated(data, folder)
-    if manifest.tensors != measured.tensors:
-        raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
-    manifest = manifest.with_result(result)
-    path = folder / CARD
-    fresh = cards.dataset_card(manifest)
-    card = cards.renewed(path.read_text(encoding="utf-8"), fresh) if path.exists() else fresh
-    # the JSON as it was, so that its digest stays whatever version wrote it
-    replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
-    replace_file(path, card.encode())
+    with locked(folder):
+        data = _read_json(folder)
+        manifest = _validated(data, folder)
+        if manifest.tensors != measured.tensors:
+            raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
+        manifest = manifest.with_result(result)
+        # the JSON as it was, so that its digest stays whatever version wrote it
+        replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
+        try:
+            fresh = cards.dataset_card(manifest)
+            old = read_card(folder)
+            replace_file(folder / CARD, (fresh if old is None else cards.renewed(old, fresh)).encode())
+        except AtomhubError as error:  # what its owner made of the card is no reason to lose a result
+            note = f"The result is stored, but is not in the card: {error.message}"
+            warnings.warn(note, AtomhubWarning, stacklevel=4)
 
 
 def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
@@ -150,43 +212,98 @@ def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
 
     Its digest says that it is the publisher's; this, that those who load it without atomhub get the same set.
     """
-    _check_table(folder / PARQUET, distilled, distilled.pictures(stored=True), distilled.labels.tolist())
+    _check_table(folder, PARQUET, distilled, distilled.pictures(stored=True), distilled.labels)
     if distilled.manifest.format.formation > 1:
-        _check_table(folder / VIEWS, distilled, distilled.pictures(), distilled.training_labels().tolist())
+        _check_table(folder, VIEWS, distilled, distilled.pictures(), distilled.training_labels())
 
 
-def _check_table(path: Path, distilled: DistilledDataset, pictures: list[Any], labels: list[int]) -> None:
+def _check_table(
+    folder: Path, name: str, distilled: DistilledDataset, pictures: list[Any], labels: torch.Tensor
+) -> None:
+    form = distilled.manifest.format
+    slack = (
+        0 if name == PARQUET else 1
+    )  # views are enlarged in floating point, which another processor rounds otherwise
+    try:
+        with open_file(folder, name) as content:
+            table = _opened_table(content, form, len(labels), largest(name, form))
+            row = 0
+            # few rows at a time: a value may be repeated in each of them
+            for batch in table.iter_batches(batch_size=16):
+                if batch["label"].to_pylist() != labels[row : row + len(batch)].tolist():
+                    raise ValueError("the labels differ")
+                for cell in batch["image"]:
+                    if not _same_picture(cell["bytes"].as_py(), pictures[row], slack):
+                        raise ValueError(f"the image of row {row} differs")
+                    row += 1
+    except Exception as error:  # whatever a stranger's bytes make of the readers
+        if isinstance(error, MemoryError):
+            raise
+        if isinstance(error, ValueError) and "differ" in str(error):
+            why = f"does not hold the images and classes of {TENSORS}: {error}"
+        else:
+            why = f"cannot be read: {first_line(error)}"
+        raise IntegrityError(f"{folder / name} {why}.", _RESTORE) from error
+
+
+def _opened_table(content: BinaryIO, form: Format, rows: int, most: int) -> Any:
+    """Return a parquet file whose footer promises these rows in our columns, and no more bytes than they can have.
+
+    Footers may lie, but what is not compressed, or by Snappy, is at most 21 times as large as it looks.
+    """
     import pyarrow as pa
-    from PIL import Image
     from pyarrow import parquet
 
-    # views are enlarged in floating point, which another processor may round otherwise
-    slack = 0 if path.name == Path(PARQUET).name else 1
-    try:
-        table = parquet.read_table(path)
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        same = tuple(features["label"]["names"]) == distilled.class_names
-        same = same and table["label"].to_pylist() == labels
-        for row, expected in zip(table["image"].to_pylist() if same else [], pictures, strict=False):
-            picture = Image.open(io.BytesIO(row["bytes"]), formats=["PNG"])
-            same = same and (picture.size, picture.mode) == (expected.size, expected.mode)
-            if same:
-                difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
-                same = bool(difference.max() <= slack)
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
-    if not same:
-        raise IntegrityError(f"{path} does not hold the images and classes of {TENSORS}.", _RESTORE)
+    content.seek(-8, io.SEEK_END)
+    if int.from_bytes(content.read(4), "little") > _largest_footer(form):
+        raise ValueError("its footer is too large")
+    limit = {"thrift_string_size_limit": _largest_footer(form), "thrift_container_size_limit": 10_000}
+    table = parquet.ParquetFile(content, pre_buffer=False, **limit)
+    footer = table.metadata
+    if footer.num_rows != rows or footer.num_row_groups > max(rows, 1):
+        raise ValueError(f"it has {footer.num_rows} rows, and the number must not differ from {rows}")
+    image = {t.name: t.type for t in table.schema_arrow.field("image").type}
+    kinds = {"bytes": (pa.binary(), pa.large_binary()), "path": (pa.string(), pa.large_string())}
+    plain = set(image) == set(kinds) and all(image[key] in some for key, some in kinds.items())
+    if table.schema_arrow.names != ["image", "label"] or footer.num_columns != 3 or not plain:
+        raise ValueError("its columns differ from image (bytes and path) and label")
+    if table.schema_arrow.field("label").type != pa.int64():
+        raise ValueError("its labels differ from int64")
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    chunks = [group.column(k) for group in groups for k in range(3)]
+    if bad := {c.compression for c in chunks} - {"UNCOMPRESSED", "SNAPPY"}:
+        raise ValueError(f"it is compressed by {min(bad)}, which may hide any size")
+    if sum(c.total_uncompressed_size for c in chunks) > most:
+        raise ValueError(f"it would have more than {most} bytes in memory")
+    features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+    if tuple(features["label"]["names"]) != form.class_names:
+        raise ValueError("its class names differ")
+    return table
+
+
+def _same_picture(content: bytes | None, expected: Any, slack: int) -> bool:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(content or b""), formats=["PNG"])
+    if (picture.size, picture.mode) != (expected.size, expected.mode):
+        return False
+    difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
+    return bool(difference.max() <= slack)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(folder, MANIFEST) as file:
+            content = file.read(limits.MANIFEST + 1)
+        if len(content) > limits.MANIFEST:
+            raise ValueError(f"it has more than {limits.MANIFEST} bytes")
+        data = limits.parse_json(content)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{folder} is not a distilled set: it has no {MANIFEST}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}.", _RESTORE) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise IntegrityError(f"{path} cannot be read: {reason}.", _RESTORE) from error
     form = data.get("format") if isinstance(data, dict) else None
     version = form.get("version") if isinstance(form, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
@@ -230,14 +347,14 @@ def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor,
         expected["soft_labels"] = ("F16", [form.shape[0] * form.views_per_image, classes])
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("atomhub", "null"))
+            header = limits.parse_json((file.metadata() or {}).get("atomhub", "null").encode())
             found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
             for name, what in expected.items():
                 if found.get(name) != what:
                     raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
             soft_labels = file.get_tensor("soft_labels") if soft else None
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
     if not isinstance(header, dict) or header.get("manifest") != about:
         raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", _RESTORE)
@@ -257,7 +374,7 @@ def _read_whitening(path: Path, form: Format) -> Whitening:
     try:
         arrays = load_file(path)
         center, matrix = arrays["center"], arrays["matrix"]
-    except (SafetensorError, KeyError, OSError) as error:
+    except (SafetensorError, KeyError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
     good = center.shape == (size,) and matrix.shape == (size, size) and center.dtype == matrix.dtype == torch.float32
     if not good or not bool(center.isfinite().all() and matrix.isfinite().all()):
@@ -269,10 +386,10 @@ def _as_json(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _described(path: Path, expected: int | None = None) -> File:
-    """Return size and digest of a file; one of another size than expected is not read."""
-    size = path.stat().st_size
-    if expected is not None and size != expected:
-        return File(sha256="0" * 64, size=size)
-    with path.open("rb") as file:
-        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=size)
+def _described(folder: Path, name: str, expected: int | None = None) -> File:
+    """Return size and digest of a file of a set; one of another size than expected is not read."""
+    with open_file(folder, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        if expected is not None and size != expected:
+            return File(sha256="0" * 64, size=size)
+        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=size)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, closest
-from atomhub.files import cannot_write, home
+from atomhub.files import cannot_write, home, locked, sweep, temporary_folder
 from atomhub.manifest import Manifest, check_name
 from atomhub.storage import format_v1
 
@@ -35,10 +35,12 @@ def find(name_or_path: str | Path) -> Path | None:
     marked = (path / format_v1.MANIFEST).exists()
     if path.is_dir() and (isinstance(name_or_path, Path) or marked or os.sep in str(path)):
         return path
-    for root in (sets(), STARTER):
-        if name == Path(name).name and (root / name / format_v1.MANIFEST).exists():
-            return root / name
-    return None
+    if name != Path(name).name:
+        return None
+    if (sets() / name).parent.is_dir() and not (sets() / name / format_v1.MANIFEST).exists():
+        with locked(sets() / name):  # it may be about to take the place of another
+            sweep(sets())
+    return next((root / name for root in (sets(), STARTER) if (root / name / format_v1.MANIFEST).exists()), None)
 
 
 def names(root: Path | None = None) -> list[str]:
@@ -92,6 +94,9 @@ def remove(name: str) -> None:
         if folder.is_symlink():
             folder.unlink()
         else:
-            shutil.rmtree(folder.rename(folder.with_name(f".{name}.{os.getpid()}")))
+            gone = temporary_folder(folder)
+            with locked(folder):
+                folder.rename(gone / "gone")
+            shutil.rmtree(gone)
     except OSError as error:
         raise cannot_write(folder, error) from error

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from atomhub import limits
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
@@ -24,7 +25,7 @@ from atomhub.training.accuracy import accuracy as right, logits
 from atomhub.training.fit import fit, seeded
 from atomhub.training.measure import AnyNetwork, builder, network_for, summary, targets_of
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import find_network
+from atomhub.training.networks import Network, find_network
 from atomhub.training.protocols import find_protocol
 from atomhub.version import versions
 from atomhub.views import PictureTransform
@@ -100,13 +101,13 @@ class ModelConfig(Images, frozen=True):
     """
 
     format_version: Literal[1] = 1
-    network: str
-    parameters: int = Field(ge=0, le=10**10)
-    trained_on: str
-    tensors: str | None = None
-    seed: int
+    network: limits.Word
+    parameters: int = Field(ge=0, le=limits.PARAMETERS)
+    trained_on: limits.Word
+    tensors: limits.Word | None = None
+    seed: limits.Seed
     result: Measurement | None = None
-    versions: dict[str, str] = {}
+    versions: dict[limits.Word, limits.Word] = Field(default={}, max_length=100)
 
 
 @dataclass(eq=False)
@@ -194,14 +195,21 @@ def train_classifier(
     return Classifier(model, config, distilled.normalization, cards.model_card(m, result, parameters, distilled.repo))
 
 
-def untrained(config: ModelConfig) -> nn.Module:
-    """Return the network of a config with fresh weights.
+def planned(config: ModelConfig, numbers: int) -> Network:
+    """Return the network of a config, not built yet.
+
+    Args:
+        config: The config, perhaps of a stranger.
+        numbers: How many numbers there are to fill it with: weights, and buffers besides.
 
     Raises:
         UsageError: it is not one that atomhub can build.
         ValueError: it has another number of parameters.
     """
-    found = find_network(config.network, InputSpec(config.channels, len(config.class_names), config.size))
+    if not config.parameters <= numbers <= 2 * config.parameters + 2**20:
+        raise ValueError(f"there are {numbers} numbers for {config.parameters} parameters")
+    inputs = InputSpec(config.channels, len(config.class_names), config.size)
+    found = find_network(config.network, inputs, tried=False)
     if found.parameters() != config.parameters:
         raise ValueError(f"{config.network} has {found.parameters()} parameters, not {config.parameters}")
-    return found.build()
+    return found

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from atomhub.errors import UsageError, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
@@ -34,7 +35,11 @@ class Network:
 
     def parameters(self) -> int:
         """Return how many numbers it learns."""
-        return sum(p.numel() for p in _sketch(self.build).parameters())
+        return sum(p.numel() for p in self.sketch().parameters())
+
+    def sketch(self) -> nn.Module:
+        """Return it without memory for its weights, where it can be built so."""
+        return _sketch(self.build)
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
@@ -147,9 +152,16 @@ def _sketch(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return build()
-    except NotImplementedError:  # some draw their sizes as tensors
-        with torch.random.fork_rng([]):
-            return build()
+    except NotImplementedError:  # some compute their sizes with tensors
+        with torch.random.fork_rng([]), _Weightless():
+            return build().to("meta")
+
+
+class _Weightless(TorchFunctionMode):
+    """Layers make their weights by ``torch.empty``: give those no memory, and all other tensors theirs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
 
 
 def _tried(network: Network) -> Network:

@@ -294,15 +294,20 @@ class Handler(BaseHTTPRequestHandler):
         return (yaml.safe_load(found[1]) or {}) if found else {}
 
     def described(self, name, found, commit):
-        card = self.card(commit.files)
+        card = self.card(commit.files) if self.shows("cardData", "tags") else {}
         tags = [t for t in card.get("tags") or []] + ([f"license:{card['license']}"] if "license" in card else [])
-        return {
+        described = {
             "id": name.removeprefix("models:"), "_id": "0", "sha": commit.oid,
             "siblings": [self.sibling(path, content) for path, content in commit.files.items()],
             "tags": tags, "cardData": card, "private": found.private, "gated": False, "disabled": False,
             "downloads": found.downloads, "likes": 0, "author": self.owner(name),
             "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
+        return {key: value for key, value in described.items() if key in ("id", "_id") or self.shows(key)}
+
+    def shows(self, *keys):
+        """Whether the request asks for one of some fields, or for all."""
+        return not (asked := self.query.get("expand")) or any(key in asked for key in keys)
 
     def sibling(self, path, content):
         if "blobs" not in self.query:
@@ -322,9 +327,9 @@ class Handler(BaseHTTPRequestHandler):
                 continue
             entry = self.described(name, repo, repo.commits[-1])
             wanted = set(self.query.get("filter", []))
-            if wanted <= set(entry["tags"]) and all(a == entry["author"] for a in self.query.get("author", [])):
+            if wanted <= set(entry["tags"]) and all(a == self.owner(name) for a in self.query.get("author", [])):
                 found.append(entry)
-        found.sort(key=lambda e: -e["downloads"])
+        found.sort(key=lambda e: -e.get("downloads", 0))
         self.reply(200, found[: int(self.query.get("limit", ["1000"])[0])])
 
     def info(self, repo, rev=None):

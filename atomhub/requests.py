@@ -1,20 +1,89 @@
-"""Asking the Hub: again what may pass a little later, and a sentence for what does not."""
+"""Asking the Hub: with timeouts, again what may pass a little later, and a sentence for what does not."""
 
 import re
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any, TypeVar
 
-from huggingface_hub import errors as hub_errors, get_token
+from huggingface_hub import errors as hub_errors, get_token, set_client_factory
+from huggingface_hub.utils import _http as clients
 
-from atomhub.errors import AtomhubError, NotFoundError, UsageError, first_line
+from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, UsageError, first_line
 
 _TRIES = 4
 _TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _PATIENCE = 30.0
 """Most seconds waited between two tries."""
+_LONG = 100.0
+"""Seconds after which nothing is tried again: huggingface_hub tries some calls several times itself."""
 T = TypeVar("T")
+TIMEOUT = 30.0
+"""Most seconds to connect, and between two parts of an answer: huggingface_hub has no limit for most of its calls."""
+_most: ContextVar[int | None] = ContextVar("most", default=None)
+
+
+def _client() -> Any:
+    """Return huggingface_hub's client, which does not wait for ever, nor take any length of answer."""
+    client: Any = clients.default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks["request"], _impatient], "response": [*hooks["response"], _bounded]}
+    return client
+
+
+def _impatient(request: Any) -> None:
+    given = request.extensions.get("timeout") or {}
+    limits = {what: given.get(what) or TIMEOUT for what in ("connect", "read", "write", "pool")}
+    request.extensions = {**request.extensions, "timeout": limits}
+
+
+def _bounded(response: Any) -> None:
+    """Let a download end in an error when it is longer than it may be, before and after decompression."""
+    if (most := _most.get()) is None or response.status_code not in (200, 206):
+        return
+    allowed = most
+    coding = response.headers.get("content-encoding", "identity")
+    if coding not in ("identity", "gzip"):
+        raise TooLong(f"it is sent as {coding}, which was not asked for")
+    stream, inflate = response.stream, zlib.decompressobj(31) if coding == "gzip" else None
+
+    class Counted(import_module(type(response).__module__.split(".")[0]).SyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            left = allowed
+            for part in stream:
+                found = part if inflate is None else inflate.decompress(part, left + 1)
+                if (left := left - len(found)) < 0:
+                    raise TooLong(f"more than its {allowed} bytes are sent")
+                yield found
+
+        def close(self) -> None:
+            stream.close()
+
+    if inflate is not None:
+        del response.headers["content-encoding"]
+        response.headers.pop("content-length", None)
+    response.stream = Counted()
+
+
+set_client_factory(_client)
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Cut each download of the block off after ``size`` bytes."""
+    token = _most.set(size)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
+class TooLong(AtomhubError):
+    """The Hub sends more than it said; nothing of it is kept."""
 
 
 class Unreachable(AtomhubError):
@@ -33,14 +102,19 @@ def call_hub(work: Callable[[], T], what: str, token: str | None, account: str |
     Raises:
         AtomhubError: the Hub cannot be reached, or does not allow it; NotFoundError and UsageError where they fit.
     """
+    start = time.monotonic()
     for attempt in range(_TRIES):
         try:
             return work()
         except Exception as error:
             if not _expected(error):
                 raise
-            if attempt + 1 == _TRIES or not _passing(error):
+            over = attempt + 1 == _TRIES or time.monotonic() - start > _LONG
+            if over or not _passing(error):
                 raise _explained(error, what, token, account) from None
+            why = _without_token(first_line(_root(error)), token)
+            note = f"{what}: {why}. Trying again ({attempt + 2} of {_TRIES})."
+            warnings.warn(note, AtomhubWarning, stacklevel=2)
             _wait(error, attempt)
     raise AssertionError("the loop returns or raises")
 
@@ -103,7 +177,7 @@ def _explained(error: BaseException, what: str, token: str | None, account: str 
         who = f"You are {account!r}, and that account" if account else "Your account"
         return AtomhubError(
             f"{who} may not write to {what}: the token is read-only, or it is somebody else's.",
-            f"Use a token with write access, or open a pull request (--create-pr). {login}",
+            f"Use a token with write access, or open a pull request (`create_pr=True`). {login}",
         )
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return NotFoundError(f"{what} has no such revision.", "Branches, tags and commits are revisions.")
