@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,10 @@ class DistilledDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return a stored image, (C, H, W) as in ``images``, and its class; networks train on :meth:`as_tensors`."""
+        return self.images[operator.index(index)], int(self.labels[operator.index(index)])
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.images.shape[1:]))

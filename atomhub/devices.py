@@ -16,18 +16,26 @@ import torch.distributed as dist
 from atomhub.core.parallel import Team
 from atomhub.errors import AtomhubError, UsageError
 
+_CPU = 'Use `device="cpu"`.'
+
 
 def find_device(device: str) -> torch.device:
-    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; UsageError for any other."""
+    """Return the torch device for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; UsageError for any other."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun: a GPU each
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, _, index = device.partition(":")
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("The device 'mps' was asked for, but torch finds no GPU of Apple's here.", _CPU)
+        return torch.device(device)
     if device != "cpu" and (kind != "cuda" or (device != "cuda" and not index.isdecimal())):
-        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu or cuda.")
+        raise UsageError(f"There is no device {device!r}.", "Use auto, cpu, cuda or mps.")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"The device {device!r} was asked for, but torch finds no CUDA GPU here.", "Use --device cpu.")
+        raise UsageError(
+            f"The device {device!r} was asked for, but torch finds no CUDA GPU here.", 'Use `device="cpu"`.'
+        )
     if index and int(index) >= torch.cuda.device_count():
         raise UsageError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} GPUs.")
     return torch.device(device)
@@ -37,6 +45,8 @@ def describe_device(device: torch.device) -> str:
     """Return what a reader of a result needs to know of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 

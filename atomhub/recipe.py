@@ -191,7 +191,7 @@ class Recipe(BaseModel):
             raise UsageError(
                 f"Recipe field 'depth' cannot be {max(depth, *self.depths, 0)} at {size}x{size} pixels: "
                 "too little is left after pooling.",
-                f"Use depth {default_depth(size)} or fewer, or larger images (--size).",
+                f"Use depth {default_depth(size)} or fewer, or larger images (`size`).",
             )
         if size % self.formation or size // self.formation < 4:
             raise UsageError(

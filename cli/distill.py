@@ -26,6 +26,8 @@ from .output import RANK, Steps, print_data, print_json, say, watched
               help="Folder to save the set in.  [default: the local store]")  # fmt: skip
 @click.option("--push", is_flag=False, flag_value="", metavar="[REPO]",
               help="Publish the set on the Hub, as REPO or under your own account.")  # fmt: skip
+@options.publishing
+@click.option("--branch", metavar="BRANCH", help="Branch on the Hub to commit to.  [default: main]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure a briefly trained network every N iterations.")  # fmt: skip
@@ -37,7 +39,8 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @options.as_json
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, output: Path | None,
-    push: str | None, as_json: bool, **options: Any,
+    push: str | None, private: bool | None, tags: tuple[str, ...], commit_message: str | None, branch: str | None,
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Distil SOURCE into a few synthetic images per class.
 
@@ -56,21 +59,29 @@ def distill(
     from atomhub.hub.push import check_account, push as publish
     from atomhub.requests import progress_bars
 
+    how = {"private": private, "tags": tags, "commit_message": commit_message, "revision": branch}
     if push is not None:
         check_account(push or None)  # before the work
+    elif given := [key for key, value in how.items() if value not in (None, ())]:
+        flag = {"tags": "tag", "commit_message": "message", "revision": "branch"}.get(given[0], given[0])
+        raise click.UsageError(f"--{flag} is about the Hub: add --push.")
     with Steps(f"Distilling {source}, ipc {ipc}", quiet=as_json or RANK > 0) as steps:
         distilled = atomhub.distill(
             source, ipc, recipe, _overrides(settings, iterations), save=output or True, checkpoints=True,
             progress=steps.losses, **options,
         )  # fmt: skip
+    url = None
     if push is not None and RANK == 0:
         with progress_bars(watched(as_json)):
-            report_push(publish(distilled, push or None), as_json=False)
+            done = publish(distilled, push or None, **how)
+        url = done.url
+        if not as_json:
+            report_push(done, as_json=False)
     made = distilled.manifest.provenance
     if as_json:
         print_json({"name": distilled.name, "path": str(distilled.path), "ipc": ipc,
                     "classes": len(distilled.class_names), "recipe": made.method,
-                    "iterations": getattr(made.recipe, "iterations", None), "seconds": made.seconds})  # fmt: skip
+                    "iterations": getattr(made.recipe, "iterations", None), "seconds": made.seconds} | ({"url": url} if url else {}))  # fmt: skip
         return
     print_data(distilled.path)
     say(f"Saved {distilled.name}: {len(distilled)} images in {made.seconds:.0f} s. Measure it with: "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .hub import fetched
 from .output import Steps, accuracy, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @options.training
 def evaluate(
     name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
-    labels: Any, as_json: bool, **how: Any,
+    labels: Any, source: str | None, yes: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on real images.
 
@@ -53,13 +54,14 @@ def evaluate(
     distilled = atomhub.load(name)
     for network in networks:  # a wrong name is reported before the work
         network_for(distilled, network)
+    source = fetched(distilled, source, yes)
     results = []
     for number, network in enumerate(networks, 1):
         which = f", {network} ({number}/{len(networks)})" if len(networks) > 1 else ""
         with Steps(f"Evaluating {distilled.name}{which}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, network, protocol, runs, baseline=_baselines(baseline, whole, herding), labels=labels,
-                progress=steps.networks, **how,
+                progress=steps.networks, source=source, **how,
             )  # fmt: skip
         results.append(result)
     if as_json:
@@ -68,7 +70,7 @@ def evaluate(
     kinds = list(results[0].baseline)
     rows = []
     for r in results:
-        interval = f"± {r.score.interval:.1f}" if runs > 1 else "-"
+        interval = f"± {r.score.interval:.1f}" if r.score.runs > 1 else "-"
         rows.append([r.network, accuracy(r.score), interval, *(accuracy(r.baseline[k]) for k in kinds),
                      f"{r.score.seconds:.0f} s"])  # fmt: skip
     title = (

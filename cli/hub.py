@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .output import Steps, accuracy, print_data, print_json, print_table, say, size, soft, watched
+from .output import Steps, accuracy, agreed, print_data, print_json, print_table, say, size, soft, watched
 
 if TYPE_CHECKING:
+    from atomhub.dataset import DistilledDataset
     from atomhub.hub.push import Pushed
 
 
 @click.command()
 @click.argument("name")
 @click.argument("repo", required=False)
-@options.private
-@click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag for the commit. Repeatable.")
-@click.option("--message", "commit_message", metavar="TEXT", help="Message of the commit.")
-@click.option("--revision", metavar="BRANCH", help="Branch to commit to.  [default: main]")
+@options.publishing
+@click.option("--revision", "--branch", metavar="BRANCH", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--dry-run", is_flag=True, help="Show the files and the card, and change nothing.")
 @options.as_json
@@ -47,15 +46,16 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
     """Print what a push did."""
     if as_json:
         print_json({"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
-                    "files": done.files})  # fmt: skip
+                    "tagged": done.tagged, "files": done.files})  # fmt: skip
     elif dry_run:
         print_table(["file", "size"], [[path, size(count)] for path, count in done.files.items()], done.repo_id)
         print_data(done.card)
         say("Nothing was changed." if done.changed else "The Hub holds exactly this already.")
     else:
         print_data(done.url)
-        say(f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
-            else f"{done.repo_id} holds exactly this already: no new commit.")  # fmt: skip
+        tagged = f" Tagged {', '.join(done.tagged)}." if done.tagged else ""
+        say((f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
+             else f"{done.repo_id} holds exactly this already: no new commit.") + tagged)  # fmt: skip
 
 
 @click.command()
@@ -82,14 +82,37 @@ def pull(name: str, as_json: bool) -> None:
     say(f"Pulled and verified {name}: {len(distilled)} images. Use it with: atomhub.load({name!r})")
 
 
+def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str | None:
+    """Fetch the real images that a set names, if they are not on this machine and whoever types agrees.
+
+    Returns:
+        Where the real images are, if that is not what the set's manifest says.
+    """
+    from atomhub.data import reopen
+    from atomhub.data.places import hub_size
+
+    absent = reopen.absent(distilled.manifest) if source is None else {}
+    for repo, info in absent.items():
+        bytes_ = hub_size(repo, info.revision)
+        weight = size(bytes_) if bytes_ else "of unknown size"
+        say(f"The real images are the dataset {repo} on the Hub ({weight}), which is not on this machine.")
+        if not agreed("Fetch it?", yes, f"whether to fetch {repo}"):
+            raise click.exceptions.Exit(1)
+        if len(absent) == 1 and not distilled.manifest.provenance.parts:
+            return info.id
+        reopen.fetch(info)
+    return source
+
+
 @click.command()
 @click.argument("name")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N",
               help="Number of networks to train.  [default: as many as claimed, at most 5]")  # fmt: skip
 @options.device
 @options.source
+@options.yes
 @options.as_json
-def verify(name: str, runs: int | None, device: str, source: str | None, as_json: bool) -> None:
+def verify(name: str, runs: int | None, device: str, source: str | None, yes: bool, as_json: bool) -> None:
     """Check whether the accuracy that the set NAME claims holds.
 
     Checks the files, trains new networks on the set, and compares their accuracy with the claim, which holds if the
@@ -109,6 +132,7 @@ def verify(name: str, runs: int | None, device: str, source: str | None, as_json
     if distilled.path is not None:
         format_v1.check_parquet(distilled, distilled.path)
     say(f"{name}: the files are intact, and the parquet holds the tensors.")
+    source = fetched(distilled, source, yes)
     with Steps(f"Verifying {distilled.name}", quiet=as_json, unit="networks") as steps:
         verdicts = atomhub.verify(distilled, runs, device=device, source=source, progress=steps.networks)
     words = {True: "holds", False: "does NOT hold"}

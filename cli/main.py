@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from atomhub.errors import AtomhubError, AtomhubWarning
+from atomhub.errors import AtomhubError, AtomhubWarning, spelt
+from atomhub.files import home, sweep
+from atomhub.text import plain
 
 from . import distill, evaluate, exchange, hub, recipes, search, sets, train
 from .output import say
@@ -31,7 +33,7 @@ def cli() -> None:
 
 
 for command in (
-    distill.distill, evaluate.evaluate, evaluate.demo, sets.list_sets, sets.info, sets.preview, sets.remove, hub.push,
+    distill.distill, evaluate.evaluate, evaluate.demo, sets.list_sets, sets.info, sets.preview, sets.remove, sets.clean, hub.push,
     hub.pull, hub.verify, train.train, search.search, train.soften, exchange.export_set, exchange.import_set,
     recipes.recipes,
 ):  # fmt: skip
@@ -45,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = _note
     warnings.filterwarnings("default", category=AtomhubWarning)
     signal.signal(signal.SIGTERM, _terminated)
+    for room in ("sets", "real", "banks", "runs"):
+        sweep(home() / room)  # what killed processes left
     try:
         # --debug is understood after the command as well
         code = cli.main([a for a in given if a != "--debug"], prog_name="atomhub", standalone_mode=False)
@@ -86,13 +90,13 @@ def _explain(error: Exception) -> int:
             1,
         )
     # bad usage is the same in all processes of a run, and the first tells
-    say(f"Error: {message}", error=code != 2)
+    say(f"Error: {spelt(plain(message), flags=True)}", error=code != 2)
     if hint:
-        say(f"Hint: {hint}", error=code != 2)
+        say(f"Hint: {spelt(hint, flags=True)}", error=code != 2)
     return code
 
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show atomhub's own warnings as a line; those of libraries are for developers."""
     if isinstance(message, AtomhubWarning):
-        say(f"Note: {message}")
+        say(f"Note: {spelt(message.message, flags=True)}")

@@ -7,14 +7,22 @@ from typing import Any
 import click
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-device = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+device = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps",
                       help="Device to compute on.")  # fmt: skip
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all random draws.")
 source = click.option("--source", metavar="PATH", help="Place of the real images, for sets made from a local folder.")
+yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 labels = click.option("--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
                       help="Labels to train on: classes, or the set's soft labels.")  # fmt: skip
 private = click.option("--private/--public", default=None,
                        help="Whether a new repository is private.  [default: your account's setting]")  # fmt: skip
+
+
+def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that publish: visibility, tags, message."""
+    tag = click.option("--tag", "tags", multiple=True, metavar="v1", help="Tag for the commit. Repeatable.")
+    message = click.option("--message", "commit_message", metavar="TEXT", help="Message of the commit.")
+    return private(tag(message(command)))
 
 
 def protocol(default: str = "dm") -> Callable[..., Any]:
@@ -24,8 +32,8 @@ def protocol(default: str = "dm") -> Callable[..., Any]:
 
 
 def training(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of commands that train networks: seed, device, source, JSON."""
-    return seed(device(source(as_json(command))))
+    """Add the options of commands that train networks: seed, device, source, yes, JSON."""
+    return seed(device(source(yes(as_json(command)))))
 
 
 READING = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -23,16 +22,20 @@ RANK = int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")
 
 def say(text: str, error: bool = False) -> None:
     """Print a line of talk on standard error; of other processes than the first, errors alone."""
+    from atomhub.text import plain_lines
+
     if RANK == 0:
-        click.echo(_printable(text), err=True)
+        click.echo(plain_lines(text), err=True)
     elif error:
-        click.echo(_printable(f"[process {RANK}] {text}"), err=True)
+        click.echo(plain_lines(f"[process {RANK}] {text}"), err=True)
 
 
 def print_data(line: Any) -> None:
-    """Print a line of data on standard output."""
+    """Print lines of data on standard output."""
+    from atomhub.text import plain_lines
+
     if RANK == 0:
-        click.echo(line)
+        click.echo(plain_lines(str(line)))
 
 
 def is_terminal(stream: Any) -> bool:
@@ -45,14 +48,24 @@ def watched(as_json: bool) -> bool:
     return RANK == 0 and not as_json and is_terminal(sys.stderr)
 
 
-def _printable(text: str) -> str:
-    """Return text that cannot steer the terminal: names come from files of strangers."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def print_json(data: Any) -> None:
     """Print one JSON object on standard output."""
-    print_data(json.dumps(data, indent=1, ensure_ascii=False))
+    from atomhub.text import as_json
+
+    if RANK == 0:
+        click.echo(as_json(data))
+
+
+def agreed(question: str, yes: bool, what: str) -> bool:
+    """Ask, unless ``yes``; UsageError that says so where nobody can be asked ``what``."""
+    if yes:
+        return True
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if is_terminal(sys.stdin):
+            raise
+        raise click.UsageError(f"Nobody can be asked here {what}: say --yes.") from None
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -62,14 +75,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
+    from atomhub.text import plain
+
     console = Console() if is_terminal(sys.stdout) else Console(width=200, color_system=None)
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     if title:
-        click.echo(title)
+        click.echo(plain(title))
     console.print(table)
 
 
@@ -97,7 +112,7 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from . import options
+from .hub import fetched
 from .output import Steps, print_json, print_table, say
 
 
@@ -25,7 +26,10 @@ from .output import Steps, print_json, print_table, say
               help="Folder for the results; an unfinished search there continues.  [default: NAME-search]")  # fmt: skip
 @options.protocol(default="quick")
 @options.training
-def search(name: str, space: str, budget: int | None, top: int, output: Path | None, as_json: bool, **how: Any) -> None:
+def search(
+    name: str, space: str, budget: int | None, top: int, output: Path | None, source: str | None, yes: bool,
+    as_json: bool, **how: Any,
+) -> None:  # fmt: skip
     """Rank network architectures by what they learn from the set NAME.
 
     Networks are ranked on real training images; the test images choose nothing. With --check, some are also trained on
@@ -43,10 +47,11 @@ def search(name: str, space: str, budget: int | None, top: int, output: Path | N
     from atomhub.job.search import plot
 
     distilled = atomhub.load(name)
+    source = fetched(distilled, source, yes)
     folder = output or Path(f"{distilled.name}-search")
     with Steps(f"Searching with {distilled.name}", quiet=as_json, unit="networks") as steps:
         log = folder / "results.jsonl"
-        found = atomhub.search(distilled, space, budget, log=log, progress=steps.networks, **how)
+        found = atomhub.search(distilled, space, budget, log=log, progress=steps.networks, source=source, **how)
     checks = [c for c in found.checks if not c.failed]
     checked = {c.network: c for c in checks}
     saved = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import options
-from .output import accuracy, is_terminal, print_json, print_table, say, size, soft
+from .output import accuracy, agreed, print_json, print_table, say, size, soft
 
 if TYPE_CHECKING:
     from atomhub.manifest import Manifest
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
     """List the sets on this machine, or search the Hub.
 
-    On this machine are the sets in the local store, those that come with atomhub, and those that were pulled.
+    On this machine are the sets in the local store, those that come with atomhub, and those that were pulled;
+    distillations that were interrupted are named below.
 
     \b
     Examples:
@@ -39,6 +39,7 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
     if author or source or ipc:
         raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
     from atomhub.hub.pull import pulled
+    from atomhub.job.cleaning import unfinished
     from atomhub.storage import format_v1, store
 
     good, bad = store.manifests()
@@ -47,7 +48,9 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
         print_json({"sets": [{"name": folder.name, **_summary(m), "path": str(folder)} for folder, m in good.items()],
                     "starter": [{"name": name, **_summary(m)} for name, m in starters.items()],
                     "pulled": [{"name": p.repo, "commit": p.commit, **_summary(p.manifest)}
-                               for p in pulled()]})  # fmt: skip
+                               for p in pulled()],
+                    "unfinished": [{"name": r.name, "iteration": r.iteration, "iterations": r.iterations,
+                                    "path": str(r.path)} for r in unfinished()]})  # fmt: skip
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
@@ -58,6 +61,10 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
             made = (m.provenance.created or "-")[:10]
             rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, measured, made])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
+        for run in unfinished():
+            say(
+                f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume continues it."
+            )
     for error in bad:
         say(f"Skipped: {error.message}")
 
@@ -161,7 +168,7 @@ def preview(name: str, output: Path | None, ipc: int) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.yes
 def remove(name: str, yes: bool) -> None:
     """Delete the set NAME from the local store.
 
@@ -172,15 +179,46 @@ def remove(name: str, yes: bool) -> None:
     from atomhub.storage import store
 
     folder = store.check_stored(name)
-    if not yes:
-        try:
-            agreed = click.confirm(f"Delete {folder}?", err=True)
-        except click.Abort:
-            if is_terminal(sys.stdin):
-                raise
-            raise click.UsageError("Nobody can be asked here whether to delete it: say --yes.") from None
-        if not agreed:
-            say("Kept.")
-            return
+    if not agreed(f"Delete {folder}?", yes, "whether to delete it"):
+        say("Kept.")
+        return
     store.remove(name)
     say(f"Deleted {folder}.")
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(["decoded", "networks", "runs", "leftovers"]),
+              help="Delete these alone. Repeatable.  [default: all]")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List them, and delete nothing.")
+@options.yes
+@options.as_json
+def clean(only: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete what can be made again: decoded images, trained networks, unfinished runs, leftovers.
+
+    Sets stay, and so do runs that go on. An unfinished run that is deleted cannot be continued.
+
+    \b
+    Examples:
+      atomhub clean --dry-run
+      atomhub clean --only decoded --only leftovers --yes
+    """
+    from atomhub.job import cleaning
+
+    things = [thing for thing in cleaning.kept() if not only or thing.kind in only]
+    total = sum(thing.size for thing in things)
+    if not as_json:
+        print_table(["what", "of", "size"], [[t.kind, t.name, size(t.size)] for t in things])
+        say(f"{len(things)} things of {size(total)} in all.")
+    failed = []
+    if things and not dry_run:
+        if not agreed("Delete them?", yes, "whether to delete them"):
+            say("Kept.")
+            return
+        failed = cleaning.clean(things)
+        for error in failed:
+            say(f"Kept: {error.message}")
+        if not as_json:
+            say("Deleted.")
+    if as_json:
+        listed = [{"kind": t.kind, "name": t.name, "path": str(t.path), "size": t.size} for t in things]
+        print_json({"deleted": not dry_run, "size": total, "things": listed, "kept": [e.message for e in failed]})

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from . import options
+from .hub import fetched
 from .output import print_data, print_json, say
 
 
@@ -23,7 +24,7 @@ from .output import print_data, print_json, say
 @options.training
 def train(
     name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, repo: str | None,
-    private: bool | None, seed: int, as_json: bool, **how: Any,
+    private: bool | None, seed: int, source: str | None, yes: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train a network on the set NAME and save it.
 
@@ -48,9 +49,10 @@ def train(
     check_target(target, overwrite, models.CONFIG)
     if repo is not None:
         check_account(repo)
+    source = fetched(distilled, source, yes)
     if not as_json:
         say(f"Training {network} on {distilled.name}, protocol {protocol} ...")
-    classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, **how)
+    classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, source=source, **how)
     models.save_model(classifier, target, overwrite)
     url = models.push_model(classifier, repo, private=private) if repo is not None else None
     result = classifier.config.result
@@ -75,7 +77,10 @@ def train(
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @options.training
-def soften(name: str, teacher: str | None, new: str | None, overwrite: bool, as_json: bool, **how: Any) -> None:
+def soften(
+    name: str, teacher: str | None, new: str | None, overwrite: bool, source: str | None, yes: bool, as_json: bool,
+    **how: Any,
+) -> None:  # fmt: skip
     """Save a copy of the set NAME with soft labels.
 
     A teacher is trained on the whole real training set and gives every synthetic image its class probabilities.
@@ -91,9 +96,10 @@ def soften(name: str, teacher: str | None, new: str | None, overwrite: bool, as_
 
     distilled = atomhub.load(name)
     check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, format_v1.MANIFEST)
+    source = fetched(distilled, source, yes)
     if not as_json:
         say(f"Training the teacher on the real images of {distilled.name} ...")
-    soft = atomhub.soften(distilled, teacher, name=new, **how).save(overwrite=overwrite)
+    soft = atomhub.soften(distilled, teacher, name=new, source=source, **how).save(overwrite=overwrite)
     record = soft.manifest.provenance.teacher
     if as_json:
         print_json({"name": soft.name, "teacher": record.model_dump() if record else None, "path": str(soft.path)})

@@ -143,14 +143,14 @@ class Engine:
                 raise AtomhubError(
                     f"The memory of {self.memory / 2**30:.2g} GiB is too small for all {count * self.views} synthetic "
                     "images, which batch norm needs at once.",
-                    f"Give --memory {need / 2**30:.2g}GiB, or normalise image by image (--set norm=instance).",
+                    f'Give `memory="{need / 2**30:.2g}GiB"`, or normalise image by image (recipe field norm=instance).',
                 )
             return [slice(0, count)]
         need = 10 * self._map * self.views  # the maps of a block and of the smaller ones after it, and their gradients
         if self.memory is not None and need > self.memory:
             raise AtomhubError(
                 f"The memory of {self.memory / 2**30:.2g} GiB is too small for one class of {self.views} images.",
-                f"Give --memory {need / 2**30:.2g}GiB, or lower width (--set width=...).",
+                f'Give `memory="{need / 2**30:.2g}GiB"`, or lower the recipe field width.',
             )
         wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
         together = min(wanted // self._map, (self.memory or need * count) // (10 * self._map)) // self.views
@@ -274,7 +274,7 @@ class Engine:
                 if not np.isfinite(value):
                     raise AtomhubError(
                         f"The loss is {value} at iteration {done}.",
-                        "The images diverged: lower image_lr, loss_scale or power (--set image_lr=...).",
+                        "The images diverged: lower image_lr, loss_scale or power (recipe fields).",
                     )
                 yield Report(done, value, float(self._clipped))
 

@@ -81,5 +81,5 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise AtomhubError(
             "Another process of this run has ended, so this one ends as well.",
-            "See its message; --resume continues from the last checkpoint.",
+            "See its message; `resume=True` continues from the last checkpoint.",
         ) from error

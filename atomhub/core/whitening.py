@@ -101,7 +101,7 @@ def fit_zca(images: np.ndarray, normalization: Normalization) -> Whitening:
     if size > _LARGEST:
         raise AtomhubError(
             f"ZCA of images of {'x'.join(map(str, images.shape[1:]))} would need a matrix of {size}x{size}.",
-            "Use smaller images (--size 32), or leave it out (--set zca=false).",
+            "Use smaller images (`size=32`), or leave it out (recipe field zca).",
         )
     total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
     for piece in np.array_split(images, -(-len(images) // 2048)):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import warnings
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from atomhub import limits
 from atomhub.command import command
 from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, fit_zca
@@ -20,6 +22,7 @@ from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, IntegrityError, NotFoundError, UsageError, check_whole, first_line
+from atomhub.files import read_regular
 from atomhub.manifest import Format, Manifest, check_name
 from atomhub.provenance import Imported, Provenance
 from atomhub.results import Results
@@ -84,7 +87,7 @@ def import_set(
     if clipped > 0.5:
         raise UsageError(
             f"{clipped:.0%} of the pixel values in {path} would lie outside 0..1: they are not {chosen}.",
-            "Say what they are: --space pixels, normalized or zca.",
+            "Say what they are: `space`: pixels, normalized or zca.",
         )
     if clipped > 0.2:
         warnings.warn(
@@ -120,9 +123,18 @@ def import_set(
 def _load(path: Path) -> Any:
     """Return what a .pt file holds, if it is tensors, numbers and containers of them."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, limits.IMAGES)
     except OSError as error:
         raise NotFoundError(f"The file {str(path)!r} cannot be read: {error.strerror}.") from None
+    if zipfile.is_zipfile(io.BytesIO(content)):  # torch.save compresses nothing
+        try:
+            inside = sum(member.file_size for member in zipfile.ZipFile(io.BytesIO(content)).infolist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            inside = 0  # torch says what is wrong with it
+        if inside > 2 * len(content) + 2**20:
+            raise IntegrityError(
+                f"{path} would have {inside} bytes unpacked, and has {len(content)}.", "It is not read."
+            )
     # DC's files keep accuracies as NumPy numbers
     from numpy.dtypes import Float32DType, Float64DType, Int64DType
 
@@ -157,7 +169,7 @@ def _found(path: Path, content: Any, labels: Path | None) -> tuple[Literal["dc",
         beside = path.with_name("labels" + path.name.removeprefix("images"))
         place = labels or (beside if path.name.startswith("images") else None)
         if place is None:
-            raise NotFoundError(f"{path} holds images alone.", "Name the file of their labels: --labels FILE.")
+            raise NotFoundError(f"{path} holds images alone.", "Name the file of their labels: `labels`.")
         pair = (content, _load(place))
     else:
         raise IntegrityError(f"{path} holds {type(content).__name__}, not images and labels.", _KNOWN)
@@ -187,11 +199,13 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         raise UsageError(
             f"{path} has images of shape {tuple(images.shape)}, and {info.id} ones of {shape}.",
-            "Name the source it was distilled from: --like.",
+            "Name the source it was distilled from: `like`.",
         )
     if labels.ndim == 2 and labels.shape == (len(images), classes):
         labels = labels.argmax(1)
         warnings.warn("The labels are soft: the class they say is taken.", AtomhubWarning, stacklevel=3)
+    if labels.is_floating_point() and labels.isfinite().all() and (labels == labels.round()).all():
+        labels = labels.long()  # DataDAM publishes class numbers in float32
     whole = labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if labels.ndim != 1 or len(labels) != len(images) or not whole:
         raise UsageError(

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from atomhub.core.bank import Bank
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
+from atomhub.errors import AtomhubWarning
 from atomhub.files import home, replace_file
+from atomhub.interrupts import heeded
 from atomhub.recipe import Recipe
 from atomhub.training.bank import BATCH, DEPENDS, VERSION, RealImages, train_bank
 from atomhub.training.fit import fastest_group
@@ -45,13 +49,19 @@ def find_bank(
     if missing:
         images = RealImages(real.train.images, normalization, device)
         group = fastest_group(device, BATCH * real.info.size**2)
-        for i in range(0, len(missing), group):
-            some = missing[i : i + group]
-            progress(len(found), recipe.bank)
-            for member, one in zip(some, train_bank(real, recipe, images, some), strict=True):
-                tensors = {f"{s}.{name}": t for s in ("initial", "trained") for name, t in getattr(one, s).items()}
-                replace_file(_path(keys[member]), save(tensors, {"key": keys[member], "seconds": str(one.seconds)}))
-                found[member] = one
+        with heeded("this network" if group == 1 else "these networks") as stop:
+            for i in range(0, len(missing), group):
+                some = missing[i : i + group]
+                progress(len(found), recipe.bank)
+                for member, one in zip(some, train_bank(real, recipe, images, some), strict=True):
+                    tensors = {f"{s}.{name}": t for s in ("initial", "trained") for name, t in getattr(one, s).items()}
+                    about = {"key": keys[member], "seconds": str(one.seconds), "sha256": _digest(tensors)}
+                    replace_file(_path(keys[member]), save(tensors, about))
+                    found[member] = one
+                if stop():
+                    note = f"Stopped: {len(found)} of {recipe.bank} networks are trained and kept."
+                    warnings.warn(note, AtomhubWarning, stacklevel=3)
+                    raise KeyboardInterrupt
         progress(len(found), recipe.bank)
         if device.type == "cuda":
             del images
@@ -63,6 +73,13 @@ def _path(key: str) -> Path:
     return home() / "banks" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _read(key: str) -> Bank | None:
     try:
         with safe_open(_path(key), "pt") as file:
@@ -70,7 +87,13 @@ def _read(key: str) -> Bank | None:
             if about.get("key") != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-    except (OSError, SafetensorError):
+            if about.get("sha256") != _digest(tensors):
+                raise ValueError("its weights are not those it was written with")
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError) as error:
+        note = f"A trained network in the cache is damaged, and is trained again ({_path(key)}: {error})."
+        warnings.warn(note, AtomhubWarning, stacklevel=4)
         return None
     sides = {s: {n.removeprefix(s): t for n, t in tensors.items() if n.startswith(s)} for s in ("initial.", "trained.")}
     return Bank(sides["initial."], sides["trained."], float(about["seconds"]))

@@ -3,11 +3,8 @@
 import hashlib
 import json
 import shutil
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
-from atomhub.files import new_folder
+from atomhub.files import new_folder, sweep
 
 STATE = "state.safetensors"
 RECORD = "run.json"
@@ -77,7 +74,7 @@ class Checkpoints:
             UsageError: the checkpoint is of another run; the sentence names what differs.
             AtomhubError: all are damaged.
         """
-        found = self._found()
+        found = self._found() or self._finished()
         for folder in reversed(found):
             try:
                 record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -92,48 +89,53 @@ class Checkpoints:
                 note = f"The checkpoint {folder.name} is damaged ({error}): going back to the one before."
                 warnings.warn(note, AtomhubWarning, stacklevel=3)
         if found:
-            raise AtomhubError(f"No checkpoint in {self.folder} can be read.", "Start anew with --no-resume.")
+            raise AtomhubError(f"No checkpoint in {self.folder} can be read.", "Start anew with `resume=False`.")
         return None
 
+    def finish(self) -> None:
+        """Keep the last checkpoint of a run that is over, from which a longer one may go on, and no others."""
+        found = self._found()
+        for old in [*self._finished(), *found[:-1]] if found else []:
+            shutil.rmtree(old, ignore_errors=True)
+        if found:
+            with suppress(OSError):
+                found[-1].rename(self.folder / found[-1].name.replace("iteration", "finished"))
+
     def _check(self, other: dict[str, Any]) -> None:
+        """Raise UsageError for the checkpoint of another run; one may become longer where no step depends on that."""
+        mine, before = self.identity.get("recipe") or {}, other.get("recipe") or {}
+        if (ours := mine.get("iterations", 0)) > (theirs := before.get("iterations", 0)) and theirs:
+            if before.get("image_schedule") == mine.get("image_schedule") == "cosine":
+                raise UsageError(
+                    f"The run in {self.folder} has {theirs} iterations, and cannot become one of {ours}: with "
+                    "image_schedule cosine every step depends on their number.", _ANEW,
+                )  # fmt: skip
+            other = other | {"recipe": before | {"iterations": ours}}
         for key, ours in self.identity.items():
             theirs = other.get(key)
             if theirs != ours and isinstance(ours, dict) and isinstance(theirs, dict):
                 field = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
                 key, ours, theirs = f"{key} field {field!r}", ours.get(field), theirs.get(field)
             if theirs != ours:
-                raise UsageError(
-                    f"The unfinished run in {self.folder} has another {key}: {theirs!r}, not {ours!r}.",
-                    "Use the same settings, choose another --name, or start anew with --no-resume.",
-                )
+                raise UsageError(f"The run in {self.folder} has another {key}: {theirs!r}, not {ours!r}.", _ANEW)
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("iteration-*"))
+
+    def _finished(self) -> list[Path]:
+        return sorted(self.folder.glob("finished-*"))
 
     def __bool__(self) -> bool:
         return bool(self._found())
 
 
+_ANEW = "Use the same settings, choose another `name`, or start anew with `resume=False`."
+
+
 def clear(folder: Path) -> None:
-    """Delete the checkpoints of a run."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete the checkpoints of a run, and their folder if it holds nothing else."""
+    sweep(folder)
+    for path in [*folder.glob("iteration-*"), *folder.glob("finished-*")]:
+        shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
-        folder.parent.rmdir()  # if this was the only run
-
-
-@contextmanager
-def signals() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether SIGINT or SIGTERM came, in place of what they do by default.
-
-    Elsewhere than in the main thread, where Python has no signal handlers, it never does.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        folder.rmdir()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atomhub.data.real import RealData
+from atomhub.data.real import RealData, check_again
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
+from atomhub.interrupts import heeded
 from atomhub.results import Measurement
 from atomhub.storage import format_v1, store
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
@@ -23,8 +24,13 @@ def evaluate(
     It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card.
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
-    result = measure(distilled, network, protocol, runs, **options)
-    record(distilled, result)
+    with heeded("this network, whose result is kept") as stop:
+        result = measure(distilled, network, protocol, runs, stop=stop, **options)
+        record(distilled, result)
+        if stop():
+            note = f"Stopped: the result of the {result.score.runs} networks trained so far is kept."
+            warnings.warn(note, AtomhubWarning, stacklevel=2)
+            raise KeyboardInterrupt
     return result
 
 
@@ -82,6 +88,8 @@ def verify(
     claims = distilled.manifest.results.measured
     if not claims:
         raise NotFoundError(f"{distilled.name!r} claims no accuracy.", "Measure it first: atomhub evaluate")
+    p = distilled.manifest.provenance
+    check_again({s.fingerprint for s in (p.source, *(part.source for part in p.parts)) if s})
     verdicts = []
     for claim in claims:
         try:

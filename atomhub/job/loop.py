@@ -17,7 +17,8 @@ from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import peak_memory
 from atomhub.errors import AtomhubError, AtomhubWarning
-from atomhub.job.checkpoints import Checkpoint, Checkpoints, signals
+from atomhub.interrupts import heeded
+from atomhub.job.checkpoints import Checkpoint, Checkpoints
 from atomhub.manifest import Manifest
 from atomhub.training.measure import measure
 
@@ -71,7 +72,7 @@ class Run:
         last = first
         # processes cannot agree on an iteration to stop at without exchanging more than they need to
         heed = self.kept is not None and team.size == 1
-        with signals() if heed else nullcontext(lambda: False) as stop:
+        with heeded("this iteration") if heed else nullcontext(lambda: False) as stop:
             try:
                 for report in engine.run(first, every, stop):
                     if report.done % _REPORT_EVERY == 0 or report.done in (1, iterations):
@@ -85,11 +86,11 @@ class Run:
                         self._save(report.done)
                         last = report.done
                     if stop():
-                        note = f"Stopped at iteration {report.done}: --resume continues from there."
+                        note = f"Stopped at iteration {report.done}: `resume=True` continues from there."
                         warnings.warn(note, AtomhubWarning, stacklevel=4)
                         raise KeyboardInterrupt
             except AtomhubError as error:
-                if last and "--resume" not in error.hint:
+                if last and "resume" not in error.hint:
                     error.hint += f" The checkpoint at iteration {last} is good."
                 raise
         self._add_up()

@@ -1,8 +1,8 @@
 """From real images to a distilled set: the main job, and the one place where it is set up."""
 
 import platform
-import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubWarning, SourceError, UsageError, check_whole
-from atomhub.files import check_target, home
+from atomhub.errors import SourceError, UsageError, check_whole
+from atomhub.files import check_target, home, locked
 from atomhub.job.banks import find_bank
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
 from atomhub.job.loop import Progress, Run
@@ -80,15 +80,13 @@ def distill(
     where = devices.find_device(device)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
-    with devices.processes(where) as team:
+    with devices.processes(where) as team, ExitStack() as locks:
         with devices.first_of_machine(team):
             real = source if isinstance(source, RealData) else open_source(source, **options)
         if measure_every and real.test is None:
             raise UsageError(
                 "measure_every needs test images, and the source has none.", "Set some aside: test_fraction."
             )
-        for note in real.info.notes:
-            warnings.warn(note, AtomhubWarning, stacklevel=2)
         resolved = _resolved(chosen, real, ipc, where)
         name = check_name(name or f"{real.name}-ipc{ipc}")
         target = None
@@ -100,9 +98,12 @@ def distill(
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
             identity = {"source": real.info.fingerprint, "ipc": ipc, "seed": seed}
             kept = Checkpoints(folder, identity | {"recipe": resolved.model_dump(mode="json")})
+        for path in (target, kept.folder if kept else None):
+            if path is not None and team.rank == 0:  # now, and not when the work is done
+                locks.enter_context(locked(path, wait=0, doing="distilling in"))
         begin = _begin(kept, resume, resolved.iterations)
         devices.keep_large_buffers()
-        with devices.enough_memory("set a limit (--memory 2GiB), lower real_batch or width, or use a smaller size"):
+        with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
@@ -123,7 +124,7 @@ def distill(
         if target is not None and team.rank == 0:
             distilled = distilled.save(target, overwrite)
             if kept is not None:
-                clear(kept.folder)
+                kept.finish()
         return distilled
 
 
@@ -167,7 +168,7 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",
-            f"Use --ipc {counts[scarce] // recipe.views_per_image} or less.",
+            f"Use `ipc={counts[scarce] // recipe.views_per_image}` or less.",
         )
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
@@ -179,16 +180,20 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
 
 def _begin(kept: Checkpoints | None, resume: bool | None, iterations: int) -> Checkpoint | None:
     """Return the checkpoint to continue from, if there is one and that is wanted, or if the run is over already."""
-    if kept is None or not kept:
+    if kept is None or not (kept or resume):
         return None
     if resume is None:
         latest = kept.latest()  # one of another run is refused
         if latest is not None and latest.iteration == iterations:
             return latest
         raise UsageError(
-            f"There is an unfinished run in {kept.folder}.", "Continue it (--resume), or start anew (--no-resume)."
+            f"There is an unfinished run in {kept.folder}.",
+            "Continue it (`resume=True`), or start anew (`resume=False`).",
         )
     if resume:
-        return kept.latest()
+        latest = kept.latest()
+        if latest is not None and latest.iteration > iterations:
+            raise UsageError(f"The run in {kept.folder} has {latest.iteration} iterations already, not {iterations}.")
+        return latest
     clear(kept.folder)
     return None

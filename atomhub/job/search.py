@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import find_device
 from atomhub.errors import AtomhubError, UsageError, check_whole, first_line
-from atomhub.files import replace_file
+from atomhub.files import locked, replace_file
+from atomhub.interrupts import heeded
 from atomhub.training.architectures import Candidate, Check, Progress, Search, T, Trials, conclude, find_space
 from atomhub.training.measure import network_for
 from atomhub.training.protocols import find_protocol
@@ -67,10 +69,14 @@ def search(
         "set": distilled.name, "images": hashlib.sha256(pixels).hexdigest(),
         "source": real.info.fingerprint, "protocol": protocol, "seed": seed, "check_epochs": check_epochs,
     }  # fmt: skip
-    kept = Log(Path(log) if log is not None else None, identity)
-    trials = Trials(distilled, real, where, seed, kept, progress)
-    ranked = trials.rank(specs, rules)
-    checks = trials.check(ranked, check, check_epochs) if check else []
+    with ExitStack() as locks:
+        if log is not None:
+            locks.enter_context(locked(Path(log), wait=0, doing="searching in"))
+        kept = Log(Path(log) if log is not None else None, identity)
+        stop = locks.enter_context(heeded("this network"))
+        trials = Trials(distilled, real, where, seed, kept, progress, stop)
+        ranked = trials.rank(specs, rules)
+        checks = trials.check(ranked, check, check_epochs) if check else []
     images = (len(distilled.training_labels()), len(real.train.labels))
     return conclude(distilled, tuple(ranked), tuple(checks), images)
 
@@ -93,16 +99,16 @@ class Log:
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} cannot be read: {first_line(error)}.", "Name another --output.") from error
+            raise UsageError(f"{path} cannot be read: {first_line(error)}.", "Name another `output`.") from error
         if not text.strip():
             replace_file(path, (json.dumps({"search": identity}) + "\n").encode())
             return
         lines = [self._record(line) for line in text.splitlines()]
         theirs = lines[0].get("search")
         if not isinstance(theirs, dict):
-            raise UsageError(f"{path} is not the log of a search.", "Name another --output.")
+            raise UsageError(f"{path} is not the log of a search.", "Name another `output`.")
         if other := [key for key in identity if theirs.get(key) != identity[key]]:
-            raise UsageError(f"{path} is the log of another search: {other[0]} differs.", "Name another --output.")
+            raise UsageError(f"{path} is the log of another search: {other[0]} differs.", "Name another `output`.")
         if not text.endswith("\n"):  # an interruption left part of a line
             self._append("\n")
         kinds: tuple[type[Candidate] | type[Check], ...] = (Candidate, Check)
@@ -138,7 +144,7 @@ class Log:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(text)
             except OSError as error:
-                raise AtomhubError(f"Cannot write {self.path}: {error.strerror}.", "Name another --output.") from error
+                raise AtomhubError(f"Cannot write {self.path}: {error.strerror}.", "Name another `output`.") from error
 
 
 def plot(found: Search, path: str | Path) -> None:

@@ -153,7 +153,8 @@ _EXAMPLE = 'An example: network = "convnet", then a table [options] with width =
 class Trials:
     """Trains the networks of a search one after the other, under the same conditions.
 
-    ``log`` keeps results as they come: ``find(kind, spec)`` gives one or None, ``add(result)`` keeps one.
+    ``log`` keeps results as they come: ``find(kind, spec)`` gives one or None, ``add(result)`` keeps one. Once ``stop``
+    is true, KeyboardInterrupt ends the work after a network.
     """
 
     distilled: DistilledDataset
@@ -162,6 +163,7 @@ class Trials:
     seed: int
     log: Any
     progress: Progress | None
+    stop: Callable[[], bool] = lambda: False
 
     def rank(self, specs: Sequence[str], rules: Protocol) -> list[Candidate]:
         """Train networks on the distilled set, and return them by their accuracy on real training images."""
@@ -176,6 +178,8 @@ class Trials:
             found.append(one)
             if self.progress:
                 self.progress("candidates", done, len(specs))
+            if self.stop():
+                raise KeyboardInterrupt
         return sorted(found, key=lambda c: -c.accuracy)
 
     def check(self, ranked: Sequence[Candidate], count: int, epochs: int) -> list[Check]:
@@ -195,6 +199,8 @@ class Trials:
             checks.append(one)
             if self.progress:
                 self.progress("checks", done, len(spread))
+            if self.stop():
+                raise KeyboardInterrupt
         return checks
 
     def _run(

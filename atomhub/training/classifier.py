@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from atomhub import limits
 from atomhub.core.whitening import Normalization
+from atomhub.data.cache import open_picture
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
@@ -137,16 +139,42 @@ class Classifier:
         return PictureTransform(self.config.size, self.config.channels, self.normalization)
 
     @torch.no_grad()
-    def predict(self, image: Image.Image | str | Path) -> dict[str, float]:
-        """Return the probability of every class for a PIL image or the file of one, the likeliest first."""
-        from PIL import Image
+    def predict(self, image: Any) -> Any:
+        """Return the probability of every class for a picture, the likeliest first; for a list, a list of those.
 
-        if isinstance(image, str | Path):
-            with Image.open(image) as opened:
-                return self.predict(opened.copy())
+        Args:
+            image: A PIL image, the file of one, or an array or tensor of uint8 in 0..255: (H, W), (H, W, C) with C 1,
+                3 or 4, or (C, H, W) with C 1 or 3; or a list or tuple of such.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        if isinstance(image, list | tuple):
+            return [self.predict(one) for one in image]
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        found = logits(self.model.eval(), self.transform(image)[None].to(device))[0].float().softmax(0).cpu()
+        pixels = self.transform(_picture(image))[None].to(device)
+        found = logits(self.model.eval(), pixels)[0].float().softmax(0).cpu()
         return {self.class_names[k]: float(found[k]) for k in found.argsort(descending=True).tolist()}
+
+
+def _picture(image: Any) -> Image.Image:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | Path):
+        return open_picture(image)
+    array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise UsageError(
+            f"A picture cannot be {type(image).__name__} of {array.dtype} and shape {array.shape}.",
+            "Give a PIL image, a file, or uint8 in 0..255 of shape (H, W), (H, W, C) or (C, H, W).",
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def train_classifier(

@@ -34,7 +34,7 @@ def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: str | Path | RealData | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -58,6 +58,7 @@ def measure(
             results by rounding only.
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
         progress: Called after every network, or after those trained together.
+        stop: Asked then: if it is true, the result is that of the networks trained so far.
 
     Raises:
         UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
@@ -103,6 +104,8 @@ def measure(
                 trained += len(seeds)
                 if progress:
                     progress(kind, trained, runs * (1 + len(kinds)))
+                if stop():
+                    break
         return summary(found, time.perf_counter() - start)
 
     sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
@@ -111,11 +114,14 @@ def measure(
         "whole": lambda _: whole_real(distilled, real),
         "rounded": lambda _: (distilled.normalize(distilled.training_pixels(rounded=True)), targets),
     }
+    found = score("distilled", lambda _: (distilled.as_tensors()[0], targets))
+    baselines: dict[str, Score] = {}
+    for kind in kinds:
+        if not stop():
+            baselines[kind] = score(kind, sets[kind])
     return Measurement(
-        protocol=protocol, network=label, labels=labels,
-        score=score("distilled", lambda _: (distilled.as_tensors()[0], targets)),
-        baseline={kind: score(kind, sets[kind]) for kind in kinds}, seed=seed, test_images=len(test[1]),
-        device=describe_device(where),
+        protocol=protocol, network=label, labels=labels, score=found, baseline=baselines, seed=seed,
+        test_images=len(test[1]), device=describe_device(where),
     )  # fmt: skip
 
 
