@@ -1,4 +1,4 @@
-.PHONY: demo test lint check format hub clean
+.PHONY: demo test lint check format hub fuzz kills clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -35,3 +35,10 @@ hub: .venv/installed
 
 clean:
 	rm -rf .venv build dist *.egg-info
+
+# longer than in CI: mutated files, and kills at random moments
+fuzz: .venv/installed
+	$(BIN)/python tests/trust/fuzz.py $(or $(CASES),20000)
+
+kills: .venv/installed
+	ATOMHUB_KILLS=10 $(BIN)/python -m pytest tests/trust/test_kills.py

@@ -40,7 +40,7 @@ def heeded(what: str) -> Iterator[Callable[[], bool]]:
 
     def watch() -> None:  # Python's handlers wait for the operation that is running; this thread does not
         count = 0
-        with suppress(OSError):
+        with ours, suppress(OSError):
             while got := ours.recv(1):
                 count += got[0] in numbers
                 if got[0] in numbers and count == 1:

@@ -79,9 +79,10 @@ def distill(
             report_push(done, as_json=False)
     made = distilled.manifest.provenance
     if as_json:
-        print_json({"name": distilled.name, "path": str(distilled.path), "ipc": ipc,
-                    "classes": len(distilled.class_names), "recipe": made.method,
-                    "iterations": getattr(made.recipe, "iterations", None), "seconds": made.seconds} | ({"url": url} if url else {}))  # fmt: skip
+        report = {"name": distilled.name, "path": str(distilled.path), "ipc": ipc,
+                  "classes": len(distilled.class_names), "recipe": made.method,
+                  "iterations": getattr(made.recipe, "iterations", None), "seconds": made.seconds}  # fmt: skip
+        print_json(report | ({"url": url} if url else {}))
         return
     print_data(distilled.path)
     say(f"Saved {distilled.name}: {len(distilled)} images in {made.seconds:.0f} s. Measure it with: "

@@ -62,9 +62,7 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
             rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, measured, made])
         print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
         for run in unfinished():
-            say(
-                f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume continues it."
-            )
+            say(f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume goes on.")
     for error in bad:
         say(f"Skipped: {error.message}")
 
@@ -193,9 +191,10 @@ def remove(name: str, yes: bool) -> None:
 @options.yes
 @options.as_json
 def clean(only: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete what can be made again: decoded images, trained networks, unfinished runs, leftovers.
+    """Delete what can be made again.
 
-    Sets stay, and so do runs that go on. An unfinished run that is deleted cannot be continued.
+    That is decoded images, trained networks, checkpoints of runs, and leftovers of processes that were killed. Sets
+    stay, and so do runs that go on.
 
     \b
     Examples:

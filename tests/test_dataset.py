@@ -212,5 +212,5 @@ class TestFormation:
             atomhub.distill("digits", 1, overrides={"iterations": 1, **overrides})
 
     def test_every_view_needs_a_real_image(self):
-        with pytest.raises(AtomhubError, match=r"(?s)fewer than ipc 40 of 4 views.*--ipc 34"):
+        with pytest.raises(AtomhubError, match=r"(?s)fewer than ipc 40 of 4 views.*ipc=34"):
             atomhub.distill("digits", 40, overrides={"iterations": 1, "formation": 2})

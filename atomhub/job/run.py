@@ -98,7 +98,7 @@ def distill(
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
             identity = {"source": real.info.fingerprint, "ipc": ipc, "seed": seed}
             kept = Checkpoints(folder, identity | {"recipe": resolved.model_dump(mode="json")})
-        for path in (target, kept.folder if kept else None):
+        for path in (target, kept.folder if kept is not None else None):
             if path is not None and team.rank == 0:  # now, and not when the work is done
                 locks.enter_context(locked(path, wait=0, doing="distilling in"))
         begin = _begin(kept, resume, resolved.iterations)

@@ -272,7 +272,7 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(home):
     process = spawn("distill", "someone/pictures", "--ipc", "1", env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1"})
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "Error: The Hub cannot be reached to read 'someone/pictures'" in err
+    assert "Error: The Hub cannot be reached for someone/pictures" in err
     assert "Hint: Check the network." in err
 
 
@@ -370,7 +370,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_no_set(home, run, number):
     assert code == 2
     assert "There is an unfinished run" in err
     assert run(*arguments, "--resume")[0] == 0
-    assert not (home / "runs").exists()
+    assert not list((home / "runs").rglob("iteration-*"))
     resumed = atomhub.load("digits-ipc1").images
     assert run(*arguments, "--overwrite")[0] == 0
     assert (atomhub.load("digits-ipc1").images == resumed).all()

@@ -134,7 +134,7 @@ def test_work_in_pieces_gives_the_same_gradient(norm, statistics):
 
 
 def test_a_limit_too_small_names_one_that_fits():
-    with pytest.raises(AtomhubError, match=r"(?s)too small for one class of 2 images.*--memory .*GiB"):
+    with pytest.raises(AtomhubError, match=r"(?s)too small for one class of 2 images.*memory=.*GiB"):
         make_engine(options={"memory": 10_000})
     with pytest.raises(AtomhubError, match=r"(?s)too small for all 6 synthetic images.*norm=instance"):
         make_engine(norm="batch", options={"memory": 130_000})

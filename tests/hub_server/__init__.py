@@ -295,7 +295,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def described(self, name, found, commit):
         card = self.card(commit.files) if self.shows("cardData", "tags") else {}
-        tags = [t for t in card.get("tags") or []] + ([f"license:{card['license']}"] if "license" in card else [])
+        given = card.get("tags")
+        tags = (list(given) if isinstance(given, list) else []) + (
+            [f"license:{card['license']}"] if "license" in card else []
+        )
         described = {
             "id": name.removeprefix("models:"), "_id": "0", "sha": commit.oid,
             "siblings": [self.sibling(path, content) for path, content in commit.files.items()],
@@ -327,7 +330,9 @@ class Handler(BaseHTTPRequestHandler):
                 continue
             entry = self.described(name, repo, repo.commits[-1])
             wanted = set(self.query.get("filter", []))
-            if wanted <= set(entry["tags"]) and all(a == self.owner(name) for a in self.query.get("author", [])):
+            if wanted <= {t for t in entry["tags"] if isinstance(t, str)} and all(
+                a == self.owner(name) for a in self.query.get("author", [])
+            ):
                 found.append(entry)
         found.sort(key=lambda e: -e.get("downloads", 0))
         self.reply(200, found[: int(self.query.get("limit", ["1000"])[0])])

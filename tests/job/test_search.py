@@ -104,7 +104,7 @@ def test_the_log_of_another_search_is_left_alone(home, digits1, space, tmp_path)
     log = tmp_path / "results.jsonl"
     atomhub.search(digits1, space, 1, protocol="brief", log=log)
     before = log.read_text()
-    with pytest.raises(UsageError, match="(?s)is the log of another search: seed differs.*--output"):
+    with pytest.raises(UsageError, match="(?s)is the log of another search: seed differs.*output="):
         atomhub.search(digits1, space, 1, protocol="brief", log=log, seed=1)
     assert log.read_text() == before
     thesis = tmp_path / "thesis.txt"

@@ -507,5 +507,5 @@ def test_a_source_without_a_test_split_cannot_be_measured_on(home, photos):
     distilled = atomhub.distill(
         photos, 1, overrides={"iterations": 1, "width": 4}, train_split="train", test_fraction=0
     )
-    with pytest.raises(AtomhubError, match="(?s)has no test split.*--test-fraction"):
+    with pytest.raises(AtomhubError, match="(?s)has no test split.*test_fraction"):
         atomhub.evaluate(distilled, protocol="quick", runs=1)

@@ -1,0 +1,206 @@
+"""A person at the keyboard: Ctrl-C, options of a push, what is left and how to be rid of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+
+import atomhub
+from atomhub.cli.main import main
+from atomhub.errors import AtomhubWarning, SourceError, UsageError
+
+BRIEF = ("--set", "width=8", "--set", "real_batch=8")
+
+
+def run(capsys, *words):
+    """Run a command; return exit code, stdout and stderr."""
+    capsys.readouterr()
+    try:
+        main([str(word) for word in words])
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    return code, *capsys.readouterr()
+
+
+class TestCtrlC:
+    def started(self, code):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        return process
+
+    def test_it_is_answered_at_once_and_a_second_one_stops_an_operation_that_python_cannot(self):
+        process = self.started(
+            "import hashlib\nfrom atomhub.interrupts import heeded\n"
+            "with heeded('this iteration') as stop:\n"
+            "    print('ready', flush=True)\n"
+            "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "Stopping after this iteration; press Ctrl-C again to stop now.\n"
+        assert process.poll() is None
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert time.monotonic() - start < 2
+
+    def test_a_second_one_unwinds_where_python_can(self):
+        process = self.started(
+            "import time\nfrom atomhub.interrupts import heeded\n"
+            "try:\n    with heeded('this'):\n        print('ready', flush=True)\n        time.sleep(60)\n"
+            "except KeyboardInterrupt:\n    print('unwound')\n"
+        )
+        process.send_signal(signal.SIGINT)
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stdout.read() == "unwound\n"
+
+    @staticmethod
+    def press(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def test_a_measurement_keeps_the_networks_it_has(self, home, digits1):
+        digits1.save()
+        with pytest.warns(AtomhubWarning, match="result of the 1 networks trained so far is kept"):
+            with pytest.raises(KeyboardInterrupt):
+                atomhub.evaluate(atomhub.load("digits-ipc1"), "lenet", "quick", runs=4, together=1, progress=self.press)
+        (found,) = atomhub.load("digits-ipc1").manifest.results.measured
+        assert (found.score.runs, found.baseline) == (1, {})
+
+    def test_so_do_a_search_and_a_bank(self, home, digits1, tmp_path):
+        (tmp_path / "space.toml").write_text('network = "mlp"\n[options]\nwidth = [8, 9, 10]\n')
+        with pytest.raises(KeyboardInterrupt):
+            atomhub.search(digits1, tmp_path / "space.toml", log=tmp_path / "log", progress=self.press)
+        assert len((tmp_path / "log").read_text().splitlines()) == 2
+        fields = {"iterations": 1, "bank": 2, "bank_epochs": 1, "width": 4}
+        with (
+            pytest.warns(AtomhubWarning, match="1 of 2 networks are trained and kept"),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            atomhub.distill("digits", 1, overrides=fields, progress=self.press)
+        assert len(list((home / "banks").iterdir())) == 1
+
+    def test_a_stopped_run_says_one_thing(self, home, capsys):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "atomhub", "distill", "digits", "--ipc", "1", "--iterations", "100000", *BRIEF],
+            stderr=subprocess.PIPE, text=True, env=os.environ | {"ATOMHUB_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        time.sleep(9)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert "Stopping after this iteration" in err
+        assert "--resume continues from there" in err
+        assert "not kept" not in err
+        out = json.loads(run(capsys, "list", "--json")[1])
+        assert [(r["name"], r["iterations"]) for r in out["unfinished"]] == [("digits-ipc1", 100000)]
+        assert "Unfinished: digits-ipc1" in run(capsys, "list")[2]
+
+
+class TestResume:
+    def distil(self, iterations, **options):
+        fields = {"iterations": iterations, "width": 8, "real_batch": 8} | options.pop("fields", {})
+        return atomhub.distill("digits", 1, overrides=fields, save=True, overwrite=True, checkpoints=True, **options)
+
+    def test_a_finished_run_can_become_longer(self, home):
+        self.distil(5)
+        longer = self.distil(8, resume=True)
+        assert torch.equal(
+            longer.images, atomhub.distill("digits", 1, overrides={"iterations": 8, "width": 8, "real_batch": 8}).images
+        )
+        assert longer.manifest.provenance.history[-1][0] == 8
+
+    def test_or_it_is_said_why_not(self, home):
+        cosine = {"image_schedule": "cosine"}
+        self.distil(5, fields=cosine)
+        with pytest.raises(UsageError, match="cannot become one of 8: with image_schedule cosine"):
+            self.distil(8, resume=True, fields=cosine)
+        with pytest.raises(UsageError, match="has another recipe field"):
+            self.distil(8, resume=True)
+        self.distil(8, fields=cosine)  # another run, unasked to go on
+        with pytest.raises(UsageError, match="another recipe field 'iterations'|already"):
+            self.distil(3, resume=True, fields=cosine)
+
+
+class TestPush:
+    def test_distil_and_push_with_options_gives_one_json(self, home, hub, capsys, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        words = ["distill", "digits", "--ipc", 1, "--iterations", 2, *BRIEF, "--push", "alice/opts", "--private", "--tag", "v1",
+                 "--message", "hello", "--json"]  # fmt: skip
+        code, out, _ = run(capsys, *words)
+        assert code == 0
+        assert json.loads(out)["url"].endswith("alice/opts")
+        repo = hub.repos["alice/opts"]
+        assert (repo.private, repo.tags["v1"], repo.commits[-1].title) == (True, repo.commits[-1].oid, "hello")
+        code, _, err = run(capsys, "push", "digits-ipc1", "alice/opts", "--tag", "v2", "--tag", "v2")
+        assert "holds exactly this already: no new commit. Tagged v2." in err
+        assert "Tagged" not in run(capsys, "push", "digits-ipc1", "alice/opts", "--tag", "v2")[2]
+        code, _, err = run(capsys, "distill", "digits", "--ipc", 1, "--private")
+        assert (code, "--private is about the Hub: add --push." in err) == (2, True)
+
+
+class TestClean:
+    def test_it_lists_and_deletes_what_can_be_made_again(self, home, digits1, capsys):
+        digits1.save()
+        fields = {"iterations": 1, "bank": 1, "bank_epochs": 1, "width": 4}
+        atomhub.distill("digits", 1, overrides=fields, name="other", save=True, checkpoints=True)
+        found = json.loads(run(capsys, "clean", "--dry-run", "--json")[1])
+        assert sorted({thing["kind"] for thing in found["things"]}) == ["decoded", "networks", "runs"]
+        assert not found["deleted"]
+        assert found["size"] == sum(thing["size"] for thing in found["things"]) > 10_000
+        assert run(capsys, "clean", "--only", "decoded", "--yes")[0] == 0
+        assert not list((home / "real").glob("[!.]*"))
+        assert run(capsys, "clean", "--yes")[0] == 0
+        assert json.loads(run(capsys, "clean", "--dry-run", "--json")[1])["things"] == []
+        assert {"digits-ipc1", "other"} <= {p.name for p in (home / "sets").iterdir()}
+        assert atomhub.load("other").test_split()[1].shape == (360,)
+
+    def test_a_run_that_goes_on_stays(self, home, capsys):
+        from atomhub.files import locked
+
+        atomhub.distill("digits", 1, overrides={"iterations": 2}, save=True, checkpoints=True)
+        with locked(home / "runs" / "digits-ipc1", doing="distilling in"):
+            assert "Kept: Another process is distilling" in run(capsys, "clean", "--yes")[2]
+        assert (home / "runs" / "digits-ipc1").is_dir()
+
+
+def test_hints_name_arguments_in_python_and_flags_on_the_command_line(home, photos, capsys):
+    for path in (photos / "test").rglob("*.png"):
+        path.unlink()
+    import shutil
+
+    shutil.rmtree(photos / "test")
+    with pytest.raises(SourceError, match=r"Set some aside with test_fraction=0.2"):
+        atomhub.open_source(photos)
+    err = run(capsys, "distill", photos, "--ipc", 1)[2]
+    assert "Hint: Set some aside with --test-fraction 0.2, name a split with --test-split, or" in err
+
+
+def test_what_is_converted_is_a_warning_and_no_file_stays_open(home, photos):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        atomhub.open_source(photos, size=16)
+    assert [str(w.message) for w in said if w.category is AtomhubWarning] == ["Images 20x20 were resized to 16x16."]
+    assert [w for w in said if w.category is ResourceWarning] == []
+
+
+def test_a_row_without_a_label_says_so(home, photos, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    content = (photos / "train" / "cat" / "0.png").read_bytes()
+    rows = pa.table({"image": [{"bytes": content, "path": None}] * 6, "label": [0, 1, 0, 1, None, 0]})
+    (tmp_path / "t").mkdir()
+    parquet.write_table(rows, tmp_path / "t" / "train.parquet")
+    with pytest.raises(SourceError, match="Row 4 of the split 'train' has no label"):
+        atomhub.open_source(tmp_path / "t", test_fraction=0)
