@@ -36,9 +36,9 @@ def test_the_second_run_of_a_name_is_refused_before_its_work(home):
         assert together(distil) == [3]
     assert sorted(together(distil, distil)) == [0, 3]
     assert torch.equal(atomhub.load("digits-ipc1").images, atomhub.distill("digits", 1, overrides=BRIEF).images)
-    with locked(home / "runs" / "digits-ipc1", doing="distilling in"):
-        with pytest.raises(AtomhubError, match="Another process is distilling in .*digits-ipc1"):
-            distil(overwrite=True)
+    refused = pytest.raises(AtomhubError, match="Another process is distilling in .*digits-ipc1")
+    with locked(home / "runs" / "digits-ipc1", doing="distilling in"), refused:
+        distil(overwrite=True)
 
 
 def test_results_of_many_at_once_are_all_kept(home, digits1):

@@ -71,9 +71,9 @@ class TestCtrlC:
 
     def test_a_measurement_keeps_the_networks_it_has(self, home, digits1):
         digits1.save()
-        with pytest.warns(AtomhubWarning, match="result of the 1 networks trained so far is kept"):
-            with pytest.raises(KeyboardInterrupt):
-                atomhub.evaluate(atomhub.load("digits-ipc1"), "lenet", "quick", runs=4, together=1, progress=self.press)
+        said = pytest.warns(AtomhubWarning, match="result of the 1 networks trained so far is kept")
+        with said, pytest.raises(KeyboardInterrupt):
+            atomhub.evaluate(atomhub.load("digits-ipc1"), "lenet", "quick", runs=4, together=1, progress=self.press)
         (found,) = atomhub.load("digits-ipc1").manifest.results.measured
         assert (found.score.runs, found.baseline) == (1, {})
 
