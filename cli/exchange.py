@@ -43,7 +43,7 @@ def export_set(name: str, format_: Any, output: Path | None, overwrite: bool, as
 @click.option("--like", required=True, metavar="SOURCE",
               help="Real dataset that the images were distilled from, as for distill.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE",
-              help="File of the labels.  [default: labels*.pt beside images*.pt]")  # fmt: skip
+              help="File of the labels.  [default: *labels*.pt beside *images*.pt]")  # fmt: skip
 @click.option("--space", type=click.Choice(["auto", "pixels", "normalized", "zca"]), default="auto", show_default=True,
               help="Meaning of the numbers in the file.")  # fmt: skip
 @click.option("--formation", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",

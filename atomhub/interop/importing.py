@@ -46,8 +46,8 @@ def import_set(
     Args:
         file: The file, ``.pt`` or ``.pth``.
         like: The real dataset it was distilled from: what :func:`atomhub.open_source` understands.
-        labels: File of the labels; None: where the name of ``file`` begins with ``images``, the one that begins with
-            ``labels`` beside it.
+        labels: File of the labels; None: where the name of ``file`` has ``images`` in it, the one beside it that has
+            ``labels`` instead.
         space: What the numbers are: ``pixels`` in 0..1, ``normalized`` by mean and standard deviation, or ``zca``:
             whitened after that, which is undone with a whitening fit on the real training images; ``auto``: pixels if
             they lie within 0..1 (or nearly), else normalised. Images of whole numbers, uint8, are pixels in 0..255.
@@ -166,8 +166,8 @@ def _found(path: Path, content: Any, labels: Path | None) -> tuple[Literal["dc",
     elif isinstance(content, list | tuple) and len(content) == 2:
         layout, pair = "pair", content
     elif isinstance(content, Tensor):
-        beside = path.with_name("labels" + path.name.removeprefix("images"))
-        place = labels or (beside if path.name.startswith("images") else None)
+        beside = path.with_name(path.name.replace("images", "labels"))
+        place = labels or (beside if "images" in path.name else None)
         if place is None:
             raise NotFoundError(f"{path} holds images alone.", "Name the file of their labels: `labels`.")
         pair = (content, _load(place))
