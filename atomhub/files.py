@@ -1,6 +1,7 @@
 """Places, locks and atomic writes: a reader never meets half a file or half a folder, or anything but a file."""
 
 import errno
+import glob
 import hashlib
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from atomhub.errors import AtomhubError
+from atomhub.errors import AtomhubError, UsageError, first_line
 
 
 def home() -> Path:
@@ -40,6 +41,8 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         AtomhubError: the disk is full or not writable; nothing is left, and what was there stays.
     """
     temporary: Path | None = None
+    if target.is_symlink():  # where its owner wants it to lie
+        target = target.resolve()
     try:
         temporary = temporary_folder(target)
         yield temporary
@@ -47,13 +50,12 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         with locked(target):
             if target.exists() and (overwrite or not any(target.iterdir())):  # an empty folder is no folder to lose
                 old = temporary_folder(target)
-                target.rename(old / _OLD)
                 try:
+                    target.rename(old / _OLD)
                     temporary.rename(target)
-                except OSError:
-                    (old / _OLD).rename(target)
-                    raise
-                finally:
+                finally:  # whatever came in between, Ctrl-C as well
+                    if (old / _OLD).exists() and not target.exists():
+                        (old / _OLD).rename(target)
                     shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.rename(target)
@@ -65,7 +67,19 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 _OLD = "old"
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _where() -> str:
+    """Return what tells a machine, its start and a container apart: process numbers mean something there alone."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+
+
+_HOST = _where()
+_DAY = 24 * 3600
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.[^.]+")
 
 
@@ -82,11 +96,21 @@ def temporary_folder(target: Path) -> Path:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files and folders of dead processes of this machine in a folder."""
+    """Return the temporary files and folders of dead processes in a folder; those of elsewhere after a day."""
     with suppress(OSError):
         found = [(p, _TEMPORARY.fullmatch(p.name)) for p in folder.iterdir()]
-        return [p for p, match in found if match and match["host"] == _HOST and not _alive(int(match["pid"]), p)]
+        return [p for p, match in found if match and not _alive(match["host"], int(match["pid"]), p)]
     return []
+
+
+def put_back(target: Path) -> None:
+    """Put back what a process was about to replace when it was killed; the lock tells that none is at it."""
+    pattern = f".{glob.escape(target.name)}.*/{_OLD}"
+    if not target.exists() and any(target.parent.glob(pattern)):
+        with locked(target):
+            for old in target.parent.glob(pattern):
+                with suppress(OSError):
+                    old.rename(target)  # refused where there is one by now
 
 
 def sweep(folder: Path) -> None:
@@ -94,7 +118,7 @@ def sweep(folder: Path) -> None:
     for path in leftovers(folder):
         match = _TEMPORARY.fullmatch(path.name)
         with suppress(OSError):
-            if match and (path / _OLD).is_dir():
+            if match and (path / _OLD).exists():
                 (path / _OLD).rename(folder / match["target"])  # refused where there is a new one
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -103,11 +127,11 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _alive(pid: int, path: Path) -> bool:
+def _alive(host: str, pid: int, path: Path) -> bool:
     """Whether a process may still be at work on a temporary path."""
-    if os.name == "nt":  # where signal 0 is no question
+    if host != _HOST or os.name == "nt":  # where signal 0 is no question
         with suppress(OSError):
-            return time.time() - path.stat().st_mtime < 24 * 3600
+            return time.time() - path.stat().st_mtime < _DAY
         return True
     try:
         os.kill(pid, 0)
@@ -132,7 +156,7 @@ def locked(target: Path, wait: float = 60.0, doing: str = "writing to") -> Itera
     Raises:
         AtomhubError: another process holds it.
     """
-    key = f"{doing} {target.absolute().parent.resolve() / target.name}"
+    key = f"{doing} {target.resolve()}"
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', target.name)[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock"
     places = (home() / "locks", Path(tempfile.gettempdir()) / f"atomhub-locks-{getattr(os, 'getuid', int)()}")
     for last, place in enumerate(places):
@@ -152,6 +176,26 @@ def locked(target: Path, wait: float = 60.0, doing: str = "writing to") -> Itera
         yield
     finally:
         lock.release()
+
+
+def user_path(name: str | Path) -> Path:
+    """Return what somebody typed as a path; UsageError for what cannot be one."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+        return path
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UsageError(f"{str(name)!r} cannot be a path or a name: {reason}.") from None
+
+
+def snapshot_of(folder: Path) -> Path | None:
+    """Return a repository's folder in huggingface_hub's cache, if ``folder`` is a snapshot there: those have links."""
+    from huggingface_hub import constants
+
+    parents = folder.resolve().parents
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    return parents[1] if len(parents) > 2 and parents[0].name == "snapshots" and parents[2] == cache else None
 
 
 def open_regular(path: Path, inside: Path | None = None) -> BinaryIO:
@@ -237,6 +281,8 @@ def replace_file(target: Path, content: bytes) -> None:
 
 def cannot_write(target: Path, error: OSError) -> AtomhubError:
     """Return the error that says why a path cannot be written."""
+    if error.errno == errno.ENOTEMPTY:
+        return AtomhubError(f"{target} exists by now.", "Choose another name or `overwrite=True`.")
     blocked = isinstance(error, FileExistsError | NotADirectoryError)
     reason = "part of the path is a file" if blocked else error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -29,7 +29,8 @@ def heeded(what: str) -> Iterator[Callable[[], bool]]:
         return
     came: list[int] = []
     over = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    # what is ignored, as in the background of a script, stays so
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
 

@@ -1,6 +1,7 @@
 """What files of strangers may say: every bound in one place, each checked before anything is allocated by it."""
 
 import json
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -63,7 +64,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: it is not JSON in UTF-8, has numbers that JSON has not, text that is not Unicode, or is too deep.
     """
     try:
-        data = json.loads(content.decode(), parse_constant=_no_constant)
+        data = json.loads(content.decode(), parse_constant=_no_constant, parse_float=_finite)
         json.dumps(data, ensure_ascii=False).encode()  # lone surrogates
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -73,6 +74,12 @@ def parse_json(content: bytes) -> Any:
         if depth > DEPTH:
             raise ValueError("it is nested too deeply")
     return data
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _no_constant(name: str) -> None:

@@ -107,6 +107,11 @@ def call_hub(work: Callable[[], T], what: str, token: str | None, account: str |
         try:
             return work()
         except Exception as error:
+            if isinstance(error, ValueError | TypeError | LookupError | AttributeError) and not _expected(error):
+                why = f"The answer for {what} cannot be understood ({type(error).__name__})"
+                raise Unreachable(
+                    f"{why}: is it the Hub that answers?", "Check the network and HF_ENDPOINT."
+                ) from error
             if not _expected(error):
                 raise
             over = attempt + 1 == _TRIES or time.monotonic() - start > _LONG

@@ -177,7 +177,9 @@ def _load(rows: Rows, i: int) -> Image.Image:
 def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     reason = "not an image" if "cannot identify" in str(error) else reason
-    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", "Leave such images out with `skip_unreadable=True`.")
+    copy = "Copy what links lead to into the folder. " * ("is a link" in reason)
+    hint = f"{copy}Leave such images out with `skip_unreadable=True`."
+    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", hint)
 
 
 def _has_alpha(image: Image.Image) -> bool:

@@ -13,6 +13,7 @@ from atomhub.data.cache import SMALLEST
 from atomhub.data.real import SourceOptions, decoded_before
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
 from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, SourceError, UsageError, closest
+from atomhub.files import snapshot_of, user_path
 from atomhub.requests import call_hub
 
 
@@ -80,7 +81,7 @@ def locate(source: str, options: SourceOptions) -> Place:
         source.encode()
     except UnicodeEncodeError:
         raise UsageError(f"The name {source!r} is not UTF-8 text.", "Rename the folder.") from None
-    path = Path(source).expanduser()
+    path = user_path(source)
     if named := locate_named(source, options):
         return named
     if path.exists():
@@ -115,7 +116,7 @@ def _locate_folder(name: str, path: Path, alias: Alias) -> Place:
 
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
     tables = [p for p in found if p.suffix == ".parquet"]
-    root = path if path.is_dir() else path.parent
+    root = snapshot_of(path if path.is_dir() else path.parent) or (path if path.is_dir() else path.parent)
     if out := next((p for p in tables if not p.resolve().is_relative_to(root.resolve())), None):
         raise SourceError(f"{out} is a link that leads out of its folder, and is not read.", "Copy the file there.")
     stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]]

@@ -62,7 +62,7 @@ def search(
     asked |= {"author": author} if author else {}
     address = f"{constants.ENDPOINT}/api/datasets"
     # the JSON as it is: huggingface_hub's own reading fails for all where one card is odd
-    found = call_hub(lambda: list(islice(paginate(address, asked, headers), _MOST)), "the Hub", token)
+    found = call_hub(lambda: [dict(e) for e in islice(paginate(address, asked, headers), _MOST)], "the Hub", token)
     listed = [item for entry in found if (item := _listed(entry))]
     keys: dict[str, Callable[[Listed], Any]] = {
         "accuracy": lambda item: (item.claim or {}).get("mean", -1.0),

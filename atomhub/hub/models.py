@@ -14,7 +14,7 @@ from safetensors.torch import save
 from atomhub import limits
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.errors import IntegrityError, NotFoundError, UsageError, first_line
-from atomhub.files import check_target, new_folder, open_regular, read_regular
+from atomhub.files import check_target, new_folder, open_regular, read_regular, snapshot_of, user_path
 from atomhub.hub.pull import download, split_name
 from atomhub.hub.push import check_account, publish
 from atomhub.storage import cards
@@ -65,7 +65,7 @@ def read(folder: Path) -> Classifier:
         IntegrityError: the files do not fit each other, or cannot be read.
         UsageError: the network is not one that atomhub can build.
     """
-    root = folder.parents[1] if folder.parent.name == "snapshots" else folder  # huggingface_hub's cache has links
+    root = snapshot_of(folder) or folder
     try:
         config = ModelConfig.model_validate(limits.parse_json(read_regular(folder / CONFIG, limits.MANIFEST, root)))
         with open_regular(folder / WEIGHTS, root) as file:
@@ -98,7 +98,10 @@ def read(folder: Path) -> Classifier:
         model.load_state_dict(tensors)
     except UsageError:
         raise
-    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+    except (
+        SafetensorError, RuntimeError, LookupError, ValueError, TypeError, OSError, AssertionError, ArithmeticError,
+        AttributeError,
+    ) as error:  # fmt: skip
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise IntegrityError(
             f"{folder / WEIGHTS} does not hold the weights of {config.network}: {reason}.", "Get a fresh copy."
@@ -126,7 +129,7 @@ def load_model(repo_or_dir: str | Path, revision: str | None = None, token: str 
         IntegrityError: the files do not fit each other.
         AtomhubError: the Hub cannot be reached.
     """
-    folder = Path(repo_or_dir).expanduser()
+    folder = user_path(repo_or_dir)
     if folder.is_dir():
         return read(folder)
     if isinstance(repo_or_dir, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", repo_or_dir):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import CacheNotFound, LocalEntryNotFoundError
+from huggingface_hub.errors import CacheNotFound, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
@@ -158,7 +158,7 @@ def _downloaded(
 ) -> Path:
     """Return the folder of a revision in huggingface_hub's cache; NotFoundError if not all of it was downloaded."""
     get = partial(snapshot_download, repo, repo_type=kind, revision=revision, allow_patterns=list(first))
-    with suppress(LocalEntryNotFoundError):
+    with suppress(LocalEntryNotFoundError, HFValidationError):
         folder = Path(get(local_files_only=True))
         if all((folder / path).exists() for path in first) and all((folder / path).exists() for path in more(folder)):
             return folder
@@ -170,6 +170,9 @@ def _downloaded(
 def split_name(name: str, revision: str | None) -> tuple[str, str | None]:
     """Return repository and revision of ``user/name@revision``; NotFoundError for a bare name without a namespace."""
     repo, _, given = name.partition("@")
+    for text in (given, revision or ""):
+        if text.startswith("/") or ".." in text.split("/"):
+            raise UsageError(f"{text!r} cannot be a revision.", "Branches, tags and commits are revisions.")
     if given and revision and given != revision:
         raise UsageError(f"{name!r} names the revision {given!r}, and {revision!r} was asked for.", "Give one of them.")
     if "/" not in repo:

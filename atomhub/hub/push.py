@@ -63,6 +63,8 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         manifest = whole.manifest
         own = format_v1.read_card(folder)
         files = {path: _content(folder, path) for path in (*manifest.files, format_v1.MANIFEST)}
+        if any(hashlib.sha256(files[path]).hexdigest() != file.sha256 for path, file in manifest.files.items()):
+            raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
         "dataset", manifest.name, files, format_v1.MANIFEST, partial(cards.merged, own, manifest), repo_id,
         stale=format_v1.OPTIONAL, **options,

@@ -22,7 +22,7 @@ from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, IntegrityError, NotFoundError, UsageError, check_whole, first_line
-from atomhub.files import read_regular
+from atomhub.files import read_regular, user_path
 from atomhub.manifest import Format, Manifest, check_name
 from atomhub.provenance import Imported, Provenance
 from atomhub.results import Results
@@ -66,7 +66,7 @@ def import_set(
         raise UsageError(f"The space cannot be {space!r}.", "Use auto, pixels, normalized or zca.")
     check_whole("The formation", formation, 1, 64)
     find_network(network, InputSpec(3, 10, 32), tried=False)  # a wrong name is reported before the work
-    path = Path(file).expanduser()
+    path = user_path(file)
     content = _load(path)
     layout, images, targets = _found(path, content, None if labels is None else Path(labels).expanduser())
     real = like if isinstance(like, RealData) else open_source(like, **options)
@@ -186,7 +186,12 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
     info, classes = real.info, len(real.class_names)
     shape = (info.channels, info.size, info.size)
     for what, tensor in (("images", images), ("labels", labels)):
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        plain = (
+            not tensor.is_nested
+            and tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+        )
         # a view of one number can claim to be of any size
         if (
             not plain
@@ -201,11 +206,7 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
             f"{path} has images of shape {tuple(images.shape)}, and {info.id} ones of {shape}.",
             "Name the source it was distilled from: `like`.",
         )
-    if labels.ndim == 2 and labels.shape == (len(images), classes):
-        labels = labels.argmax(1)
-        warnings.warn("The labels are soft: the class they say is taken.", AtomhubWarning, stacklevel=3)
-    if labels.is_floating_point() and labels.isfinite().all() and (labels == labels.round()).all():
-        labels = labels.long()  # DataDAM publishes class numbers in float32
+    labels = _numbered(labels, (len(images), classes))
     whole = labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     if labels.ndim != 1 or len(labels) != len(images) or not whole:
         raise UsageError(
@@ -224,6 +225,17 @@ def _fitted(path: Path, images: Tensor, labels: Tensor, real: RealData, formatio
     if formation > info.size // 2:
         raise UsageError(f"The formation cannot be {formation}: use 1 to {info.size // 2}.")
     return images, labels.argsort(stable=True), int(counts[0])
+
+
+def _numbered(labels: Tensor, soft: tuple[int, int]) -> Tensor:
+    """Return labels as class numbers where they are those in floating point, or probabilities of shape ``soft``."""
+    if labels.is_floating_point():
+        labels = labels.float()
+    if labels.shape == soft:
+        labels = labels.argmax(1)
+        warnings.warn("The labels are soft: the class they say is taken.", AtomhubWarning, stacklevel=4)
+    whole = labels.is_floating_point() and bool(labels.isfinite().all() and (labels == labels.round()).all())
+    return labels.long() if whole else labels  # DataDAM publishes class numbers in float32
 
 
 def _guessed(images: Tensor) -> Literal["pixels", "normalized"]:

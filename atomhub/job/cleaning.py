@@ -10,7 +10,7 @@ from typing import Literal
 
 from atomhub.data.real import kept_folder, kept_metas
 from atomhub.errors import AtomhubError
-from atomhub.files import home, leftovers, locked
+from atomhub.files import home, leftovers, locked, sweep
 from atomhub.job.checkpoints import RECORD, clear
 from atomhub.storage import store
 
@@ -62,7 +62,8 @@ def kept() -> list[Kept]:
     names = {folder: meta.info.id for folder, meta in kept_metas()}
     decoded = [Kept("decoded", names.get(p, p.name), p, _size(p)) for p in sorted(_inside(kept_folder()))]
     networks = [Kept("networks", p.stem, p, _size(p)) for p in sorted((home() / "banks").glob("[!.]*.safetensors"))]
-    runs = [Kept("runs", p.name, p, _size(p)) for p in sorted(_inside(home() / "runs"))]
+    open_ = {run.path: f"{run.name}, unfinished: {run.iteration} of {run.iterations}" for run in unfinished()}
+    runs = [Kept("runs", open_.get(p, p.name), p, _size(p)) for p in sorted(_inside(home() / "runs"))]
     places = [store.sets(), kept_folder(), home() / "banks", home() / "runs", *_inside(home() / "runs")]
     dead = [Kept("leftovers", p.name, p, _size(p)) for place in places for p in leftovers(place)]
     return [*decoded, *networks, *runs, *dead]
@@ -76,6 +77,8 @@ def clean(things: Iterable[Kept]) -> list[AtomhubError]:
             if thing.kind == "runs":
                 with locked(thing.path, wait=0, doing="distilling in"):
                     clear(thing.path)
+            elif thing.kind == "leftovers":
+                sweep(thing.path.parent)  # which knows what has to be put back
             elif thing.path.is_dir() and not thing.path.is_symlink():
                 shutil.rmtree(thing.path)
             else:

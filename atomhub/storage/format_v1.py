@@ -27,7 +27,7 @@ from atomhub import limits
 from atomhub.core.whitening import Whitening
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
-from atomhub.files import check_target, locked, new_folder, open_regular, quiet_datasets, replace_file
+from atomhub.files import check_target, locked, new_folder, open_regular, quiet_datasets, replace_file, snapshot_of
 from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
 from atomhub.storage import cards
@@ -59,14 +59,14 @@ def largest(path: str, form: Format) -> int:
     images, *shape = form.shape
     numbers, classes = math.prod(shape), len(form.class_names)
     if path == WHITENING:
-        return 4 * numbers * (numbers + 1) + 2**20
+        return min(4 * numbers * (numbers + 1) + 2**20, limits.WEIGHTS)
     if path == TENSORS:
         soft = 2 * classes * form.views_per_image
-        return form.bytes + images * (8 + soft) + 2**20
+        return min(form.bytes + images * (8 + soft), limits.IMAGES) + 2**20
     if path in (PARQUET, VIEWS):
         rows = images * (form.views_per_image if path == VIEWS else 1)
-        return rows * (2 * numbers + 1024) + _largest_footer(form)
-    return 2 * images * numbers + 2**24
+        return min(rows * (2 * numbers + 1024), limits.IMAGES) + _largest_footer(form)
+    return min(2 * images * numbers + 2**24, limits.PICTURE)
 
 
 def _largest_footer(form: Format) -> int:
@@ -80,10 +80,10 @@ def open_file(folder: Path, name: str) -> BinaryIO:
     Raises:
         OSError: it is not there, or something else.
     """
-    snapshot = folder.parent.name == "snapshots"
-    if not snapshot and (folder / name).resolve() != folder.resolve() / name:
+    root = snapshot_of(folder)
+    if root is None and (folder / name).resolve() != folder.resolve() / name:
         raise OSError(errno.EPERM, "it is a link", str(folder / name))
-    return open_regular(folder / name, folder.parents[1] if snapshot else folder)
+    return open_regular(folder / name, root or folder)
 
 
 def read_card(folder: Path) -> str | None:
@@ -197,7 +197,14 @@ def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
             raise AtomhubError(f"Another set lies in {folder} by now.", "Load and evaluate it anew.")
         manifest = manifest.with_result(result)
         # the JSON as it was, so that its digest stays whatever version wrote it
-        replace_file(folder / MANIFEST, _as_json(data | manifest.model_dump(mode="json", include={"results"})))
+        content = _as_json(data | manifest.model_dump(mode="json", include={"results"}))
+        try:  # never what could not be read again
+            if len(content) > limits.MANIFEST:
+                raise ValueError(f"it would have more than {limits.MANIFEST} bytes")
+            _validated(limits.parse_json(content), folder)
+        except (ValueError, IntegrityError) as error:
+            raise AtomhubError(f"{folder / MANIFEST} has no room for another result: {first_line(error)}.") from None
+        replace_file(folder / MANIFEST, content)
         try:
             fresh = cards.dataset_card(manifest)
             old = read_card(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, closest
-from atomhub.files import cannot_write, home, locked, sweep, temporary_folder
+from atomhub.files import cannot_write, home, locked, put_back, temporary_folder, user_path
 from atomhub.manifest import Manifest, check_name
 from atomhub.storage import format_v1
 
@@ -31,15 +31,13 @@ def save(distilled: DistilledDataset, folder: str | Path | None = None, overwrit
 
 def find(name_or_path: str | Path) -> Path | None:
     """Return the folder of a set on this machine: a path that exists, else a name in the store, else a starter set."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = str(name_or_path), user_path(name_or_path)
     marked = (path / format_v1.MANIFEST).exists()
     if path.is_dir() and (isinstance(name_or_path, Path) or marked or os.sep in str(path)):
         return path
     if name != Path(name).name:
         return None
-    if (sets() / name).parent.is_dir() and not (sets() / name / format_v1.MANIFEST).exists():
-        with locked(sets() / name):  # it may be about to take the place of another
-            sweep(sets())
+    put_back(sets() / name)
     return next((root / name for root in (sets(), STARTER) if (root / name / format_v1.MANIFEST).exists()), None)
 
 

@@ -70,6 +70,14 @@ class TestLeaks:
             push(saved, "alice/leak-extra")
         assert not any(SECRET.encode() in c for r in hub.repos.values() for m in r.commits for c in m.files.values())
 
+    def test_nor_from_a_folder_that_is_called_like_the_cache_s(self, digits1, tmp_path):
+        (tmp_path / "id").write_text(SECRET)
+        one = digits1.save(tmp_path / "x" / "snapshots" / "evil")
+        (one.path / "README.md").unlink()
+        (one.path / "README.md").symlink_to(tmp_path / "id")
+        with pytest.raises(IntegrityError, match="it is a link"):
+            format_v1.read_card(one.path)
+
     def test_nor_is_a_folder_that_is_a_link(self, saved, tmp_path):
         (saved.path / "data").rename(tmp_path / "elsewhere")
         (saved.path / "data").symlink_to(tmp_path / "elsewhere")
@@ -307,6 +315,66 @@ class TestHub:
         assert found["bob/odd-2"].source.isprintable()
 
 
+class TestKept:
+    def test_a_result_that_could_not_be_read_again_is_not_written(self, saved):
+        data = json.loads((saved.path / "manifest.json").read_text())
+        (saved.path / "manifest.json").write_text(json.dumps(data)[:-1] + ', "x": 1e999}')
+        with pytest.raises(IntegrityError, match="1e999 is too large a number"):
+            atomhub.load(saved.path)
+        one = {"protocol": "dm", "score": {"mean": 1, "std": 1, "runs": 9, "accuracies": [], "seconds": 1}, "seed": 0,
+               "test_images": 1, "device": "x"}  # fmt: skip
+        data["results"]["measured"] = [one | {"network": f"n{i}"} for i in range(limits.RESULTS)]
+        (saved.path / "manifest.json").write_text(json.dumps(data))
+        full = atomhub.load(saved.path)
+        with pytest.warns(AtomhubWarning, match="has no room for another result"):
+            atomhub.evaluate(full, "mlp", "quick", runs=1, baseline=None)
+        assert len(atomhub.load(saved.path).manifest.results.measured) == limits.RESULTS
+
+    def test_ctrl_c_while_a_set_is_replaced_keeps_the_old_one(self, home, digits1, monkeypatch):
+        digits1.save()
+        rename = Path.rename
+
+        def interrupted(self, target):
+            if self.name.startswith(".digits-ipc1.") and Path(target).name == "digits-ipc1":
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            digits1.save(overwrite=True)
+        monkeypatch.undo()
+        assert [p.name for p in (home / "sets").glob("digits*")] == ["digits-ipc1"]
+
+    def test_clean_puts_back_what_was_being_replaced_wherever_the_process_was(self, home, digits1):
+        from atomhub import files
+        from atomhub.job import cleaning
+
+        digits1.save()
+        for host, pid in (("0" * 8, 1), (files._HOST, 2**22 + 1)):
+            one = home / "sets" / f".digits-ipc1.{host}-{pid}.abc"
+            one.mkdir()
+            (home / "sets" / "digits-ipc1").rename(one / "old")
+            cleaning.clean(cleaning.kept())
+            assert torch.equal(atomhub.load("digits-ipc1").images, digits1.images)
+
+    @pytest.mark.parametrize(
+        "name", ["~nosuchuser/x", "x" * 300, "a/b" + "\0", "-a/b", "a--b/c", "a/" + "b" * 200, "a/b@../../x"]
+    )
+    def test_names_that_cannot_be(self, home, hub, name):
+        for work in (atomhub.load, atomhub.load_model, atomhub.open_source, lambda n: import_set(n, "digits")):
+            with pytest.raises(AtomhubError):
+                work(name)
+
+    def test_an_answer_of_somebody_else_than_the_hub_is_a_sentence(self, hub, writer, saved):
+        push(saved, "alice/portal")
+        for status, path in ((200, "/api/"), (200, "/api/datasets")):
+            hub.faults.append(Fault("GET", path, times=20, status=status))
+            for work in (lambda: atomhub.load("alice/portal"), search, lambda: push(saved, "alice/x")):
+                with pytest.raises(AtomhubError, match="cannot be understood|is not|reached|gated|may not|You are"):
+                    work()
+            hub.faults.clear()
+
+
 class TestText:
     STEER = "\x1b[31m\x9b2J\u202etxt\u2066\r\n\x00"
 
@@ -410,6 +478,7 @@ class TestCache:
         mine = home / "sets" / f".mine.{files._HOST}-{os.getpid()}.abc"
         mine.mkdir()
         assert torch.equal(atomhub.load("digits-ipc1").images, digits1.images)
+        digits1.save(overwrite=True)
         assert sorted(p.name for p in (home / "sets").iterdir()) == [mine.name, "digits-ipc1"]
 
 
