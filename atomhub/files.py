@@ -288,20 +288,3 @@ def cannot_write(target: Path, error: OSError) -> AtomhubError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     way_out = "Free some space" if full else "Change its permissions"
     return AtomhubError(f"Cannot write {target}: {reason}.", f"{way_out}, or name another folder (ATOMHUB_HOME).")
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the progress bars and log lines of ``datasets`` off for local work that takes no time."""
-    import datasets
-
-    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    if shown:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if shown:
-            datasets.enable_progress_bars()

@@ -29,7 +29,7 @@ _most: ContextVar[int | None] = ContextVar("most", default=None)
 
 def _client() -> Any:
     """Return huggingface_hub's client, which does not wait for ever, nor take any length of answer."""
-    client: Any = clients.default_client_factory()
+    client: Any = _before()
     hooks = client.event_hooks
     client.event_hooks = {"request": [*hooks["request"], _impatient], "response": [*hooks["response"], _bounded]}
     return client
@@ -69,6 +69,7 @@ def _bounded(response: Any) -> None:
     response.stream = Counted()
 
 
+_before = getattr(clients, "_GLOBAL_CLIENT_FACTORY", clients.default_client_factory)  # perhaps one with a proxy
 set_client_factory(_client)
 
 

@@ -125,12 +125,12 @@ def verify(name: str, runs: int | None, device: str, source: str | None, yes: bo
     """
     import atomhub
     from atomhub.requests import progress_bars
-    from atomhub.storage import format_v1
+    from atomhub.storage.parquet import check_parquet
 
     with progress_bars(watched(as_json)):
         distilled = atomhub.load(name)
     if distilled.path is not None:
-        format_v1.check_parquet(distilled, distilled.path)
+        check_parquet(distilled, distilled.path)
     say(f"{name}: the files are intact, and the parquet holds the tensors.")
     source = fetched(distilled, source, yes)
     with Steps(f"Verifying {distilled.name}", quiet=as_json, unit="networks") as steps:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, UsageError
 from atomhub.storage import format_v1
+from atomhub.storage.parquet import check_parquet
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -160,7 +161,7 @@ class TestFormation:
         again = atomhub.load("views2")
         assert torch.equal(again.images, views2.images)
         assert (again.manifest.format.formation, again.manifest.format.ipc) == (2, 1)
-        format_v1.check_parquet(again, saved.path)
+        check_parquet(again, saved.path)
         card = (saved.path / "README.md").read_text()
         assert "Each image holds 2x2 views" in card
         rows = load_dataset(str(saved.path))
@@ -197,7 +198,7 @@ class TestFormation:
         with pytest.raises(IntegrityError, match="views-00000.* is not the file its manifest describes"):
             atomhub.load(saved.path)
         with pytest.raises(IntegrityError, match="does not hold the images and classes"):
-            format_v1.check_parquet(views2, saved.path)
+            check_parquet(views2, saved.path)
 
     @pytest.mark.parametrize(
         ("overrides", "message"),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables
+from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, quiet_datasets, tables
 from atomhub.errors import SourceError, first_line
-from atomhub.files import quiet_datasets, read_regular
+from atomhub.files import read_regular
 from atomhub.limits import PICTURE
 
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))

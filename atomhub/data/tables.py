@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,20 @@ def pick(given: str | None, usual: tuple[str, ...], found: Mapping[str, Any], wh
             raise UsageError(f"There is no {what} {given!r}: found {', '.join(found) or 'none'}.")
         return given
     return next((name for word in usual for name in found if name.lower() == word), None)
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the progress bars and log lines of ``datasets`` off for local work that takes no time."""
+    import datasets
+
+    shown, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()

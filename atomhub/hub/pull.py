@@ -22,6 +22,7 @@ from atomhub.hub.push import Kind
 from atomhub.manifest import Manifest
 from atomhub.requests import Unreachable, at_most, call_hub
 from atomhub.storage import format_v1
+from atomhub.storage.parquet import check_parquet
 
 _FILES = 10_000
 """Most files of a repository that are looked at."""
@@ -50,7 +51,7 @@ def pull(
 
     def read(folder: Path) -> DistilledDataset:
         found = format_v1.read(folder)
-        format_v1.check_parquet(found, folder)
+        check_parquet(found, folder)
         return found
 
     found = download(

@@ -16,6 +16,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, UsageError
 from atomhub.requests import at_most, call_hub
 from atomhub.storage import cards, format_v1
+from atomhub.storage.parquet import check_parquet
 
 Kind = Literal["dataset", "model"]
 
@@ -59,7 +60,7 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
             distilled = format_v1.write(distilled, Path(temporary) / distilled.name)
         folder = Path(str(distilled.path))
         whole = format_v1.read(folder)  # nothing broken is published
-        format_v1.check_parquet(whole, folder)
+        check_parquet(whole, folder)
         manifest = whole.manifest
         own = format_v1.read_card(folder)
         files = {path: _content(folder, path) for path in (*manifest.files, format_v1.MANIFEST)}

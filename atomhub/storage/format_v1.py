@@ -5,7 +5,6 @@ Described in ``docs/format.md`` for readers in other languages.
 
 import errno
 import hashlib
-import io
 import json
 import math
 import os
@@ -16,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -25,9 +23,10 @@ from torch import Tensor
 
 from atomhub import limits
 from atomhub.core.whitening import Whitening
+from atomhub.data.tables import quiet_datasets
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
-from atomhub.files import check_target, locked, new_folder, open_regular, quiet_datasets, replace_file, snapshot_of
+from atomhub.files import check_target, locked, new_folder, open_regular, replace_file, snapshot_of
 from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
 from atomhub.storage import cards
@@ -46,7 +45,7 @@ _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 OPTIONAL = (VIEWS, WHITENING, CURVE)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
-_RESTORE = "Distil the set again, or get a fresh copy."
+RESTORE = "Distil the set again, or get a fresh copy."
 
 
 def required(form: Format) -> tuple[str, ...]:
@@ -65,11 +64,11 @@ def largest(path: str, form: Format) -> int:
         return min(form.bytes + images * (8 + soft), limits.IMAGES) + 2**20
     if path in (PARQUET, VIEWS):
         rows = images * (form.views_per_image if path == VIEWS else 1)
-        return min(rows * (2 * numbers + 1024), limits.IMAGES) + _largest_footer(form)
+        return min(rows * (2 * numbers + 1024), limits.IMAGES) + largest_footer(form)
     return min(2 * images * numbers + 2**24, limits.PICTURE)
 
 
-def _largest_footer(form: Format) -> int:
+def largest_footer(form: Format) -> int:
     """Return the most bytes of a parquet's footer, which has the class names twice, escaped or as Base64."""
     return 2**20 + 32 * sum(len(name) + 8 for name in form.class_names)
 
@@ -166,9 +165,9 @@ def _read(folder: Path) -> DistilledDataset:
         try:
             found = _described(folder, name, expected.size)
         except OSError as error:
-            raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", _RESTORE) from error
+            raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", RESTORE) from error
         if found != expected:
-            raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", _RESTORE)
+            raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", RESTORE)
     images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest.format, digest(data))
     whitening = _read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
     return DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
@@ -214,90 +213,6 @@ def add_result(folder: Path, measured: Manifest, result: Measurement) -> None:
             warnings.warn(note, AtomhubWarning, stacklevel=4)
 
 
-def check_parquet(distilled: DistilledDataset, folder: Path) -> None:
-    """Check that the parquet holds the images, labels and class names of the tensors; IntegrityError otherwise.
-
-    Its digest says that it is the publisher's; this, that those who load it without atomhub get the same set.
-    """
-    _check_table(folder, PARQUET, distilled, distilled.pictures(stored=True), distilled.labels)
-    if distilled.manifest.format.formation > 1:
-        _check_table(folder, VIEWS, distilled, distilled.pictures(), distilled.training_labels())
-
-
-def _check_table(
-    folder: Path, name: str, distilled: DistilledDataset, pictures: list[Any], labels: torch.Tensor
-) -> None:
-    form = distilled.manifest.format
-    slack = (
-        0 if name == PARQUET else 1
-    )  # views are enlarged in floating point, which another processor rounds otherwise
-    try:
-        with open_file(folder, name) as content:
-            table = _opened_table(content, form, len(labels), largest(name, form))
-            row = 0
-            # few rows at a time: a value may be repeated in each of them
-            for batch in table.iter_batches(batch_size=16):
-                if batch["label"].to_pylist() != labels[row : row + len(batch)].tolist():
-                    raise ValueError("the labels differ")
-                for cell in batch["image"]:
-                    if not _same_picture(cell["bytes"].as_py(), pictures[row], slack):
-                        raise ValueError(f"the image of row {row} differs")
-                    row += 1
-    except Exception as error:  # whatever a stranger's bytes make of the readers
-        if isinstance(error, MemoryError):
-            raise
-        if isinstance(error, ValueError) and "differ" in str(error):
-            why = f"does not hold the images and classes of {TENSORS}: {error}"
-        else:
-            why = f"cannot be read: {first_line(error)}"
-        raise IntegrityError(f"{folder / name} {why}.", _RESTORE) from error
-
-
-def _opened_table(content: BinaryIO, form: Format, rows: int, most: int) -> Any:
-    """Return a parquet file whose footer promises these rows in our columns, and no more bytes than they can have.
-
-    Footers may lie, but what is not compressed, or by Snappy, is at most 21 times as large as it looks.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    content.seek(-8, io.SEEK_END)
-    if int.from_bytes(content.read(4), "little") > _largest_footer(form):
-        raise ValueError("its footer is too large")
-    limit = {"thrift_string_size_limit": _largest_footer(form), "thrift_container_size_limit": 10_000}
-    table = parquet.ParquetFile(content, pre_buffer=False, **limit)
-    footer = table.metadata
-    if footer.num_rows != rows or footer.num_row_groups > max(rows, 1):
-        raise ValueError(f"it has {footer.num_rows} rows, and the number must not differ from {rows}")
-    image = {t.name: t.type for t in table.schema_arrow.field("image").type}
-    kinds = {"bytes": (pa.binary(), pa.large_binary()), "path": (pa.string(), pa.large_string())}
-    plain = set(image) == set(kinds) and all(image[key] in some for key, some in kinds.items())
-    if table.schema_arrow.names != ["image", "label"] or footer.num_columns != 3 or not plain:
-        raise ValueError("its columns differ from image (bytes and path) and label")
-    if table.schema_arrow.field("label").type != pa.int64():
-        raise ValueError("its labels differ from int64")
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    chunks = [group.column(k) for group in groups for k in range(3)]
-    if bad := {c.compression for c in chunks} - {"UNCOMPRESSED", "SNAPPY"}:
-        raise ValueError(f"it is compressed by {min(bad)}, which may hide any size")
-    if sum(c.total_uncompressed_size for c in chunks) > most:
-        raise ValueError(f"it would have more than {most} bytes in memory")
-    features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-    if tuple(features["label"]["names"]) != form.class_names:
-        raise ValueError("its class names differ")
-    return table
-
-
-def _same_picture(content: bytes | None, expected: Any, slack: int) -> bool:
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(content or b""), formats=["PNG"])
-    if (picture.size, picture.mode) != (expected.size, expected.mode):
-        return False
-    difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int))
-    return bool(difference.max() <= slack)
-
-
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -310,11 +225,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise NotFoundError(f"{folder} is not a distilled set: it has no {MANIFEST}.") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise IntegrityError(f"{path} cannot be read: {reason}.", _RESTORE) from error
+        raise IntegrityError(f"{path} cannot be read: {reason}.", RESTORE) from error
     form = data.get("format") if isinstance(data, dict) else None
     version = form.get("version") if isinstance(form, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise IntegrityError(f"{path} is not a valid manifest: it names no version of its format.", _RESTORE)
+        raise IntegrityError(f"{path} is not a valid manifest: it names no version of its format.", RESTORE)
     if version > FORMAT_VERSION:
         raise IntegrityError(
             f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.",
@@ -330,16 +245,16 @@ def _validated(data: dict[str, Any], folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise IntegrityError(f"{path} is not a valid manifest: {where}: {first['msg']}.", _RESTORE) from error
+        raise IntegrityError(f"{path} is not a valid manifest: {where}: {first['msg']}.", RESTORE) from error
     needed = required(manifest.format)
     if missing := set(needed) - set(manifest.files):
-        raise IntegrityError(f"{path} has no digest of {min(missing)}.", _RESTORE)
+        raise IntegrityError(f"{path} has no digest of {min(missing)}.", RESTORE)
     for name, file in manifest.files.items():
         if name not in needed and not _PICTURE.fullmatch(name):
-            raise IntegrityError(f"{path} names the file {name!r}, which no set has.", _RESTORE)
+            raise IntegrityError(f"{path} names the file {name!r}, which no set has.", RESTORE)
         if file.size > largest(name, manifest.format):
             raise IntegrityError(
-                f"{path} says that {name} has {file.size} bytes, more than such a set can have.", _RESTORE
+                f"{path} says that {name} has {file.size} bytes, more than such a set can have.", RESTORE
             )
     return manifest
 
@@ -358,21 +273,21 @@ def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor,
             found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
             for name, what in expected.items():
                 if found.get(name) != what:
-                    raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", _RESTORE)
+                    raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", RESTORE)
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
             soft_labels = file.get_tensor("soft_labels") if soft else None
     except (SafetensorError, ValueError, OSError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", RESTORE) from error
     if not isinstance(header, dict) or header.get("manifest") != about:
-        raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", _RESTORE)
+        raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", RESTORE)
     if not torch.equal(labels, torch.arange(classes).repeat_interleave(form.ipc)):
-        raise IntegrityError(f"{path}: the labels are not {form.ipc} of each class in order.", _RESTORE)
+        raise IntegrityError(f"{path}: the labels are not {form.ipc} of each class in order.", RESTORE)
     if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
-        raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", _RESTORE)
+        raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", RESTORE)
     if soft_labels is not None:
         sums = soft_labels.float().sum(1)
         if not bool((soft_labels >= 0).all() and ((sums - 1).abs() < 0.01).all()):
-            raise IntegrityError(f"{path}: the soft labels are not probabilities.", _RESTORE)
+            raise IntegrityError(f"{path}: the soft labels are not probabilities.", RESTORE)
     return images, labels, soft_labels
 
 
@@ -382,10 +297,10 @@ def _read_whitening(path: Path, form: Format) -> Whitening:
         arrays = load_file(path)
         center, matrix = arrays["center"], arrays["matrix"]
     except (SafetensorError, KeyError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", _RESTORE) from error
+        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", RESTORE) from error
     good = center.shape == (size,) and matrix.shape == (size, size) and center.dtype == matrix.dtype == torch.float32
     if not good or not bool(center.isfinite().all() and matrix.isfinite().all()):
-        raise IntegrityError(f"{path} is not the whitening of images of {size} numbers.", _RESTORE)
+        raise IntegrityError(f"{path} is not the whitening of images of {size} numbers.", RESTORE)
     return Whitening(form.mean, form.std, center, matrix)
 
 

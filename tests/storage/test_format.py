@@ -19,6 +19,7 @@ from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, SourceEr
 from atomhub.manifest import Format, Manifest, digest
 from atomhub.provenance import Provenance
 from atomhub.storage import format_v1, store
+from atomhub.storage.parquet import check_parquet
 
 GOLDEN = ROOT / "tests" / "golden"
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -166,7 +167,7 @@ class TestGolden:
         p = one.manifest.provenance
         assert (p.source.id, p.recipe.name, p.seed, p.teacher.epochs) == ("someone/animals", "views", 7, 3)
         assert one.manifest.results.measured[0].score.mean == 61.0
-        format_v1.check_parquet(one, GOLDEN / "v1-views")
+        check_parquet(one, GOLDEN / "v1-views")
 
     def test_one_that_is_whitened_and_of_which_only_the_format_is_known(self):
         one = atomhub.load(GOLDEN / "v1-whitened")
@@ -175,7 +176,7 @@ class TestGolden:
         assert images.double().sum().item() == pytest.approx(24.915483474731445)
         assert images.double().square().sum().item() == pytest.approx(998.8437034581098)
         assert one.manifest.provenance == Provenance()
-        format_v1.check_parquet(one, GOLDEN / "v1-whitened")
+        check_parquet(one, GOLDEN / "v1-whitened")
 
     @pytest.mark.parametrize("name", ["v1-views", "v1-whitened"])
     def test_a_reader_written_from_the_page_gets_the_same_training_images(self, name):

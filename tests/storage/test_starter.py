@@ -11,6 +11,7 @@ import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import NotFoundError
 from atomhub.storage import format_v1, store
+from atomhub.storage.parquet import check_parquet
 
 NAMES = ["cifar10-ipc1", "cifar10-ipc10", "digits-ipc1", "digits-ipc10"]
 
@@ -37,7 +38,7 @@ def test_each_is_whole_and_says_how_it_was_made_and_how_good_it_is(home, name):
     assert manifest.provenance.command.startswith(
         f"atomhub distill {name.split('-')[0]} --ipc {manifest.format.ipc} --recipe atom-plus"
     )
-    format_v1.check_parquet(one, one.path)
+    check_parquet(one, one.path)
     for result in manifest.results.measured:
         assert result.score.runs >= 5
         assert result.score.mean > result.baseline["random"].mean + 2 * result.score.std

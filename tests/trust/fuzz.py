@@ -29,6 +29,7 @@ from atomhub.devices import peak_memory
 from atomhub.errors import AtomhubError
 from atomhub.hub import models
 from atomhub.storage import cards, format_v1, store
+from atomhub.storage.parquet import check_parquet
 
 PARQUET = "data/train-00000-of-00001.parquet"
 VALUES = (
@@ -90,7 +91,7 @@ def fresh(name="digits-ipc1"):
 
 def load_and_show(folder):
     one = format_v1.read(folder)
-    format_v1.check_parquet(one, folder)
+    check_parquet(one, folder)
     one.as_tensors()
     cards.dataset_card(one.manifest)
 

@@ -33,6 +33,7 @@ from atomhub.hub.find import search
 from atomhub.hub.push import push
 from atomhub.interop.importing import import_set
 from atomhub.storage import cards, format_v1
+from atomhub.storage.parquet import check_parquet
 
 PARQUET = "data/train-00000-of-00001.parquet"
 SECRET = "-----BEGIN PRIVATE KEY-----"
@@ -160,14 +161,14 @@ class TestSize:
         bomb = table.append_column("x", pa.array([b"\0" * 10_000_000] * 10))
         one = self.parquet_of(saved, bomb, compression="zstd")
         with pytest.raises(IntegrityError, match="columns differ"):
-            format_v1.check_parquet(one, saved.path)
+            check_parquet(one, saved.path)
 
     def test_rows_without_end(self, saved):
         table = pa.table({"image": pa.nulls(10**6, parquet.read_schema(saved.path / PARQUET).field("image").type),
                           "label": pa.nulls(10**6, pa.int64())})  # fmt: skip
         one = self.parquet_of(saved, table)
         with pytest.raises(IntegrityError, match="1000000 rows, and the number must not differ from 10"):
-            format_v1.check_parquet(one, saved.path)
+            check_parquet(one, saved.path)
 
     @pytest.mark.parametrize(("codec", "message"), [("zstd", "compressed by ZSTD"), ("snappy", "bytes in memory")])
     def test_images_that_hide_their_size(self, saved, codec, message):
@@ -176,7 +177,7 @@ class TestSize:
         bomb = pa.table({"image": pa.array(image, table["image"].type), "label": table["label"]})
         one = self.parquet_of(saved, bomb, compression=codec, use_dictionary=False)
         with pytest.raises(IntegrityError, match=message):
-            format_v1.check_parquet(one, saved.path)
+            check_parquet(one, saved.path)
 
     def test_a_picture_that_would_be_enormous(self, saved):
         table = parquet.read_table(saved.path / PARQUET)
@@ -185,7 +186,7 @@ class TestSize:
         image = [{"bytes": bytes(png), "path": None}] * 10
         one = self.parquet_of(saved, pa.table({"image": pa.array(image, table["image"].type), "label": table["label"]}))
         with pytest.raises(IntegrityError, match="cannot be read"):
-            format_v1.check_parquet(one, saved.path)
+            check_parquet(one, saved.path)
 
     @pytest.mark.parametrize(
         ("part", "fields", "message"),

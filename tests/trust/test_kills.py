@@ -13,7 +13,8 @@ from huggingface_hub import constants
 
 import atomhub
 from atomhub.hub.push import push
-from atomhub.storage import format_v1, store
+from atomhub.storage import store
+from atomhub.storage.parquet import check_parquet
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 KILLS = int(os.environ.get("ATOMHUB_KILLS", "3"))
@@ -52,7 +53,7 @@ def whole(name, *images):
     """A set is there as one of these, or not at all."""
     if store.find(name) is not None:
         found = atomhub.load(name)
-        format_v1.check_parquet(found, found.path)
+        check_parquet(found, found.path)
         assert any(torch.equal(found.images, one) for one in images)
 
 

@@ -9,7 +9,8 @@ import atomhub
 from atomhub.errors import AtomhubError
 from atomhub.hub.push import push
 from atomhub.job import cleaning
-from atomhub.storage import format_v1, store
+from atomhub.storage import store
+from atomhub.storage.parquet import check_parquet
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 BRIEF = {"iterations": 40, "width": 8, "real_batch": 8}
@@ -89,5 +90,5 @@ def test_every_pair(one, home, hub, digits1, tmp_path, monkeypatch):
         assert 0 in codes, (one, other, codes)
         if (home / "sets" / "digits-ipc1").exists():
             found = atomhub.load("digits-ipc1")
-            format_v1.check_parquet(found, found.path)
+            check_parquet(found, found.path)
     assert [p for p in home.rglob(".*") if p.parent.name != "locks"] == []
