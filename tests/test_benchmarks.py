@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, image_folder
 from datasets import load_dataset
+from datasets.table import embed_table_storage
 
 import atomhub
 from atomhub.training.protocols import PROTOCOLS, Protocol
@@ -56,6 +57,7 @@ def config(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     images = image_folder(tmp_path / "images", {"train": 6, "test": 3}, size=(16, 16))
     for split, rows in load_dataset("imagefolder", data_dir=str(images)).items():
+        rows = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)  # not their places
         rows.to_parquet(folder / f"{split}.parquet")
     monkeypatch.setenv("ATOMHUB_DATA", str(tmp_path / "data"))
     path = tmp_path / "small.toml"

@@ -178,6 +178,9 @@ def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     reason = "not an image" if "cannot identify" in str(error) else reason
     copy = "Copy what links lead to into the folder. " * ("is a link" in reason)
+    if "names the file" in reason:
+        embed = 'rows.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)'
+        copy = f"Write the images into it: {embed}. "
     hint = f"{copy}Leave such images out with `skip_unreadable=True`."
     return SourceError(f"Cannot read {rows.where(i)}: {reason}.", hint)
 
