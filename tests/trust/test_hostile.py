@@ -148,6 +148,25 @@ class TestLeaks:
         atomhub.open_source(name)
         assert {token for _, path, token in hub.requests if "mallory" in path} == {None}
 
+    def test_with_yes_it_is_fetched_once_at_its_revision(self, home, hub, writer, tmp_path, capsys):
+        rows = [
+            {"bytes": p.read_bytes(), "path": None}
+            for p in sorted(image_folder(tmp_path / "p", {"t": 4}).rglob("*.png"))
+        ]
+        parquet.write_table(pa.table({"image": rows, "label": [0] * 4 + [1] * 4}), tmp_path / "x.parquet")
+        hub.add("carol/pets", {f"data/{s}.parquet": (tmp_path / "x.parquet").read_bytes() for s in ("train", "test")})
+        fields = {"iterations": 1, "width": 4, "real_batch": 4}
+        atomhub.distill("carol/pets", 1, overrides=fields, size=16).save(tmp_path / "pets")
+        shutil.rmtree(home / "real")
+        how = ("--network", "mlp:width=8", "--protocol", "quick", "--runs", 1)
+        assert run("evaluate", tmp_path / "pets", *how, "--yes") == 0
+        err = capsys.readouterr().err
+        assert "The real images are the dataset carol/pets on the Hub (" in err
+        assert "of unknown size" not in err
+        assert run("evaluate", tmp_path / "pets", *how) == 0
+        assert "carol/pets on the Hub" not in capsys.readouterr().err
+        atomhub.evaluate(atomhub.load(tmp_path / "pets"), "mlp:width=8", "quick", runs=1)
+
 
 class TestSize:
     def parquet_of(self, saved, table, **options):
