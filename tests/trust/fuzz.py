@@ -50,11 +50,11 @@ def mutate(random, data):
                 continue
             change = random.random()
             if change < 0.7:
-                node[key] = random.choice(VALUES)
+                node[key] = copy.deepcopy(random.choice(VALUES))
             elif change < 0.85:
                 del node[key]
             elif isinstance(node, dict):
-                node[random.choice(["new", "\x1b", "a" * 500])] = random.choice(VALUES)
+                node[random.choice(["new", "\x1b", "a" * 500])] = copy.deepcopy(random.choice(VALUES))
             break
     return data
 
