@@ -203,7 +203,7 @@ def clean(only: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> Non
     """
     from atomhub.job import cleaning
 
-    things = [thing for thing in cleaning.kept() if not only or thing.kind in only]
+    things = [thing for thing in cleaning.removable() if not only or thing.kind in only]
     total = sum(thing.size for thing in things)
     if not as_json:
         print_table(["what", "of", "size"], [[t.kind, t.name, size(t.size)] for t in things])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from atomhub.data.tables import Raw, Rows
 from atomhub.errors import SourceError, UsageError, first_line
-from atomhub.files import read_regular
+from atomhub.files import read_regular, user_path
 from atomhub.limits import PICTURE
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
         folder: Existing folder to write to.
         size: Side in pixels; None keeps the images' own when they are square and equal.
 
+    Returns:
+        What was decided, with mean and standard deviation per channel for pixels in 0..1.
+
     Raises:
         SourceError: an unreadable image.
     """
@@ -118,21 +121,19 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
     channels, mode_note = _choose_channels(found.modes)
     skip_note = f"{len(skipped)} unreadable images left out: {', '.join(skipped[:5])}." if skipped else ""
 
-    digest = hashlib.sha256(repr(raw.class_names).encode())
     for name, rows in splits.items():
         order = np.argsort(rows.labels, kind="stable")
         np.save(folder / f"{name}_labels.npy", rows.labels[order])
-        digest.update(rows.labels[order].tobytes())
         with (folder / f"{name}.npy").open("wb") as file:  # written in order: a full disk is an error, not a crash
             shape = (len(order), channels, side, side)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for row in order:
-                pixels = to_pixels(_load(rows, int(row)), side, channels).tobytes()
-                file.write(pixels)
-                digest.update(pixels)
-    mean, std = _moments(np.load(folder / "train.npy", mmap_mode="r"))
+                file.write(to_pixels(_load(rows, int(row)), side, channels).tobytes())
+    written = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
+    mean, std = _moments(written["train"])
+    digest = fingerprint(raw.class_names, ((written[k], np.load(folder / f"{k}_labels.npy")) for k in splits))
     notes = tuple(note for note in (size_note, mode_note, skip_note) if note)
-    return Decoded(side, channels, digest.hexdigest(), mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
+    return Decoded(side, channels, digest, mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
 
 
 def open_picture(file: str | Path) -> Image.Image:
@@ -140,7 +141,7 @@ def open_picture(file: str | Path) -> Image.Image:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(read_regular(Path(file).expanduser(), PICTURE)), formats=FORMATS)
+        image = Image.open(io.BytesIO(read_regular(user_path(file), PICTURE)), formats=FORMATS)
         image.load()
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = "not a picture" if "cannot identify" in str(error) else first_line(error)

@@ -1,7 +1,6 @@
 """The real images that a distilled set stands for, found again from its manifest."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,11 +145,10 @@ def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> Real
     if source is not None:
         place = locate(str(source), options)
     # the manifest may be a stranger's: it names no path of this machine, and fetches nothing
-    elif (alias := _on_hub(info)) is not None:
-        place = hub_place(info.id, alias, str(info.revision))
+    elif (place := _named_on_hub(info)) is not None:
         if not kept_at(place, options).is_dir():
             raise NotFoundError(
-                f"The real images are the dataset {alias.repo} on the Hub, which is not on this machine.",
+                f"The real images are the dataset {place.repo} on the Hub, which is not on this machine.",
                 f'Say that you want to fetch it: `source="{info.id}"`',
             )
     else:
@@ -163,32 +161,23 @@ def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> Real
     return open_place(place, options)
 
 
-def _on_hub(info: SourceInfo) -> Alias | None:
+def _named_on_hub(info: SourceInfo) -> Place | None:
     """Return the dataset of the Hub that a manifest names; None: it is none, or lies on this machine by its name."""
-    if on_this_machine(info.id):
-        return None
-    return ALIASES.get(info.id) or (Alias(info.id) if info.kind == "hub" else None)
+    alias = ALIASES.get(info.id) or (Alias(info.id) if info.kind == "hub" else None)
+    return None if alias is None or on_this_machine(info.id) else hub_place(info.id, alias, str(info.revision))
 
 
 def absent(manifest: Manifest) -> dict[str, SourceInfo]:
     """Return the datasets of the Hub, by repository, that would have to be fetched to measure a set."""
     p = manifest.provenance
     infos = [part.source for part in p.parts] or ([p.source] if p.source else [])
-    found = {}
-    for info in infos:
-        alias = _on_hub(info)
-        if (
-            alias
-            and not _cached(info)
-            and not kept_at(hub_place(info.id, alias, str(info.revision)), _options(info)).is_dir()
-        ):
-            found[alias.repo] = info
-    return found
+    places = [(place, info) for info in infos if (place := _named_on_hub(info))]
+    return {
+        place.repo: info for place, info in places if not (_cached(info) or kept_at(place, _options(info)).is_dir())
+    }
 
 
 def fetch(info: SourceInfo) -> None:
-    """Fetch and decode a dataset of the Hub that a manifest names."""
+    """Fetch and decode a dataset of the Hub that a manifest names; errors as :func:`atomhub.open_source`."""
     options = _options(info)
-    alias = _on_hub(info) or Alias(info.id)
-    located = locate_hub(info.id, alias, options)
-    open_place(replace(located, stamp=info.revision, revision=info.revision) if info.revision else located, options)
+    open_place(locate_hub(info.id, ALIASES.get(info.id) or Alias(info.id), options), options)

@@ -72,9 +72,9 @@ def search(
     return sorted(listed, key=keys[sort], reverse=True)
 
 
-def _listed(entry: Any) -> Listed | None:
+def _listed(entry: dict[str, Any]) -> Listed | None:
     """Return what an answer of the Hub says of a set, each part of it only where it can be true."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+    if not isinstance(entry.get("id"), str):
         return None
     given = entry.get("tags")
     tags = dict(t.split(":", 1) for t in given if isinstance(t, str) and ":" in t) if isinstance(given, list) else {}
@@ -98,7 +98,7 @@ def _listed(entry: Any) -> Listed | None:
 
 
 class Claim(BaseModel, allow_inf_nan=False):
-    """An accuracy that a card claims."""
+    """An accuracy that a card claims, in percent."""
 
     mean: float = Field(ge=0, le=100)
     std: float = Field(ge=0, le=100)

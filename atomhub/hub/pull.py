@@ -131,7 +131,8 @@ def download(
 
     def fetched(again: bool) -> T:
         folder = fetch(first, again)
-        return read(fetch(more(folder), again) if more(folder) else folder)
+        wanted = more(folder)
+        return read(fetch(wanted, again) if wanted else folder)
 
     there = all(isinstance(try_to_load_from_cache(repo, p, revision=sha, repo_type=kind), str) for p in first)
     try:

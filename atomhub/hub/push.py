@@ -73,8 +73,11 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
 
 
 def _content(folder: Path, path: str) -> bytes:
-    with format_v1.open_file(folder, path) as file:
-        return file.read()
+    try:
+        with format_v1.open_file(folder, path) as file:
+            return file.read()
+    except OSError as error:  # it was there a moment ago
+        raise AtomhubError(f"{folder / path} cannot be read: {error.strerror}.", "Push again.") from error
 
 
 def publish(

@@ -18,7 +18,7 @@ Kind = Literal["decoded", "networks", "runs", "leftovers"]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Removable:
     """Something that can be made again, or continued.
 
     Attributes:
@@ -57,19 +57,21 @@ def unfinished() -> list[Unfinished]:
     return found
 
 
-def kept() -> list[Kept]:
+def removable() -> list[Removable]:
     """Return all that :func:`clean` could delete."""
     names = {folder: meta.info.id for folder, meta in kept_metas()}
-    decoded = [Kept("decoded", names.get(p, p.name), p, _size(p)) for p in sorted(_inside(kept_folder()))]
-    networks = [Kept("networks", p.stem, p, _size(p)) for p in sorted((home() / "banks").glob("[!.]*.safetensors"))]
+    decoded = [Removable("decoded", names.get(p, p.name), p, _size(p)) for p in sorted(_inside(kept_folder()))]
+    networks = [
+        Removable("networks", p.stem, p, _size(p)) for p in sorted((home() / "banks").glob("[!.]*.safetensors"))
+    ]
     open_ = {run.path: f"{run.name}, unfinished: {run.iteration} of {run.iterations}" for run in unfinished()}
-    runs = [Kept("runs", open_.get(p, p.name), p, _size(p)) for p in sorted(_inside(home() / "runs"))]
+    runs = [Removable("runs", open_.get(p, p.name), p, _size(p)) for p in sorted(_inside(home() / "runs"))]
     places = [store.sets(), kept_folder(), home() / "banks", home() / "runs", *_inside(home() / "runs")]
-    dead = [Kept("leftovers", p.name, p, _size(p)) for place in places for p in leftovers(place)]
+    dead = [Removable("leftovers", p.name, p, _size(p)) for place in places for p in leftovers(place)]
     return [*decoded, *networks, *runs, *dead]
 
 
-def clean(things: Iterable[Kept]) -> list[AtomhubError]:
+def clean(things: Iterable[Removable]) -> list[AtomhubError]:
     """Delete things, and return why some stay: a run that goes on, say."""
     failed = []
     for thing in things:

@@ -1,6 +1,7 @@
 """Files of strangers: nothing leaks, nothing grows without bound, nothing hangs, nothing steers."""
 
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -8,9 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from conftest import ROOT, image_folder
 from hostile import described, signed
 from hub_server import Fault
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
@@ -132,7 +136,7 @@ class TestLeaks:
             atomhub.evaluate(made, protocol="quick", runs=1)
         assert hub.requests == []
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-        for command in ("evaluate", "train", "soften", "search"):
+        for command in ("evaluate", "train", "soften", "search", "verify"):
             assert run(command, made.path) == 2
         err = capsys.readouterr().err
         assert "The real images are the dataset mallory/tracker on the Hub" in err
@@ -206,6 +210,13 @@ class TestSize:
         one = self.parquet_of(saved, pa.table({"image": pa.array(image, table["image"].type), "label": table["label"]}))
         with pytest.raises(IntegrityError, match="cannot be read"):
             check_parquet(one, saved.path)
+
+    def test_metadata_nested_without_end(self, saved):
+        table = parquet.read_table(saved.path / PARQUET)
+        parquet.write_table(table.replace_schema_metadata({"huggingface": "[" * 100_000}), saved.path / PARQUET)
+        described(saved.path, PARQUET)
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            check_parquet(atomhub.load(saved.path), saved.path)
 
     @pytest.mark.parametrize(
         ("part", "fields", "message"),
@@ -288,6 +299,30 @@ class TestHub:
             atomhub.load("alice/long")
         left = [p.stat().st_size for p in Path(constants.HF_HUB_CACHE).rglob("*") if p.is_file()]
         assert max(left, default=0) < 10**6
+
+    def test_neither_does_it_grow_by_decompression(self):
+        class Bomb(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Encoding", self.path[1:])
+                self.end_headers()
+                self.wfile.write(gzip.compress(b"\0" * 10**7))
+
+            def log_message(self, *_):
+                pass
+
+        with HTTPServer(("127.0.0.1", 0), Bomb) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_port}"
+            with requests.at_most(10**7):
+                assert len(get_session().get(f"{address}/gzip").content) == 10**7
+            for coding, message in (
+                ("gzip", "more than its 1000 bytes"),
+                ("br", "sent as br, which was not asked for"),
+            ):
+                with requests.at_most(1000), pytest.raises(requests.TooLong, match=message):
+                    get_session().get(f"{address}/{coding}")
+            server.shutdown()
 
     def test_a_damaged_file_of_the_cache_is_fetched_again_once(self, hub, saved, writer, tmp_path, monkeypatch):
         push(saved, "alice/damaged")
@@ -374,7 +409,7 @@ class TestKept:
             one = home / "sets" / f".digits-ipc1.{host}-{pid}.abc"
             one.mkdir()
             (home / "sets" / "digits-ipc1").rename(one / "old")
-            cleaning.clean(cleaning.kept())
+            cleaning.clean(cleaning.removable())
             assert torch.equal(atomhub.load("digits-ipc1").images, digits1.images)
 
     @pytest.mark.parametrize(
@@ -419,6 +454,15 @@ class TestText:
         card = cards.dataset_card(manifest)
         assert all(line.isprintable() for line in card.split("\n"))
 
+    def test_nor_by_the_card_that_a_dry_run_shows(self, saved, hub, writer, capsys):
+        push(saved, "alice/steered")
+        files = hub.repos["alice/steered"].commits[-1].files
+        files["README.md"] += f"\nmine {self.STEER}\n".encode()
+        assert run("push", saved.path, "alice/steered", "--dry-run") == 0
+        out, err = capsys.readouterr()
+        assert "mine" in out
+        assert all(line.isprintable() for line in (out + err).splitlines())
+
     def test_a_key_of_a_manifest_cannot_forge_a_hint(self, saved, capsys):
         signed(saved.path, format={"x\nHint: rm -rf ~" + "y" * 10**6: 1})
         assert run("info", saved.path) == 1
@@ -448,8 +492,9 @@ class TestFilesThatAreNone:
 
     def test_elsewhere(self, home, tmp_path):
         os.mkfifo(tmp_path / "x.pt")
-        with pytest.raises(NotFoundError, match="not a regular file"):
-            import_set(tmp_path / "x.pt", "digits")
+        for path in (tmp_path / "x.pt", "/dev/zero"):
+            with pytest.raises(NotFoundError, match="not a regular file"):
+                import_set(path, "digits")
 
 
 class TestCache:
@@ -473,6 +518,21 @@ class TestCache:
             assert atomhub.load("digits-ipc1").test_split()[1].shape == (360,)
         with pytest.warns(AtomhubWarning, match="decoded again"):
             atomhub.open_source(photos)
+
+    def test_verify_looks_at_the_content_of_what_was_checked_before(self, home, photos):
+        fields = {"iterations": 1, "width": 4, "real_batch": 4}
+        one = atomhub.distill(photos, 1, overrides=fields)
+        atomhub.evaluate(one, "mlp:width=8", "quick", runs=1, baseline=None)
+        (path,) = (home / "real").glob("*/test.npy")
+        stat, content = path.stat(), path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert len(one.test_split()[1]) == 6  # size and time are those of what was checked
+        with pytest.raises(NotFoundError, match="real images of 'photos' are not on this machine"):
+            atomhub.verify(one)
+        with pytest.warns(AtomhubWarning, match="are damaged: they are decoded again"):
+            atomhub.open_source(photos)
+        assert path.read_bytes() == content
 
     def test_a_trained_network_that_changed_is_trained_again(self, home):
         fields = {"iterations": 1, "bank": 1, "bank_epochs": 1, "width": 4}

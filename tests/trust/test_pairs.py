@@ -68,7 +68,7 @@ def actions(digits1, tmp_path):
         "search": lambda: atomhub.search(load(), space, log=tmp_path / "log.jsonl"),
         "push": lambda: push(load(), "alice/pairs"),
         "remove": lambda: store.remove("digits-ipc1"),
-        "clean": lambda: cleaning.clean(cleaning.kept()),
+        "clean": lambda: cleaning.clean(cleaning.removable()),
         "load": lambda: load().test_split(),
     }
 

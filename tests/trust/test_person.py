@@ -120,6 +120,14 @@ class TestResume:
         )
         assert longer.manifest.provenance.history[-1][0] == 8
 
+    def test_its_own_checkpoints_alone_are_cleared(self, home, tmp_path):
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "thesis.tex").write_text("mine")
+        fields = {"iterations": 4, "width": 8, "real_batch": 8}
+        for resume in (None, False):
+            atomhub.distill("digits", 1, overrides=fields, checkpoints=tmp_path / "runs", resume=resume)
+        assert (tmp_path / "runs" / "thesis.tex").read_text() == "mine"
+
     def test_or_it_is_said_why_not(self, home):
         cosine = {"image_schedule": "cosine"}
         self.distil(5, fields=cosine)
@@ -136,7 +144,7 @@ class TestPush:
     def test_distil_and_push_with_options_gives_one_json(self, home, hub, capsys, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_writer")
         words = ["distill", "digits", "--ipc", 1, "--iterations", 2, *BRIEF, "--push", "alice/opts", "--private", "--tag", "v1",
-                 "--message", "hello", "--json"]  # fmt: skip
+                 "--message", "hello", "--branch", "main", "--json"]  # fmt: skip
         code, out, _ = run(capsys, *words)
         assert code == 0
         assert json.loads(out)["url"].endswith("alice/opts")
