@@ -65,6 +65,7 @@ def agreed(question: str, yes: bool, what: str) -> bool:
     except click.Abort:
         if is_terminal(sys.stdin):
             raise
+        click.echo(err=True)  # the question stands alone
         raise click.UsageError(f"Nobody can be asked here {what}: say --yes.") from None
 
 
