@@ -6,15 +6,14 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from atomhub.core.parallel import Team
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
 
 _CPU = 'Use `device="cpu"`.'
 
@@ -59,11 +58,6 @@ def enough_memory(way_out: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise AtomhubError("There is not enough memory for this.", f"To need less, {way_out}.") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch's says that memory ran out."""
-    return isinstance(error, MemoryError) or re.search("out of memory|allocate|enough memory", str(error)) is not None
 
 
 @contextmanager
@@ -116,21 +110,6 @@ def keep_large_buffers() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: buffers up to 1 GiB come from the heap
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and go back to it
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Return the most memory used so far, in bytes: of the GPU by tensors, else of this process; None: unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError, AttributeError):  # Linux: what getrusage says starts from the peak of the parent process
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def parse_size(size: int | str) -> int:

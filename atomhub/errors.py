@@ -56,6 +56,12 @@ class SourceError(AtomhubError):
     """Real data that cannot be used as they are."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch's says that memory ran out."""
+    words = "out of memory|allocate|enough memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or re.search(words, str(error)) is not None
+
+
 class IntegrityError(AtomhubError):
     """A distilled set on disk is not what its manifest says; nothing of it is used."""
 

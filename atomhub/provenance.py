@@ -137,6 +137,7 @@ class Provenance(_Open):
         versions: Versions of the packages that matter.
         device: Where it was distilled.
         created: UTC time, ISO 8601.
+        compiled: Whether it was compiled (``torch.compile``) to the end; None: nobody knows.
         seconds: Wall time of the distillation.
         peak_memory: Most bytes used by it: of a GPU by tensors, of a CPU by the process; with several, by the first.
         history: (iteration, loss) pairs of the distillation, thinned.
@@ -155,6 +156,7 @@ class Provenance(_Open):
     versions: dict[limits.Word, limits.Word] = Field(default={}, max_length=100)
     device: limits.Word | None = None
     created: limits.Word | None = None
+    compiled: bool | None = Field(default=None, exclude_if=lambda value: value is None)
     seconds: limits.Seconds | None = None
     peak_memory: limits.Count | None = None
     history: Curve = ()

@@ -62,6 +62,10 @@ class Recipe(BaseModel):
     bank_epochs: int = _knob(2, "epochs of the bank's networks", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
     iterations: int = _knob(8000, "iterations, with one network each, fresh or from the bank", "-", "DataDAM", ge=1)
     real_batch: int = _knob(128, "real images per class in an iteration", "images", "DataDAM", ge=1, le=65536)
+    classes_per_iteration: int | None = _knob(
+        None, "classes of an iteration, drawn so that all have their turn; unset: all. Less memory, another result",
+        "classes", ge=1, le=65536, exclude_if=lambda value: value is None,  # as sets without it were written
+    )  # fmt: skip
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
@@ -82,8 +86,8 @@ class Recipe(BaseModel):
     pixels: Literal["uint8", "float32"] = _knob(
         "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = _knob(
-        "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = _knob(
+        "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it; tf32: of NVIDIA's GPUs"
     )
 
     @field_validator("*", mode="before")
@@ -284,7 +288,7 @@ def _parsed(key: str, value: Any) -> Any:
     if key in ("augmentation", "widths", "depths") and not value.startswith("["):
         parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
         return tuple(parts if key == "augmentation" else (_parsed("", part) for part in parts))
-    if value in ("auto", "unset") and key in ("depth", "image_lr"):
+    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration"):
         return None
     try:
         return tomllib.loads(f"x = {value}")["x"]

@@ -48,6 +48,7 @@ class ConvNet(nn.Module):
         shrink = 2 if self.pool else 1
         self.padding = -size % shrink**self.depth
         channel_counts = [channels] + [width] * self.depth
+        self.widths = width, channels
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channel_counts, channel_counts[1:], strict=False)
         )
@@ -80,13 +81,17 @@ class ConvNet(nn.Module):
         return self.head(x.flatten(1))
 
     @torch.no_grad()
-    def reinitialise(self, generator: torch.Generator) -> None:
+    def reinitialise(self, generator: torch.Generator, head: bool = True) -> None:
         """Draw all weights afresh in place, as PyTorch's default initialisation does.
 
         Convolutions and linear layers: uniform within 1/sqrt(fan-in), weights and biases; norms: scale 1, shift 0.
+
+        Args:
+            generator: Of the device of the weights.
+            head: Whether to draw those of the head, the last, as well.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d) or (head and isinstance(module, nn.Linear)):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 for parameter in module.parameters():
                     parameter.uniform_(-bound, bound, generator=generator)

@@ -3,13 +3,14 @@
 At every iteration: a network with fresh weights, or one of a bank; a batch of real images of every class and all
 synthetic images go through it, with one augmentation draw per class; the images take one SGD step on the loss. The loss
 is a sum over classes of distances between class means, so both sides are worked off in pieces that fit memory and
-caches: real images in any pieces, synthetic ones class by class. Batch norm couples the classes and keeps the synthetic
-side in one piece.
+caches; batch norm, which couples the classes, goes level by level. Neither changes the result but for rounding.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,31 +20,41 @@ from torch.nn import functional as F
 
 from atomhub.core import augment, draws, initial, mixer
 from atomhub.core.bank import Bank
-from atomhub.core.embedding import Embedding, Moments
+from atomhub.core.blocks import Kind, Moments
+from atomhub.core.embedding import Embedding, upload
 from atomhub.core.parallel import Team
-from atomhub.core.plan import fits, piece, slices, worth_compiling
+from atomhub.core.passes import Compiler, Network, Passes, Side
+from atomhub.core.plan import Piece, Plan, budget, fits, length, plan, worth_compiling
 from atomhub.core.synthetic import Synthetic, from_views, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
+from atomhub.memory import free_memory, used_memory
 from atomhub.recipe import Recipe
-
-_PIECE = 10 * 2**20
-"""Bytes of a feature map that a piece of work aims at on a CPU, where it should stay in the caches."""
-_GATHERED = 2048
-"""Images that are gathered and augmented at once."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides in one iteration, for k classes.
+    """What chance decides in one iteration, for the k classes of it that this process owns.
 
     Attributes:
+        classes: (k,) which of the owned classes, ascending; None: all.
         indices: (k, B), rows of the real images.
-        augmentation: (k, augment.DRAWS) float in [0, 1).
+        augmentation: (k, augment.DRAWS) float64 in [0, 1), on the device.
+        network: The network.
+        trained: The trained network that calibrates, where the recipe has one.
+        lr: Learning rate of the images, a scalar.
     """
 
+    classes: NDArray[np.int64] | None
     indices: NDArray[np.int64]
     augmentation: Tensor
+    network: Network
+    trained: Network | None
+    lr: float
+
+    def rows(self, part: slice, device: torch.device) -> slice | Tensor:
+        """Return the rows of the owned classes' images that a slice of the drawn classes stands for."""
+        return part if self.classes is None else torch.from_numpy(self.classes[part]).to(device)
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,13 @@ class Engine:
         seed: Keys every random draw, with iteration and class.
         device: Where to compute.
         dtype: Precision of images, weights and loss; ``recipe.precision`` is that of the convolutions.
-        memory: Bytes that the work of an iteration may take; None: as fast as possible.
+        memory: Bytes that this process (a GPU: its tensors) may take; None: 80 % of what is free.
         compiled: Use ``torch.compile``; None: if the run is long enough to pay for it.
         team: The processes that share the work.
         bank: The trained networks, where the recipe has a bank.
 
     Raises:
-        AtomhubError: the memory is too small for one class of synthetic images.
+        AtomhubError: the memory is too small for the synthetic images that must be worked on at once.
     """
 
     def __init__(
@@ -95,29 +106,42 @@ class Engine:
         self.classes = len(offsets) - 1
         self.owned = self.team.shares(self.classes)[self.team.rank]
         bounds = np.asarray(offsets, dtype=np.int64)
-        self.starts = bounds[:-1][self.owned]
-        self.counts = bounds[1:][self.owned] - self.starts
+        first, last = bounds[self.owned[0]], bounds[self.owned[-1] + 1]
+        images = images[first:last]  # the owned classes lie together
+        self.starts = bounds[:-1][self.owned] - first
+        self.counts = bounds[1:][self.owned] - self.starts - first
         self.normalization = normalization.to(self.device, dtype)
+        exact_float32(recipe.precision == "tf32")
         channels, size = images.shape[1], images.shape[-1]
         if compiled is None:
-            compiled = worth_compiling(recipe, self.classes, ipc, channels, size)
+            compiled = worth_compiling(recipe, self.classes, ipc, channels, size, self.device)
+        compiled = compiled and dtype == torch.float32
         bf16 = recipe.precision == "bfloat16" and dtype == torch.float32
-        self.embedding = Embedding(
-            recipe, channels, self.classes, size, self.device, dtype, torch.bfloat16 if bf16 else dtype,
-            compiled and dtype == torch.float32, self.team.add if self.team.size > 1 else None, bank,
-        )  # fmt: skip
-        width = max(recipe.widths or (recipe.width,))
-        self._map = width * (size + self.embedding.network.padding) ** 2 * (2 if bf16 else 4)
+        compute = torch.bfloat16 if bf16 else dtype
+        self.embedding = Embedding(recipe, channels, self.classes, size, dtype, compute, self.device, bank)
+        add = self.team.add if self.team.size > 1 else None
+        kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))
+        self.compiler = Compiler(compiled)
+        self.passes = Passes(kind, self.compiler, add)
+        self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add)
         self.real = images
         self.resident = torch.from_numpy(np.array(images)).to(self.device) if fits(images, self.device) else None
-        start = self._initial().to(self.device, dtype)
-        self.synthetic = Synthetic(start, recipe.pixels, self.normalization)
-        self.synthetic.images.grad = torch.zeros_like(self.synthetic.images)
-        self.optimizer = torch.optim.SGD(
-            self.synthetic.parameters(), lr=recipe.image_lr or 1.0, momentum=recipe.image_momentum
-        )
-        self._clipped = torch.zeros(())
-        self.groups = self._groups()
+        each = recipe.classes_per_iteration or self.classes
+        largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
+        numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
+        resident = 3 * numbers * dtype.itemsize  # the images, their gradient, their momentum
+        limit = budget(memory, free_memory(self.device), used_memory(self.device), resident)
+
+        @cache
+        def planned(count: int) -> Plan:
+            return plan(recipe, largest, count, self.views, compute.itemsize, limit, self.device, memory)
+
+        self.plan: Callable[[int], Plan] = planned
+        """Gives how the work on some classes is cut."""
+        self.plan(min(each, len(self.owned)))  # now, if the memory is too small
+        self.synthetic = Synthetic(self._initial().to(self.device, dtype), recipe.pixels, self.normalization)
+        self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
+        self._clipped = torch.zeros((), device=self.device)
 
     def _initial(self) -> Tensor:
         """Return (k, ipc, C, H, W) float pixels in 0..1 to start from."""
@@ -132,144 +156,192 @@ class Engine:
             return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
 
         rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
-        return from_views(self._pixels(rows + self.starts[:, None]) / 255, self.recipe.formation)
-
-    def _groups(self) -> list[slice]:
-        """Return the classes whose synthetic images go through the network together, keeping what a gradient needs."""
-        count = len(self.owned)
-        if self.recipe.norm == "batch":
-            need = 10 * self._map * self.views * count
-            if self.memory is not None and need > self.memory:
-                raise AtomhubError(
-                    f"The memory of {self.memory / 2**30:.2g} GiB is too small for all {count * self.views} synthetic "
-                    "images, which batch norm needs at once.",
-                    f'Give `memory="{need / 2**30:.2g}GiB"`, or normalise image by image (recipe field norm=instance).',
-                )
-            return [slice(0, count)]
-        need = 10 * self._map * self.views  # the maps of a block and of the smaller ones after it, and their gradients
-        if self.memory is not None and need > self.memory:
-            raise AtomhubError(
-                f"The memory of {self.memory / 2**30:.2g} GiB is too small for one class of {self.views} images.",
-                f'Give `memory="{need / 2**30:.2g}GiB"`, or lower the recipe field width.',
-            )
-        wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
-        together = min(wanted // self._map, (self.memory or need * count) // (10 * self._map)) // self.views
-        size = piece(count, max(1, together))
-        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-    def _real_piece(self, total: int) -> int:
-        """Return how many of ``total`` real images go through the network together."""
-        wanted = _PIECE if self.device.type == "cpu" else 4 * 2**30
-        if self.recipe.norm == "batch":
-            wanted = total * self._map  # pieces would need a pass for every layer's statistics
-        return piece(total, max(1, min(wanted, (self.memory or wanted * 8) // 8) // self._map))
+        rows = rows + self.starts[:, None]
+        return torch.cat([from_views(self._pixels(part[None]) / 255, self.recipe.formation) for part in rows])
 
     def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Gather real pixels (*rows.shape, C, H, W) as float in 0..255."""
         if self.resident is None:
-            return torch.from_numpy(self.real[rows]).to(self.device, self.dtype)
-        return self.resident[torch.from_numpy(rows).to(self.device)].to(self.dtype)
+            return upload(torch.from_numpy(self.real[rows]), self.device).to(self.dtype)
+        return self.resident[upload(torch.from_numpy(rows), self.device)].to(self.dtype)
 
     def draw(self, iteration: int) -> Draw:
-        """Return the real batch and the augmentation of an iteration, and give the network its weights.
+        """Return what chance decides in an iteration.
 
         Every draw is keyed by (seed, iteration) and, but for the weights, by class: calls may come in any order.
         """
-        self.embedding.draw(self.seed, iteration)
-        u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, self.owned[:, None], np.arange(augment.DRAWS)[None])
-        batch = self.recipe.real_batch
-        members = draws.sample(self.seed, draws.REAL, iteration, self.owned, self.counts, batch)
-        return Draw(members + self.starts[:, None], torch.from_numpy(u))
+        recipe, chosen = self.recipe, self._chosen(iteration)
+        network, trained = self.embedding.draw(self.seed, iteration, bool(recipe.calibration))
+        at = slice(None) if chosen is None else chosen
+        owned = self.owned[at]
+        u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, owned[:, None], np.arange(augment.DRAWS)[None])
+        members = draws.sample(self.seed, draws.REAL, iteration, owned, self.counts[at], recipe.real_batch)
+        share = (1 + math.cos(math.pi * iteration / recipe.iterations)) / 2 if recipe.image_schedule == "cosine" else 1
+        return Draw(
+            chosen, members + self.starts[at][:, None], upload(torch.from_numpy(u), self.device), network, trained,
+            share * (recipe.image_lr or 1.0),
+        )  # fmt: skip
+
+    def _chosen(self, iteration: int) -> NDArray[np.int64] | None:
+        """Return the owned classes that an iteration is about: rounds go through a permutation of all classes."""
+        each = self.recipe.classes_per_iteration
+        if each is None or each >= self.classes:
+            return None
+        turns = -(-self.classes // each)
+        order = draws.sample(self.seed, draws.CLASSES, iteration // turns, [0], [self.classes], self.classes)[0]
+        start = min(iteration % turns * each, self.classes - each)
+        return np.flatnonzero(np.isin(self.owned, order[start : start + each]))
 
     def gradient(self, iteration: int) -> Tensor:
-        """Write the gradient of an iteration's loss into ``synthetic.images.grad``; return the loss, a scalar."""
-        draw = self.draw(iteration)
-        real, moments = self._real_means(draw)
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        gradient = self.synthetic.images.grad
-        if gradient is None:
-            raise AssertionError("the gradient is kept")
-        for group in self.groups:
-            images, augmented = self._augmented(group, draw)
-            found, _ = self.embedding(augmented, moments)
-            synthetic = [v.view(-1, self.views, v.shape[-1]).mean(1) for v in found]
-            loss = mixer.loss([r[group] for r in real], synthetic, self.recipe, self.embedding.network.depth)
-            gradient[group] = torch.autograd.grad(loss, images)[0]
-            total += loss.detach()
-        if self.recipe.calibration:
-            self.embedding.train()
-            for group in self.groups:
-                images, augmented = self._augmented(group, draw)
-                wanted = torch.from_numpy(self.owned[group]).to(self.device).repeat_interleave(self.views)
-                loss = F.cross_entropy(self.embedding.logits(augmented), wanted, reduction="sum") / self.views
-                loss = self.recipe.loss_scale * self.recipe.calibration * loss
-                gradient[group] += torch.autograd.grad(loss, images)[0]
-                total += loss.detach()
-        return total
-
-    def _augmented(self, group: slice, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Return synthetic images of some classes (k, ipc, C, H, W), and their augmented views (k*views, C, H, W)."""
-        images = self.synthetic.seen(group).requires_grad_()
-        views = to_views(images, self.recipe.formation)
-        return images, augment.augment(views, draw.augmentation[group], self.recipe.augmentation).flatten(0, 1)
+        """Write the gradient of an iteration's loss into ``gradients``; return the loss, a scalar."""
+        return self._gradient(self.draw(iteration))
 
     @torch.no_grad()
-    def _real_means(self, draw: Draw) -> tuple[list[Tensor], list[Moments] | None]:
-        """Return the class means (k, D) of what is matched of the real images, and the statistics for synthetic ones.
+    def _gradient(self, draw: Draw) -> Tensor:
+        recipe = self.recipe
+        self.gradients.zero_()
+        plan, depth = self.plan(len(draw.indices)), len(draw.network.weights)
+        means, known = self._real_means(draw, plan)
+        given = known if recipe.norm == "batch" and recipe.statistics == "real" else None
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
 
-        The latter are None where synthetic images are normalised by their own.
+        def matched(found: list[Tensor], k: slice) -> Tensor:
+            last, count = len(found) - 1, k.stop - k.start
+            own = [mixer.means(v, count, i < last) for i, v in enumerate(found)]
+            return mixer.loss([m[k] for m in means], own, recipe, depth)
+
+        def classified(found: list[Tensor], k: slice) -> Tensor:
+            wanted = torch.from_numpy(self.owned if draw.classes is None else self.owned[draw.classes])
+            wanted = upload(wanted[k].repeat_interleave(self.views), self.device)
+            logits = F.linear(found[-1], *(draw.trained.head or ()))  # type: ignore[union-attr]
+            loss = F.cross_entropy(logits, wanted, reduction="sum") / self.views
+            return recipe.loss_scale * recipe.calibration * loss
+
+        for group in plan.groups:
+            total += self._descend(draw, draw.network, self.passes, given, group, matched)
+            if draw.trained is not None:
+                total += self._descend(draw, draw.trained, self.calibration, None, group, classified)
+        return total
+
+    def _real_means(self, draw: Draw, plan: Plan) -> tuple[list[Tensor], Sequence[Moments | None]]:
+        """Return the class means (k, D) of what is matched of the real images, and their batch-norm moments."""
+        means: dict[int, Tensor] = {}
+        depth = len(draw.network.weights)
+
+        def found(level: int, i: int, values: list[Tensor]) -> None:
+            (k, m), each = plan.real[i], draw.indices.shape[1]
+            for j, value in enumerate(values):
+                own = mixer.means(value, k.stop - k.start, level < depth - 1)
+                position = level * self.passes.kind.maps + j
+                if position not in means:
+                    means[position] = own.new_zeros(len(draw.indices), own.shape[1])
+                means[position][k] += own * ((m.stop - m.start) / each)
+
+        ready: list[Tensor] = []  # of a chunk, the last first
+
+        def images(i: int) -> Tensor:
+            if not ready:  # pieces are asked for in order
+                k, m = plan.chunks[i]
+                pixels = self.normalization.apply(self._pixels(draw.indices[k, m]) / 255)
+                views = augment.augment(pixels, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
+                sizes = [length(part) for part, chunk in zip(plan.real, plan.chunks, strict=True) if chunk == (k, m)]
+                ready.extend(reversed(self.embedding.prepare(views).split(sizes)))
+            return ready.pop()
+
+        keep = frozenset(level for level in plan.keep if level < depth)
+        known = Side(self.passes, draw.network, images, len(plan.real), keep, None, found, once=True).forward()
+        if self.memory is not None:
+            let_go(self.real)
+        return [means[position] for position in sorted(means)], known
+
+    def _descend(
+        self, draw: Draw, network: Network, passes: Passes, given: Sequence[Moments | None] | None,
+        group: list[Piece], objective: Callable[[list[Tensor], slice], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Add the gradient of an objective of some classes' images to theirs; return it, a scalar.
+
+        Args:
+            draw: Of the iteration.
+            network: What they go through.
+            passes: How.
+            given: Batch-norm moments, where they are not their own.
+            group: The pieces they are cut in.
+            objective: Gives a scalar from what is found of them, (n, D) for every vector, and from their classes.
         """
-        total = draw.indices.size
-        shared = self.recipe.norm == "batch" and self.recipe.statistics == "real"
-        moments = None
-        # with a limit, processes of fewer classes must not be the only ones without pieces: they exchange sums
-        pieces = self._real_piece(total) < total or (self.memory is not None and self.team.size > 1)
-        if self.recipe.norm == "batch" and pieces:
-            moments = self.embedding.moments(lambda: (images for _, images in self._real_batches(draw)))
-        sums: list[Tensor] = []
-        for classes, images in self._real_batches(draw):
-            found, used = self.embedding(images, moments, shared)
-            sums = sums or [v.new_zeros(len(self.owned), v.shape[-1]) for v in found]
-            own = (classes == torch.arange(len(self.owned))[:, None]).to(self.device, found[0].dtype)
-            for s, v in zip(sums, found, strict=True):
-                s.addmm_(own, v)  # the same order of summation every time, unlike a scatter on a GPU
-        return [s / draw.indices.shape[1] for s in sums], used if shared else None
+        maps, depth = passes.kind.maps, len(network.weights)
+        found: list[list[Tensor]] = [[] for _ in range(maps * (depth - 1) + 1)]
 
-    def _real_batches(self, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces of the real batch: (n,) positions of their classes, and augmented images (n, C, H, W)."""
-        count, batch = draw.indices.shape
-        size = self._real_piece(count * batch)
-        pixels = 16 * int(np.prod(self.real.shape[1:]))  # bytes of an image as it is gathered and augmented
-        gathered = max(size, _GATHERED if self.memory is None else min(_GATHERED, self.memory // 8 // pixels))
-        for k in slices(count, max(1, gathered // batch)):
-            for m in slices(batch, gathered):
-                rows = draw.indices[k, m]
-                images = self.normalization.apply(self._pixels(rows) / 255)
-                images = augment.augment(images, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
-                classes = torch.arange(k.start, k.stop).repeat_interleave(rows.shape[1])
-                size = piece(len(images), size)
-                yield from zip(classes.split(size), images.split(size), strict=True)
+        def keep(level: int, i: int, values: list[Tensor]) -> None:
+            for j, value in enumerate(values):
+                found[level * maps + j].append(value)  # pieces come in order
 
+        def images(i: int) -> Tensor:
+            k, m = group[i]
+            return self.embedding.prepare(self._views(self._seen(draw, k), m, draw.augmentation[k]))
+
+        levels = frozenset({-1, *range(1, depth)})
+        side = Side(passes, network, images, len(group), levels, given, keep)
+        side.forward()
+        loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        gradients: list[list[Tensor]] = [[] for _ in found]
+        if group:  # else other processes have the classes of this iteration, and wait for sums
+            with torch.enable_grad():
+                leaves = [torch.cat(parts).requires_grad_() for parts in found]
+                value = objective(leaves, slice(group[0][0].start, group[-1][0].stop))
+            sizes = [length(part) for part in group]
+            gradients = [list(g.split(sizes)) for g in torch.autograd.grad(value, leaves)]
+            loss += value.detach()
+        of_images = side.backward(
+            gradients[-1],
+            lambda level, i: [g[i] for g in gradients[level * maps :][:maps]][: maps * (level < depth - 1)],
+        )
+        for (k, m), g in zip(group, of_images, strict=True):
+            with torch.enable_grad():
+                seen = self._seen(draw, k).requires_grad_()
+                views = self._views(seen, m, draw.augmentation[k])
+            own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views))[0]
+            self.gradients[draw.rows(k, self.device)] += own
+        return loss
+
+    def _seen(self, draw: Draw, k: slice) -> Tensor:
+        """Return the synthetic images of some of the drawn classes, as networks see them, (k, ipc, C, H, W)."""
+        return self.synthetic.seen(draw.rows(k, self.device))
+
+    def _views(self, images: Tensor, m: slice, u: Tensor) -> Tensor:
+        """Return some views of every class, augmented, (k*m, C, H, W)."""
+        views = to_views(images, self.recipe.formation)[:, m]
+        return augment.augment(views, u, self.recipe.augmentation).flatten(0, 1)
+
+    @torch.no_grad()
     def step(self, iteration: int) -> Tensor:
-        """Take one SGD step on the synthetic images; return the loss before it, a scalar."""
-        loss = self.gradient(iteration)
-        if self.recipe.image_schedule == "cosine":
-            share = (1 + math.cos(math.pi * iteration / self.recipe.iterations)) / 2
-            self.optimizer.param_groups[0]["lr"] = share * (self.recipe.image_lr or 1.0)
-        self.optimizer.step()
-        self._clipped = self.synthetic.project()
+        """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
+        draw = self.draw(iteration)
+        loss = self._gradient(draw)
+        images, gradient = self.synthetic.images, self.gradients
+        outside = torch.zeros((), device=self.device)
+        for k in self.plan(len(draw.indices)).spans:
+            rows = draw.rows(k, self.device)
+            self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + gradient[rows]
+            images[rows] -= draw.lr * self.momentum[rows]
+            outside += self.synthetic.project(rows)
+        self._clipped = outside / max(1, len(draw.indices) * images[0].numel())
         return loss
 
     def run(self, start: int = 0, report_every: int = 10, stop: Callable[[], bool] = lambda: False) -> Iterator[Report]:
         """Run the iterations of the recipe from ``start``; report now and then, at the end, and when it is to stop.
+
+        Args:
+            start: Iterations done before.
+            report_every: Iterations between reports.
+            stop: Asked once after every iteration.
 
         Raises:
             AtomhubError: the loss is not finite.
         """
         for iteration in range(start, self.recipe.iterations):
             loss = self.step(iteration)
-            done = iteration + 1
-            if done % report_every == 0 or done in (1, self.recipe.iterations) or stop():
+            done, stopping = iteration + 1, stop()
+            if done % report_every == 0 or done in (1, self.recipe.iterations) or stopping:
                 value = float(loss)
                 if not np.isfinite(value):
                     raise AtomhubError(
@@ -280,15 +352,28 @@ class Engine:
 
     def state(self) -> dict[str, Tensor]:
         """Return what a run continues from, for all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on CPU."""
-        momentum = self.optimizer.state[self.synthetic.images].get("momentum_buffer")
-        images = self.synthetic.images.detach()
-        momentum = torch.zeros_like(images) if momentum is None else momentum
-        return {"images": self.team.gather(images, self.classes), "momentum": self.team.gather(momentum, self.classes)}
+        return {
+            "images": self.team.gather(self.synthetic.images.detach(), self.classes),
+            "momentum": self.team.gather(self.momentum, self.classes),
+        }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a :meth:`state`, bit for bit."""
         self.synthetic.images.copy_(state["images"][self.owned])
-        self.optimizer.state[self.synthetic.images]["momentum_buffer"] = (
-            state["momentum"][self.owned].to(self.device, self.dtype).clone()
-        )
+        self.momentum.copy_(state["momentum"][self.owned])
+
+
+def exact_float32(fast: bool = False) -> None:
+    """Let float32 mean float32 in this process's work on a GPU, and not TF32, unless ``fast``; repeat results."""
+    torch.backends.cuda.matmul.allow_tf32 = fast
+    torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cudnn.benchmark = False  # it would choose other algorithms in another run
+    torch.backends.cudnn.deterministic = True
+
+
+def let_go(images: NDArray[np.uint8]) -> None:
+    """Take the pages of memory-mapped images that were read out of this process; the system may still keep them."""
+    mapped = getattr(images, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

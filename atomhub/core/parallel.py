@@ -4,17 +4,19 @@ The loss is a sum over classes, so nothing is exchanged but what is gathered now
 norm, which couples the classes).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from atomhub.errors import AtomhubError, UsageError
+
+T = TypeVar("T")
 
 
 class Team:
@@ -54,10 +56,40 @@ class Team:
             dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def add(self, x: Tensor) -> Tensor:
-        """Return the sum over all processes, differentiably; collective."""
+    def lead(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` gives in the first process, in all of them, and raise there what it raises; collective.
+
+        What it gives is copied by pickle, so tensors are to be on the CPU. The others wait as long as it takes.
+        """
+        if self.size == 1:
+            return work()
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = work()
+            except (Exception, KeyboardInterrupt) as error:
+                found[1] = error
         with _together():
-            return all_reduce(x)
+            dist.broadcast_object_list(found, device=torch.device("cpu"))
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def anywhere(self, here: bool) -> bool:
+        """Return whether something is so in any process; collective, and soon over."""
+        if self.size == 1:
+            return here
+        flag = torch.tensor([float(here)])
+        with _together():
+            dist.all_reduce(flag)
+        return bool(flag > 0)
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return the sum over all processes; collective."""
+        x = x.clone()
+        with _together():
+            dist.all_reduce(x)
+        return x
 
     def total(self, values: list[float]) -> list[float]:
         """Return sums over all processes, number by number; collective."""

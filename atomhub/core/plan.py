@@ -1,27 +1,51 @@
-"""The size of a run's work, and the pieces in which it is done."""
+"""The size of a run's work, and how it is cut so that it fits memory and caches."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from atomhub.core.convnet import ConvNet
+from atomhub.errors import AtomhubError
 from atomhub.recipe import Recipe
 
-_WORTH_COMPILING = 10**13
+_WORTH_COMPILING = {"cpu": 10**13, "cuda": 10**15}
 """Floating point operations of a run from which compiling (some 20 s) pays: about 40 s of work of two cores."""
+_CACHED = 5 * 2**20
+"""Bytes of the largest feature map that a piece of work has for every CPU core, where it should stay in the caches."""
+_LARGE = 4 * 2**30
+"""The same on a GPU, which is busy with less."""
+_MAPS = 10
+"""Maps of the largest kind that the work on a piece takes while it is not compiled."""
+_GATHERED = 512
+"""Real images that are gathered and augmented at once, where memory is not short."""
+_SPARE = 250 * 2**20
+"""Bytes of a process that a limit is not charged with: the program and its libraries."""
+
+Piece = tuple[slice, slice]
+"""Classes, and the images of each."""
 
 
-def worth_compiling(recipe: Recipe, classes: int, ipc: int, channels: int, size: int) -> bool:
-    """Return whether a run is long enough for ``torch.compile`` to pay."""
+def worth_compiling(
+    recipe: Recipe, classes: int, ipc: int, channels: int, size: int, device: torch.device | None = None
+) -> bool:
+    """Return whether a run is long enough for ``torch.compile`` to pay; ``device`` None: on a CPU."""
     width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
     passes = 6 if recipe.calibration else 3  # forward and backward, once or twice
-    images = classes * (recipe.real_batch + passes * ipc * recipe.views_per_image)
-    return recipe.iterations * images * flops(width, depth, channels, size) >= _WORTH_COMPILING
+    images = min(classes, recipe.classes_per_iteration or classes)
+    images *= recipe.real_batch + passes * ipc * recipe.views_per_image
+    least = _WORTH_COMPILING["cpu" if device is None or device.type != "cuda" else "cuda"]
+    return recipe.iterations * images * sum(flops(width, depth, channels, size)) >= least
 
 
-def flops(width: int, depth: int, channels: int, size: int) -> int:
-    """Return the floating point operations (two a multiply-add) of the convolutions for one image, forward."""
-    sides = [-(-size // 2**depth) * 2**depth // 2**layer for layer in range(depth)]
-    return sum(2 * 9 * (width if layer else channels) * width * side**2 for layer, side in enumerate(sides))
+def flops(width: int, depth: int, channels: int, size: int) -> list[int]:
+    """Return the floating point operations (two a multiply-add) of every convolution for one image, forward."""
+    sides = [-(-size // 2**depth) * 2**depth // 2**level for level in range(depth)]
+    return [2 * 9 * (width if level else channels) * width * side**2 for level, side in enumerate(sides)]
 
 
 def piece(total: int, most: int) -> int:
@@ -36,6 +60,153 @@ def slices(total: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
+def cut(classes: int, each: int, most: int) -> list[Piece]:
+    """Cut ``each`` images of some classes into pieces of at most ``most`` images: whole classes, or parts of one."""
+    if most >= each:
+        return [(k, slice(0, each)) for k in slices(classes, piece(classes, most // each))]
+    members = slices(each, piece(each, most))
+    return [(slice(k, k + 1), m) for k in range(classes) for m in members]
+
+
+def inside(part: Piece, most: int) -> list[Piece]:
+    """Cut a piece into smaller ones, as :func:`cut` does."""
+    k, m = part
+    smaller = cut(k.stop - k.start, m.stop - m.start, most)
+    return [
+        (slice(a.start + k.start, a.stop + k.start), slice(b.start + m.start, b.stop + m.start)) for a, b in smaller
+    ]
+
+
+def length(part: Piece) -> int:
+    """Return how many images a piece has."""
+    return (part[0].stop - part[0].start) * (part[1].stop - part[1].start)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work of an iteration is cut.
+
+    Attributes:
+        real: Pieces of the real batch.
+        chunks: For each, the larger piece with which it is gathered and augmented.
+        keep: Levels of the network that are kept of it, see :class:`atomhub.core.passes.Side`.
+        groups: Pieces of the synthetic images, by those that are held until their gradient is known.
+    """
+
+    real: list[Piece]
+    chunks: list[Piece]
+    keep: frozenset[int]
+    groups: list[list[Piece]]
+
+    @property
+    def spans(self) -> list[slice]:
+        """The classes of the synthetic pieces, every class once."""
+        return sorted({(k.start, k.stop): k for group in self.groups for k, _ in group}.values(), key=lambda k: k.start)
+
+
+def plan(
+    recipe: Recipe, network: ConvNet, classes: int, views: int, itemsize: int, budget: int, device: torch.device,
+    memory: int | None = None,
+) -> Plan:  # fmt: skip
+    """Return how to cut an iteration's work.
+
+    Args:
+        recipe: A resolved recipe.
+        network: The largest of its networks.
+        classes: Classes of an iteration that this process owns.
+        views: Synthetic images of a class as networks see them.
+        itemsize: Bytes of a number of the maps.
+        budget: Bytes that the work may take.
+        device: Where to compute.
+        memory: The limit that left the budget, for the message that names a better one.
+
+    Raises:
+        AtomhubError: the budget is too small.
+    """
+    if classes == 0:
+        return Plan([], [], frozenset(), [[]])
+    width, channels = network.widths
+    side, coupled = network.size + network.padding, recipe.norm == "batch"
+    maps = [itemsize * width * (side >> level) ** 2 for level in range(network.depth)]
+    images = itemsize * channels * side**2  # an image as networks get it
+    work = _MAPS * max(maps[0], 4 * width * side**2)  # of one image; computed in float32
+    vectors = 4 * sum((side >> level) ** 2 + width for level in range(network.depth))  # what is matched of an image
+    held = images + sum(maps[1:]) + 3 * vectors  # of a synthetic image until its gradient is known
+    together = coupled and recipe.statistics == "own" or (coupled and bool(recipe.calibration))
+    least = 2 * vectors * classes + work + held * views * (classes if together else 1)
+    if least > budget:
+        more = "Free some, or use another device."
+        if memory is not None:
+            more = f'Give `memory="{math.ceil((memory + least - budget) / 2**20)}MiB"` or more.'
+        fewer = "Or set the recipe field classes_per_iteration, or norm=instance." if together else ""
+        raise AtomhubError(
+            f"The memory is too small: {classes * views if together else views} synthetic images need "
+            f"{least / 2**30:.2g} GiB at once, and {max(budget, 0) / 2**30:.2g} GiB are left for them.",
+            f"{more} {fewer}".strip(),
+        )
+    free = budget - (least - work)
+    largest = _LARGE if device.type == "cuda" else _CACHED * torch.get_num_threads()
+    most = max(1, min(largest // maps[0], free // 2 // work))
+    gathered = cut(classes, recipe.real_batch, max(most, min(_GATHERED, free // 8 // (16 * channels * side**2))))
+    real = [(part, chunk) for chunk in gathered for part in inside(chunk, most)]
+    split = [part for part, _ in real], [chunk for _, chunk in real]
+    keep: frozenset[int] = frozenset()
+    if coupled:
+        costs = flops(width, network.depth, channels, network.size)
+        keep = kept(costs, [images, *maps], classes * recipe.real_batch, budget - 2 * vectors * classes - most * work)
+    pieces = cut(classes, views, most)
+    if together:
+        return Plan(*split, keep, [pieces])
+    fit = max(views, (free - most * work) // held)
+    groups = [inside(group, most) for group in cut(classes, views, max(views, min(most, fit)))]
+    return Plan(*split, keep, groups)
+
+
+def kept(costs: list[int], sizes: list[int], images: int, budget: int) -> frozenset[int]:
+    """Return the levels to keep of ``images`` under batch norm so that the least is computed twice.
+
+    Args:
+        costs: Operations that bring an image to every level, from the one before it.
+        sizes: Bytes of an image at every level, first those of the image itself, level -1.
+        images: How many there are.
+        budget: Bytes that what is kept may take.
+    """
+    depth = len(costs)
+    # reading and augmenting an image is work too; level 0, the largest, is cheaper to compute than to keep
+    steps = [costs[0] // 3, *costs]
+    options = [-1, *range(1, depth)]
+
+    def work(keep: Collection[int]) -> int:
+        total = 0
+        for level in range(depth + 1):  # the moments of each, then the features, from the last
+            start = max((at for at in keep if at < level), default=-2)
+            total += sum(steps[at + 1] for at in range(start + 1, min(level, depth - 1) + 1))
+        return total
+
+    fitting: list[tuple[int, ...]] = [
+        choice
+        for count in range(depth + 1)
+        for choice in combinations(options, count)
+        if images * sum(sizes[at + 1] for at in choice) <= budget
+    ]
+    best = min((work(choice), len(choice), choice) for choice in fitting)
+    return frozenset(best[2])
+
+
 def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
     """Whether the real images may live on the device: at most half of its free memory."""
     return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+
+
+def budget(memory: int | None, free: int, used: int, resident: int) -> int:
+    """Return the bytes that the work of an iteration may take.
+
+    Args:
+        memory: The limit for this process; None: there is none.
+        free: Bytes that are free on the device.
+        used: Bytes that this process has taken already.
+        resident: Bytes that its images will take.
+    """
+    if memory is None:
+        return int(0.8 * free) - resident
+    return memory - max(0, used - _SPARE) - resident

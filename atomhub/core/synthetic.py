@@ -27,7 +27,7 @@ class Synthetic(nn.Module):
         self.project()
 
     @torch.no_grad()
-    def seen(self, classes: slice = slice(None)) -> Tensor:
+    def seen(self, classes: slice | Tensor = slice(None)) -> Tensor:
         """Return the images of some classes as networks see them, (k, ipc, C, H, W), normalised; no gradient."""
         images = self.images[classes]
         if not self.rounds:
@@ -35,11 +35,11 @@ class Synthetic(nn.Module):
         return self.normalization.apply((self.normalization.undo(images) * 255).round() / 255)
 
     @torch.no_grad()
-    def project(self) -> Tensor:
-        """Clamp the images to real colours, pixels in 0..1; return the share of values that were outside, a scalar."""
-        pixels = self.normalization.undo(self.images)
-        outside = ((pixels < -1e-4) | (pixels > 1 + 1e-4)).float().mean()  # not what rounding moved
-        self.images.copy_(self.normalization.apply(pixels.clamp(0, 1)))
+    def project(self, classes: slice | Tensor = slice(None)) -> Tensor:
+        """Clamp images to real colours, pixels in 0..1; return how many values were outside, a scalar."""
+        pixels = self.normalization.undo(self.images[classes])
+        outside = ((pixels < -1e-4) | (pixels > 1 + 1e-4)).sum()  # not what rounding moved
+        self.images[classes] = self.normalization.apply(pixels.clamp(0, 1))
         return outside
 
     @torch.no_grad()

@@ -15,11 +15,11 @@ from atomhub.core.synthetic import stored
 from atomhub.core.whitening import Whitening
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
-from atomhub.devices import peak_memory
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.interrupts import heeded
 from atomhub.job.checkpoints import Checkpoint, Checkpoints
 from atomhub.manifest import Manifest
+from atomhub.memory import peak_memory
 from atomhub.training.measure import measure
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -70,22 +70,28 @@ class Run:
         self.start = time.perf_counter() - seconds
         every = math.gcd(_REPORT_EVERY, self.measure_every, self.checkpoint_every if self.kept is not None else 0)
         last = first
-        # processes cannot agree on an iteration to stop at without exchanging more than they need to
-        heed = self.kept is not None and team.size == 1
-        with heeded("this iteration") if heed else nullcontext(lambda: False) as stop:
+        stopping = False
+        with heeded("this iteration") if self.kept is not None else nullcontext(lambda: False) as came:
+
+            def stop() -> bool:  # asked once an iteration, by all processes: a dead one is noticed as well
+                nonlocal stopping
+                stopping = team.anywhere(stopping or came())
+                return stopping
+
             try:
                 for report in engine.run(first, every, stop):
                     if report.done % _REPORT_EVERY == 0 or report.done in (1, iterations):
                         self.own.append(report)  # the same ones whatever else is done on the way
                     if self.progress:
                         self.progress("iterations", report.done, iterations, report.loss)
+                    stopping = stopping or (team.size == 1 and came())  # while that was shown
                     if self.measure_every and report.done % self.measure_every == 0:
                         self._measure(report.done)
                     due = self.kept is not None and report.done % self.checkpoint_every == 0
-                    if (due or stop()) and report.done < iterations:
+                    if (due or stopping) and report.done < iterations:
                         self._save(report.done)
                         last = report.done
-                    if stop():
+                    if stopping:
                         note = f"Stopped at iteration {report.done}: `resume=True` continues from there."
                         warnings.warn(note, AtomhubWarning, stacklevel=4)
                         raise KeyboardInterrupt
@@ -102,6 +108,7 @@ class Run:
             "history": tuple(self.losses[::thin]),
             "clipped_history": tuple(self.clipped[::thin]),
             "accuracy_history": tuple(self.accuracies),
+            "compiled": engine.compiler.works,
             "seconds": round(time.perf_counter() - self.start, 2),
             "peak_memory": peak_memory(engine.device),
         }

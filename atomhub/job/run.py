@@ -12,6 +12,7 @@ import torch
 
 from atomhub import devices
 from atomhub.command import command
+from atomhub.core.bank import Bank
 from atomhub.core.engine import Engine
 from atomhub.core.plan import worth_compiling
 from atomhub.core.whitening import Normalization, fit_zca
@@ -42,7 +43,8 @@ def distill(
     """Distil a labelled image dataset into ``ipc`` synthetic images per class.
 
     The same arguments give the same images, bit for bit, on the same CPU and versions, resumed or not; a GPU, another
-    number of processes or another memory limit adds floats in another order, so there they agree up to rounding.
+    number of processes or another memory limit draws the same and adds floats in another order, so there they agree up
+    to rounding.
     Under ``torchrun`` the processes share the classes, and all return the set.
 
     Args:
@@ -52,7 +54,8 @@ def distill(
         overrides: Recipe fields to replace.
         seed: Keys every random draw.
         device: ``auto``, ``cpu`` or ``cuda``.
-        memory: Limit for the work of an iteration, in bytes or as ``"8GiB"``; None: as fast as possible.
+        memory: Most bytes that this process may take (on a GPU: its tensors), or text such as ``"8GiB"``; None: 80 % of
+            what is free.
         name: Name of the set; None: ``<source>-ipc<ipc>``.
         save: True: save the set under its name in the local store; a folder: there; False: it stays in memory.
         overwrite: Replace a set that is there.
@@ -101,7 +104,7 @@ def distill(
         for path in (target, kept.folder if kept is not None else None):
             if path is not None and team.rank == 0:  # now, and not when the work is done
                 locks.enter_context(locked(path, wait=0, doing="distilling in"))
-        begin = _begin(kept, resume, resolved.iterations)
+        begin = team.lead(lambda: _begin(kept, resume, resolved.iterations))
         devices.keep_large_buffers()
         with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
             normalization = Normalization(real.mean, real.std)
@@ -109,11 +112,12 @@ def distill(
                 normalization = fit_zca(real.train.images, normalization)
             bank = None
             if resolved.bank:
-                with devices.first_of_machine(team):
-                    bank = find_bank(
-                        real, resolved, normalization, where,
-                        lambda done, total: progress("networks", done, total, None) if progress else None,
-                    )  # fmt: skip
+
+                def trained() -> Bank:
+                    told = lambda done, total: progress("networks", done, total, None) if progress else None  # noqa: E731
+                    return find_bank(real, resolved, normalization, where, told)
+
+                bank = team.lead(trained)  # those of another machine would not be the same, bit for bit
             engine = Engine(
                 real.train.images, real.train.offsets(len(real.class_names)), resolved, ipc,
                 normalization, seed, where, memory=limit, team=team, bank=bank,

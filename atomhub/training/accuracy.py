@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atomhub.core.whitening import Normalization
-from atomhub.devices import is_out_of_memory
-from atomhub.errors import AtomhubError, UsageError, first_line
+from atomhub.errors import AtomhubError, UsageError, first_line, is_out_of_memory
 
 _TEST_BATCH = 512
 

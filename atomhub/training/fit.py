@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atomhub.core import augment, draws
-from atomhub.devices import is_out_of_memory
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
 from atomhub.training.accuracy import check_shape, logits
 from atomhub.training.protocols import Protocol
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conftest import ROOT, image_folder
 import atomhub
 from atomhub.data.real import RealData, Split
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
+from atomhub.memory import used_memory
 
 RUN = {"overrides": {"iterations": 60, "width": 4, "real_batch": 4}, "checkpoint_every": 3}
 
@@ -160,7 +162,7 @@ class TestMemory:
     def test_a_limit_changes_nothing_but_rounding(self, home):
         overrides = {"iterations": 3, "pixels": "float32"}
         free = atomhub.distill("digits", 2, overrides=overrides)
-        tight = atomhub.distill("digits", 2, overrides=overrides, memory="2MB")
+        tight = atomhub.distill("digits", 2, overrides=overrides, memory=small_limit(2**21))
         assert torch.allclose(free.images, tight.images, atol=1e-4)
         assert free.manifest.provenance.peak_memory > 10**7
 
@@ -192,6 +194,11 @@ def distil_large(path, limit):
     assert distilled.manifest.provenance.peak_memory < images.nbytes / 8
 
 
+def small_limit(left):
+    """A limit that leaves about so many bytes for the work, whatever this process has taken."""
+    return max(used_memory(torch.device("cpu")) - 250 * 2**20, 0) + left
+
+
 def torchrun(processes, *arguments, **options):
     """Start the command line under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -214,9 +221,11 @@ class TestParallel:
             for process in processes:
                 process.join()
                 assert process.exitcode == 0
-            for name, whole in one.items():
+            for name, whole in {**one, "resumed": one["batch"]}.items():
                 several = atomhub.load(tmp_path / str(size) / name)
                 assert torch.allclose(whole.images, several.images, atol=1e-5)
+                if name == "resumed":  # has reports of its own
+                    continue
                 losses = [np.array([loss for _, loss in s.manifest.provenance.history]) for s in (whole, several)]
                 assert np.allclose(*losses, rtol=1e-5)
 
@@ -265,19 +274,32 @@ SEVERAL = {
 
 def made(name):
     """Make one of the sets, alone or as one of several processes."""
-    memory = "2MB" if name == "pieces" else None
+    memory = small_limit(2**21) if name == "pieces" else None
     return atomhub.distill("digits", 1, overrides=SHARED | SEVERAL[name], memory=memory)
 
 
 def share(rank, size, folder, home):
-    """One of several processes, as torchrun would start it."""
-    os.environ["ATOMHUB_HOME"] = str(home)
+    """One of several processes, as torchrun would start it, each as if on a machine of its own."""
+    os.environ["ATOMHUB_HOME"] = str(home / str(rank))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}-rendezvous", rank=rank, world_size=size)
     for name in SEVERAL:
         distilled = made(name)
         if rank == 0:
             distilled.save(folder / name)
+
+    def interrupt(_, done, *rest):
+        if rank == 1 and done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # one is told to stop, and all do; the first process alone has checkpoints, and all continue from them
+    runs = {"checkpoints": home / str(rank) / f"runs-{size}", "checkpoint_every": 2}
+    with suppress(KeyboardInterrupt):
+        atomhub.distill("digits", 1, overrides=SHARED | SEVERAL["batch"], progress=interrupt, **runs)
+        raise AssertionError("nobody stopped")
+    resumed = atomhub.distill("digits", 1, overrides=SHARED | SEVERAL["batch"], resume=True, **runs)
+    if rank == 0:
+        resumed.save(folder / "resumed")
     torch.distributed.destroy_process_group()
 
 

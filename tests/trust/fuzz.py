@@ -25,9 +25,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from atomhub.devices import peak_memory
 from atomhub.errors import AtomhubError
 from atomhub.hub import models
+from atomhub.memory import peak_memory
 from atomhub.storage import cards, format_v1, store
 from atomhub.storage.parquet import check_parquet
 

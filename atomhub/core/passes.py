@@ -1,0 +1,215 @@
+"""All images of one side through the network of an iteration, piece by piece, forward and backward.
+
+Levels count what enters the norms, from 0. Batch norm couples all images of a side: a level is worked off in all pieces
+before the next one begins, from what an earlier pass kept, or from the start again where it kept nothing. What is
+independent of other images goes through the whole network at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from atomhub.core import blocks
+from atomhub.core.blocks import Kind, Moments
+from atomhub.errors import AtomhubWarning, first_line, is_out_of_memory
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all processes."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The weights of an iteration, on the device.
+
+    Attributes:
+        weights: (width, ., 3, 3) for every block, in the precision of the convolutions.
+        biases: (width,) for every block; None: a norm takes away what they add.
+        head: Weight (K, D) and bias (K,) of the last layer, where it is used.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor] | None = None
+    head: tuple[Tensor, Tensor] | None = None
+
+    def bias(self, level: int) -> Tensor | None:
+        """Return the bias of the convolution that gives a level."""
+        return None if self.biases is None else self.biases[level]
+
+
+class Passes:
+    """The functions of :mod:`atomhub.core.blocks` as a run calls them, compiled or not.
+
+    Args:
+        kind: What all blocks have in common.
+        compiler: Compiles them, or not.
+        reduce: Adds batch-norm statistics up over processes; None: there is one process.
+    """
+
+    def __init__(self, kind: Kind, compiler: Compiler, reduce: Reduce | None = None) -> None:
+        self.kind, self.reduce = kind, reduce
+        self.enter, self.through, self.leave = compiler(blocks.enter), compiler(blocks.through), compiler(blocks.leave)
+        self.totals, self.back = compiler(blocks.totals), compiler(blocks.back)
+
+    def add(self, x: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        return x if self.reduce is None else self.reduce(x)
+
+    def averages(self, values: Sequence[Moments], width: int, like: Tensor) -> Moments:
+        """Return (n, C) pairs of some pieces, averaged over the images of all pieces and processes, (C,) each."""
+        n = sum(len(first) for first, _ in values)
+        zero = like.new_zeros(width, dtype=torch.promote_types(like.dtype, torch.float32))
+        sums = [sum((pair[j].sum(0) for pair in values), zero) for j in range(2)]
+        first, second, count = self.add(torch.cat([*sums, zero.new_full((1,), n)])).split([width, width, 1])
+        return first / count, second / count
+
+    def moments(self, values: Sequence[Moments], width: int, like: Tensor) -> Moments:
+        """Return the moments (C,) of a batch from those of its images, (n, C) in every piece."""
+        mean, _ = self.averages(values, width, like)
+        spread = [(variance, (own - mean).square()) for own, variance in values]
+        within, between = self.averages(spread, width, like)
+        return mean, within + between
+
+
+class Side:
+    """The real or the synthetic images of some classes, on their way through one network.
+
+    Args:
+        passes: How blocks are computed.
+        network: The weights.
+        images: Gives piece i, normalised, padded, in the precision of the convolutions, (n, C, H, W).
+        pieces: How many there are.
+        keep: Levels to keep in memory once they are known; -1 are the images.
+        given: Batch-norm moments of every level, where they are not those of the images themselves.
+        found: Called with level, piece and what is matched of it, once: attention sums, or at the last level features.
+        once: Whether no gradient will be asked for, so that a kept level takes the place of those before it.
+    """
+
+    def __init__(
+        self, passes: Passes, network: Network, images: Callable[[int], Tensor], pieces: int, keep: frozenset[int],
+        given: Sequence[Moments | None] | None, found: Callable[[int, int, list[Tensor]], None], once: bool = False,
+    ) -> None:  # fmt: skip
+        self.passes, self.network, self.images, self.pieces = passes, network, images, pieces
+        self.found, self.keep, self.once = found, keep, once
+        self.depth = len(network.weights)
+        self.coupled = passes.kind.norm == "batch" and given is None
+        self.known: list[Moments | None] = list(given) if given is not None else []
+        self.kept: list[dict[int, Tensor]] = [{} for _ in range(pieces)]
+        self.reached = [0] * pieces
+
+    def forward(self) -> list[Moments | None]:
+        """Go through the network; return the batch-norm moments of every level, or None for each."""
+        if self.coupled:
+            for level in range(self.depth):
+                measured = [self._reach(level, i)[1] for i in range(self.pieces)]
+                weight = self.network.weights[level]
+                self.known.append(self.passes.moments(cast(list[Moments], measured), len(weight), weight))
+        elif not self.known:
+            self.known = [None] * self.depth
+        for i in range(self.pieces):
+            y, _ = self._reach(self.depth - 1, i)
+            self.found(self.depth - 1, i, [self.passes.leave(y, self.known[-1], self.passes.kind)])
+            if self.once:
+                self.kept[i].clear()
+        return self.known
+
+    def backward(self, features: list[Tensor], attention: Callable[[int, int], list[Tensor]]) -> list[Tensor]:
+        """Return the gradient of every piece of images, as they were given.
+
+        Args:
+            features: Gradients of the features of every piece, (n, D).
+            attention: Gives those of the attention sums, of a level and a piece.
+        """
+        passes, kind = self.passes, self.passes.kind
+        gradients = []
+        for i, g in enumerate(features):
+            y, _ = self._reach(self.depth - 1, i)
+            shape = (*y.shape[:2], y.shape[2] // 2, y.shape[3] // 2)
+            gradients.append(g.view(shape).to(y.dtype, memory_format=torch.channels_last))
+        for level in reversed(range(self.depth)):
+            known, weight, means, area = self.known[level], self.network.weights[level], None, 1
+            if self.coupled:
+                sums = []
+                for i, g in enumerate(gradients):
+                    y, _ = self._reach(level, i)
+                    area = y.shape[2] * y.shape[3]
+                    sums.append(passes.totals(y, known, g, attention(level, i), kind))
+                a, b = passes.averages(sums, len(weight), weight)
+                means = a / area, b / area
+            for i, g in enumerate(gradients):
+                y, _ = self._reach(level, i)
+                gradients[i] = passes.back(y, known, g, attention(level, i), means, weight, kind)
+                self.kept[i].pop(level, None)
+        return gradients
+
+    def _reach(self, level: int, i: int) -> tuple[Tensor, Moments | None]:
+        """Return piece ``i`` at a level, and if it was computed now under batch norm the moments of its images."""
+        kept, kind, network = self.kept[i], self.passes.kind, self.network
+        start = max((at for at in kept if 0 <= at <= level), default=-1)
+        if start >= 0:
+            y, measured = kept[start], None
+        else:
+            x = kept[-1] if -1 in kept else self.images(i)
+            if -1 in self.keep:
+                kept[-1] = x
+            y, measured = self.passes.enter(x, network.weights[0], network.bias(0), kind)
+            start = 0
+        for at in range(start + 1, level + 1):
+            sums, y, measured = self.passes.through(y, self.known[at - 1], network.weights[at], network.bias(at), kind)
+            if at > self.reached[i]:
+                self.reached[i] = at
+                self.found(at - 1, i, sums)
+            if at in self.keep:
+                if self.once:
+                    kept.clear()
+                kept[at] = y
+        return y, measured
+
+
+class Compiler:
+    """``torch.compile`` for the functions of a run, until it fails once (no C++ compiler, say).
+
+    Args:
+        wanted: Whether to compile at all.
+
+    Attributes:
+        failure: What stopped it, in one line.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.failure: str | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether functions are compiled, as far as they were called."""
+        return self.wanted and self.failure is None
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is compiled at its first call for every shape; a plain one without gradients."""
+        if not self.wanted:
+            return function
+        plain = cast(FunctionType, function)
+        # code of its own: torch keeps a few compiled variants of each code object, and gives up beyond
+        own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__)
+        fast = torch.compile(own, dynamic=False)
+
+        def call(*arguments: Any) -> Any:
+            if self.failure is None:
+                try:
+                    return fast(*arguments)
+                except Exception as error:  # whatever stopped the compiler; a fault of the function comes again below
+                    if is_out_of_memory(error):
+                        raise
+                    self.failure = first_line(error)
+                    note = f"torch.compile failed, so the work goes on uncompiled and slower. It said: {self.failure}"
+                    warnings.warn(note, AtomhubWarning, stacklevel=2)
+            return function(*arguments)
+
+        return call
