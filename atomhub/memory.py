@@ -1,6 +1,8 @@
 """How much memory there is, and how much of it is taken."""
 
+import ctypes
 import os
+import platform
 import re
 import sys
 from contextlib import suppress
@@ -52,6 +54,12 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def give_back() -> None:
+    """Give the memory that this process has freed back to the system, where the C library is glibc."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(key: str) -> int | None:

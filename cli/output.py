@@ -171,7 +171,8 @@ class Steps:
         """Show the progress of a distillation."""
         if kind == "networks" and done < total and not self.quiet and self.bar is None:
             say(f"Training network {done + 1} of {total} on the real images; other runs will use it as well.")
-        self(done, total, "networks trained on the real images" if loss is None else f"loss {loss:.4g}")
+        notes = {"images": "real images read", "networks": "networks trained on the real images"}
+        self(done, total, notes[kind] if loss is None else f"loss {loss:.4g}")
 
     def networks(self, kind: str, done: int, total: int) -> None:
         """Show the progress of a measurement."""

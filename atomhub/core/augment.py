@@ -33,7 +33,8 @@ def augment(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
 
     Args:
         images: (G, M, C, H, W), normalised.
-        u: (G, DRAWS) float, uniform in [0, 1), on the CPU.
+        u: (G, DRAWS) float, uniform in [0, 1). On the CPU each group goes through its operation alone; elsewhere all
+            go through all, and nothing waits for the choice (:func:`augment_static`).
         operations: Names among ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``; none: no change.
 
     Returns:
@@ -41,6 +42,8 @@ def augment(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
     """
     if not operations:
         return images
+    if u.device.type != "cpu":
+        return augment_static(images, u, operations)
     chosen = (u[:, _OPERATION] * len(operations)).long()
     out = images.clone()
     for index, name in enumerate(operations):
@@ -49,6 +52,22 @@ def augment(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
             on = groups.to(images.device)
             out[on] = OPERATIONS[name](images[on], u[groups].to(images))
     return out
+
+
+def augment_static(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
+    """Return what :func:`augment` returns, by the same operations on tensors of the same shapes every time."""
+    chosen = (u[:, _OPERATION] * len(operations)).floor()
+    u = u.to(images)
+    warped, theta = chosen < 0, _identity(u)
+    for index, name in enumerate(operations):
+        on = chosen == index
+        if name in WARPS:  # one sampling for all of them
+            warped, theta = warped | on, torch.where(on.view(-1, 1, 1), WARPS[name](images, u), theta)
+        else:
+            images = torch.where(_per_group(on), OPERATIONS[name](images, u), images)
+    if any(name in WARPS for name in operations):
+        images = torch.where(_per_group(warped), _warp(images, theta), images)
+    return images
 
 
 def _per_group(column: Tensor) -> Tensor:
@@ -70,12 +89,16 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 def crop(x: Tensor, u: Tensor) -> Tensor:
     """Shift by whole pixels, at most an eighth of the side each way, filling with 0."""
+    return _warp(x, _shift(x, u))
+
+
+def _shift(x: Tensor, u: Tensor) -> Tensor:
     reach = [int(side * SHIFT + 0.5) for side in (x.shape[-1], x.shape[-2])]
     shifts = [(u[:, c] * (2 * r + 1)).floor() - r for c, r in zip((_SHIFT_X, _SHIFT_Y), reach, strict=True)]
     theta = _identity(u)
     theta[:, 0, 2] = -2 * shifts[0] / x.shape[-1]
     theta[:, 1, 2] = -2 * shifts[1] / x.shape[-2]
-    return _warp(x, theta)
+    return theta
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
@@ -98,26 +121,38 @@ def flip(x: Tensor, u: Tensor) -> Tensor:
 
 def scale(x: Tensor, u: Tensor) -> Tensor:
     """Stretch each axis about the centre by its own factor in [1/1.2, 1.2], bilinear, filling with 0."""
+    return _warp(x, _stretch(x, u))
+
+
+def _stretch(_: Tensor, u: Tensor) -> Tensor:
     theta = _identity(u)
     for axis, column in enumerate((_ZOOM_X, _ZOOM_Y)):
         theta[:, axis, axis] = 1 / ZOOM + u[:, column] * (ZOOM - 1 / ZOOM)
-    return _warp(x, theta)
+    return theta
 
 
 def rotate(x: Tensor, u: Tensor) -> Tensor:
     """Turn about the centre by an angle within 15 degrees, bilinear, filling with 0."""
+    return _warp(x, _turn(x, u))
+
+
+def _turn(_: Tensor, u: Tensor) -> Tensor:
     angle = (2 * u[:, _ANGLE] - 1) * math.radians(ANGLE)
     theta = _identity(u)
     theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()
     theta[:, 0, 1] = -angle.sin()
     theta[:, 1, 0] = angle.sin()
-    return _warp(x, theta)
+    return theta
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate,
 }  # fmt: skip
 """Each maps images (G, M, C, H, W) and draws (G, DRAWS) to images of the same shape."""
+
+
+WARPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _shift, "scale": _stretch, "rotate": _turn}
+"""The same for operations that sample an image elsewhere: to (G, 2, 3), from output to input coordinates."""
 
 
 def _identity(u: Tensor) -> Tensor:

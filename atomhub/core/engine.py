@@ -23,12 +23,12 @@ from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
 from atomhub.core.embedding import Embedding, upload
 from atomhub.core.parallel import Team
-from atomhub.core.passes import Compiler, Network, Passes, Side
+from atomhub.core.passes import Compiler, Network, Passes, Side, Store
 from atomhub.core.plan import Piece, Plan, budget, fits, length, plan, worth_compiling
 from atomhub.core.synthetic import Synthetic, from_views, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
-from atomhub.memory import free_memory, used_memory
+from atomhub.memory import free_memory, give_back, used_memory
 from atomhub.recipe import Recipe
 
 
@@ -249,9 +249,11 @@ class Engine:
             return ready.pop()
 
         keep = frozenset(level for level in plan.keep if level < depth)
-        known = Side(self.passes, draw.network, images, len(plan.real), keep, None, found, once=True).forward()
+        sizes = [length(part) for part in plan.real]
+        known = Side(self.passes, draw.network, images, sizes, keep, None, found, once=True).forward()
         if self.memory is not None:
             let_go(self.real)
+            give_back()
         return [means[position] for position in sorted(means)], known
 
     def _descend(
@@ -270,17 +272,19 @@ class Engine:
         """
         maps, depth = passes.kind.maps, len(network.weights)
         found: list[list[Tensor]] = [[] for _ in range(maps * (depth - 1) + 1)]
+        sizes = [length(part) for part in group]
+        stores = [Store(sizes) for _ in found]
 
         def keep(level: int, i: int, values: list[Tensor]) -> None:
-            for j, value in enumerate(values):
-                found[level * maps + j].append(value)  # pieces come in order
+            for j, value in enumerate(values, level * maps):
+                found[j].append(stores[j].put(i, value))  # pieces come in order
 
         def images(i: int) -> Tensor:
             k, m = group[i]
             return self.embedding.prepare(self._views(self._seen(draw, k), m, draw.augmentation[k]))
 
         levels = frozenset({-1, *range(1, depth)})
-        side = Side(passes, network, images, len(group), levels, given, keep)
+        side = Side(passes, network, images, sizes, levels, given, keep)
         side.forward()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         gradients: list[list[Tensor]] = [[] for _ in found]
@@ -288,7 +292,6 @@ class Engine:
             with torch.enable_grad():
                 leaves = [torch.cat(parts).requires_grad_() for parts in found]
                 value = objective(leaves, slice(group[0][0].start, group[-1][0].stop))
-            sizes = [length(part) for part in group]
             gradients = [list(g.split(sizes)) for g in torch.autograd.grad(value, leaves)]
             loss += value.detach()
         of_images = side.backward(
@@ -301,6 +304,9 @@ class Engine:
                 views = self._views(seen, m, draw.augmentation[k])
             own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views))[0]
             self.gradients[draw.rows(k, self.device)] += own
+        if self.memory is not None:
+            del side, of_images
+            give_back()
         return loss
 
     def _seen(self, draw: Draw, k: slice) -> Tensor:

@@ -8,11 +8,13 @@ independent of other images goes through the whole network at once.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +86,7 @@ class Side:
         passes: How blocks are computed.
         network: The weights.
         images: Gives piece i, normalised, padded, in the precision of the convolutions, (n, C, H, W).
-        pieces: How many there are.
+        sizes: How many images each piece has.
         keep: Levels to keep in memory once they are known; -1 are the images.
         given: Batch-norm moments of every level, where they are not those of the images themselves.
         found: Called with level, piece and what is matched of it, once: attention sums, or at the last level features.
@@ -92,16 +94,17 @@ class Side:
     """
 
     def __init__(
-        self, passes: Passes, network: Network, images: Callable[[int], Tensor], pieces: int, keep: frozenset[int],
+        self, passes: Passes, network: Network, images: Callable[[int], Tensor], sizes: list[int], keep: frozenset[int],
         given: Sequence[Moments | None] | None, found: Callable[[int, int, list[Tensor]], None], once: bool = False,
     ) -> None:  # fmt: skip
-        self.passes, self.network, self.images, self.pieces = passes, network, images, pieces
+        self.passes, self.network, self.images, self.pieces = passes, network, images, len(sizes)
+        self.stores: dict[int, Store] = defaultdict(lambda: Store(sizes))
         self.found, self.keep, self.once = found, keep, once
         self.depth = len(network.weights)
         self.coupled = passes.kind.norm == "batch" and given is None
         self.known: list[Moments | None] = list(given) if given is not None else []
-        self.kept: list[dict[int, Tensor]] = [{} for _ in range(pieces)]
-        self.reached = [0] * pieces
+        self.kept: list[dict[int, Tensor]] = [{} for _ in sizes]
+        self.reached = [0] * len(sizes)
 
     def forward(self) -> list[Moments | None]:
         """Go through the network; return the batch-norm moments of every level, or None for each."""
@@ -110,6 +113,9 @@ class Side:
                 measured = [self._reach(level, i)[1] for i in range(self.pieces)]
                 weight = self.network.weights[level]
                 self.known.append(self.passes.moments(cast(list[Moments], measured), len(weight), weight))
+                if self.once and level in self.keep:
+                    for at in [at for at in self.stores if at < level]:
+                        del self.stores[at]
         elif not self.known:
             self.known = [None] * self.depth
         for i in range(self.pieces):
@@ -144,8 +150,11 @@ class Side:
                 means = a / area, b / area
             for i, g in enumerate(gradients):
                 y, _ = self._reach(level, i)
-                gradients[i] = passes.back(y, known, g, attention(level, i), means, weight, kind)
-                self.kept[i].pop(level, None)
+                found = passes.back(y, known, g, attention(level, i), means, weight, kind)
+                # what is kept has the shape of the gradient that takes its place: level 0 that of the images
+                place = level or -1
+                gradients[i] = self.stores[place].put(i, found) if place in self.keep else found
+                self.kept[i].pop(place, None)
         return gradients
 
     def _reach(self, level: int, i: int) -> tuple[Tensor, Moments | None]:
@@ -157,7 +166,7 @@ class Side:
         else:
             x = kept[-1] if -1 in kept else self.images(i)
             if -1 in self.keep:
-                kept[-1] = x
+                x = kept[-1] = self.stores[-1].put(i, x)
             y, measured = self.passes.enter(x, network.weights[0], network.bias(0), kind)
             start = 0
         for at in range(start + 1, level + 1):
@@ -168,8 +177,32 @@ class Side:
             if at in self.keep:
                 if self.once:
                     kept.clear()
-                kept[at] = y
+                y = kept[at] = self.stores[at].put(i, y)
         return y, measured
+
+
+class Store:
+    """One tensor for something of all pieces, so that what stays does not lie between buffers that come and go.
+
+    Else the holes that these leave in a CPU's memory are soon too small for the next ones. A GPU's allocator knows
+    better.
+
+    Args:
+        sizes: How many images each piece has.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.total, self.starts = sum(sizes), np.cumsum([0, *sizes]).tolist()
+        self.all: Tensor | None = None
+
+    def put(self, i: int, x: Tensor) -> Tensor:
+        """Return where piece ``i`` lies now."""
+        if x.device.type != "cpu" or len(x) == self.total:
+            return x
+        if self.all is None:
+            layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+            self.all = torch.empty((self.total, *x.shape[1:]), dtype=x.dtype, memory_format=layout)
+        return self.all[self.starts[i] : self.starts[i + 1]].copy_(x)
 
 
 class Compiler:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,11 @@ LARGEST = 512
 LARGEST_AUTO = 128
 """Largest side chosen for images of mixed sizes."""
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+_CHUNK = 64
+"""Images that are decoded by one core at a time."""
+Progress = Callable[[int, int], None]
+"""Called with the images that are read, and all that there are."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
@@ -68,36 +75,58 @@ class Survey:
     faults: list[SourceError]
 
 
-def survey(raw: Raw, skip_unreadable: bool) -> Survey:
-    """Read the headers of all images, and collect what is wrong with them and with the classes.
+def survey(raw: Raw, skip_unreadable: bool, folder: Path, size: int | None, progress: Progress) -> Survey:
+    """Read all images, and collect what is wrong with them and with the classes.
+
+    They are decoded on the way as the first one asks for. Where all turn out to be like it, that was it, and the rows
+    that are returned give pixels, (C, side, side) uint8.
 
     Args:
         raw: The source.
-        skip_unreadable: Leave unreadable images out; they are decoded to find out.
+        skip_unreadable: Leave unreadable images out.
+        folder: Existing folder for what is decoded.
+        size: Side in pixels; None: that of the images, if they are square and equal.
+        progress: Called with the images that are read and all that there are.
     """
     shapes: Counter[tuple[int, int]] = Counter()
     modes: Counter[str] = Counter()
     skipped: list[str] = []
     broken: list[SourceError] = []
-    kept: list[Rows] = []
-    for rows in (raw.train, *([raw.test] if raw.test else [])):
+    kept: dict[str, Rows] = {}
+    splits = {"train": raw.train} | ({"test": raw.test} if raw.test else {})
+    total, like = sum(len(rows.labels) for rows in splits.values()), _like(raw.train, size)
+    ready: dict[str, NDArray[np.uint8]] = {}
+    for name, rows in splits.items():
+        pixels: NDArray[np.uint8] | None = None
+        if like is not None:
+            shape = (len(rows.labels), like[1], like[0], like[0])
+            pixels = np.lib.format.open_memmap(folder / f"{name}-read.npy", "w+", np.uint8, shape=shape)
         good = []
-        for i in range(len(rows.labels)):
-            try:
-                image = (_load if skip_unreadable else _open)(rows, i)
-            except SourceError as error:
+        for i, read in enumerate(_read_all(rows, list(range(len(rows.labels))), like, skip_unreadable)):
+            if isinstance(read, SourceError):
                 skipped.append(rows.where(i))
-                broken.append(error)
+                broken.append(read)
                 continue
+            shape_found, mode, image = read
+            if pixels is not None and image is not None:
+                pixels[i] = image
             good.append(i)
-            shapes[image.size] += 1
-            modes["RGBA" if _has_alpha(image) else image.mode] += 1
-        kept.append(rows.take(np.array(good, dtype=np.int64)))
-    faults = _wrong_classes(raw.class_names, (kept[0] if skip_unreadable else raw.train).labels)
+            shapes[shape_found] += 1
+            modes[mode] += 1
+            if i % _CHUNK == 0:
+                progress(shapes.total() + len(broken), total)
+        kept[name] = rows.take(np.array(good, dtype=np.int64))
+        if pixels is not None:
+            ready[name] = pixels[good] if len(good) < len(pixels) else pixels
+    progress(total, total)
+    if shapes and like == (_choose_size(shapes, size)[0], _choose_channels(modes)[0]):
+        for name, read_already in ready.items():
+            kept[name] = replace(kept[name], encoded=read_already.__getitem__, fetch=None)
+    faults = _wrong_classes(raw.class_names, (kept["train"] if skip_unreadable else raw.train).labels)
     if broken and not skip_unreadable:
         more = f" And {len(broken) - 3} more images cannot be read." if len(broken) > 3 else ""
         faults.append(SourceError(" ".join(e.message for e in broken[:3]) + more, broken[0].hint))
-    raw = replace(raw, train=kept[0], test=kept[1] if raw.test else None)
+    raw = replace(raw, train=kept["train"], test=kept.get("test"))
     return Survey(raw, shapes, modes, skipped, faults)
 
 
@@ -127,13 +156,72 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
         with (folder / f"{name}.npy").open("wb") as file:  # written in order: a full disk is an error, not a crash
             shape = (len(order), channels, side, side)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for row in order:
-                file.write(to_pixels(_load(rows, int(row)), side, channels).tobytes())
+            for read in _read_all(rows, order.tolist(), (side, channels), True):
+                if isinstance(read, SourceError):
+                    raise read
+                if read[2] is not None:
+                    file.write(read[2].tobytes())
     written = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     mean, std = _moments(written["train"])
     digest = fingerprint(raw.class_names, ((written[k], np.load(folder / f"{k}_labels.npy")) for k in splits))
     notes = tuple(note for note in (size_note, mode_note, skip_note) if note)
     return Decoded(side, channels, digest, mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
+
+
+Read = tuple[tuple[int, int], str, NDArray[np.uint8] | None]
+"""Size and mode of an image, and its pixels (C, side, side), if they were asked for."""
+
+
+def _read_all(rows: Rows, order: list[int], like: tuple[int, int] | None, load: bool) -> Iterator[Read | SourceError]:
+    """Yield what is found of some rows, in their order, or what is wrong with them; all cores decode.
+
+    Args:
+        rows: The images.
+        order: Which.
+        like: Side and channels of the pixels; None: not asked for.
+        load: Whether images are to be readable to their end, where no pixels are asked for.
+    """
+
+    def work(some: list[int], encoded: list[Any]) -> list[Read | SourceError]:
+        return [_read(rows, i, content, like, load) for i, content in zip(some, encoded, strict=True)]
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the interpreter while it decodes
+        pending: deque[Future[list[Read | SourceError]]] = deque()
+        for start in range(0, len(order), _CHUNK):
+            some = order[start : start + _CHUNK]
+            pending.append(pool.submit(work, some, rows.several(some)))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _read(rows: Rows, i: int, content: Any, like: tuple[int, int] | None, load: bool) -> Read | SourceError:
+    if isinstance(content, np.ndarray):  # decoded already
+        return content.shape[:0:-1], "", content
+    try:
+        image = _open(rows, i, content)
+        shape, mode = image.size, "RGBA" if _has_alpha(image) else image.mode
+        if like is None and not load:
+            return shape, mode, None
+        image.load()
+        return shape, "RGBA" if _has_alpha(image) else mode, None if like is None else to_pixels(image, *like)
+    except SourceError as error:
+        return error
+    except _BROKEN as error:
+        return _unreadable(rows, i, error)
+
+
+def _like(rows: Rows, size: int | None) -> tuple[int, int] | None:
+    """Return side and channels of all images if they are as the first one; None: it does not tell."""
+    found = next(_read_all(rows, [0], None, True), None) if len(rows.labels) else None
+    if found is None or isinstance(found, SourceError):
+        return None
+    (width, height), mode, _ = found
+    if size is None and (width != height or not SMALLEST <= width <= LARGEST):
+        return None
+    return size or width, _choose_channels(Counter([mode]))[0]
 
 
 def open_picture(file: str | Path) -> Image.Image:
@@ -149,12 +237,13 @@ def open_picture(file: str | Path) -> Image.Image:
     return image
 
 
-def _open(rows: Rows, i: int) -> Image.Image:
-    """Open an image, reading its header only; SourceError names the image that cannot be."""
+def _open(rows: Rows, i: int, encoded: Any) -> Image.Image:
+    """Open an image, or raise the error in its place; SourceError names the image that cannot be."""
     from PIL import Image
 
     try:
-        encoded: Any = rows.encoded(i)
+        if isinstance(encoded, Exception):
+            raise encoded
         if not isinstance(encoded, Image.Image):
             encoded = Image.open(io.BytesIO(encoded), formats=FORMATS)
         # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
@@ -163,16 +252,6 @@ def _open(rows: Rows, i: int) -> Image.Image:
         return encoded
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise _unreadable(rows, i, error) from error
-
-
-def _load(rows: Rows, i: int) -> Image.Image:
-    """Open an image and decode it; SourceError names the image that cannot be."""
-    image = _open(rows, i)
-    try:
-        image.load()
-    except _BROKEN as error:
-        raise _unreadable(rows, i, error) from error
-    return image
 
 
 def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from atomhub.data import readers, tables
-from atomhub.data.cache import Survey, decode, survey
+from atomhub.data.cache import Progress, Survey, decode, survey
 from atomhub.data.places import Place, locate
 from atomhub.data.real import META, Kept, RealData, SourceOptions, kept_folder, open_kept
 from atomhub.errors import AtomhubWarning, SourceError, UsageError, closest
@@ -23,13 +23,17 @@ CACHE_VERSION = 2
 """Part of every cache key: raised when decoding changes."""
 
 
-def open_source(source: str | Path, options: SourceOptions | None = None, **given: Any) -> RealData:
+def open_source(
+    source: str | Path, options: SourceOptions | None = None, *, progress: Progress = lambda done, total: None,
+    **given: Any,
+) -> RealData:  # fmt: skip
     """Find real data, decode them once, and return them memory-mapped.
 
     Args:
         source: ``digits``; an alias of :data:`ALIASES` or a folder of ``$ATOMHUB_DATA``; the path of an image folder, a
             parquet file or folder, or an arrow folder; or a Hub id ``user/name``.
         options: How to read it.
+        progress: Called now and then with the images that were read and all that there are, where they are decoded.
         given: The same as keywords, in place of ``options``.
 
     Raises:
@@ -46,7 +50,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None, **give
     unused = [name for name in _UNUSED[place.kind] if getattr(options, name) is not None]
     if unused:
         raise UsageError(f"{place.id} has no use for the option {unused[0].replace('_', '-')}.", "Leave it out.")
-    real = open_place(place, options)
+    real = open_place(place, options, progress)
     for note in real.info.notes:
         warnings.warn(note, AtomhubWarning, stacklevel=2)
     return real
@@ -62,7 +66,7 @@ _UNUSED = {
 """Options that mean nothing to a kind of source."""
 
 
-def open_place(place: Place, options: SourceOptions) -> RealData:
+def open_place(place: Place, options: SourceOptions, progress: Progress = lambda done, total: None) -> RealData:
     """Return the real data of a place; they are decoded unless that was done before."""
     folder = kept_at(place, options)
     real = open_kept(folder)
@@ -73,7 +77,7 @@ def open_place(place: Place, options: SourceOptions) -> RealData:
         with new_folder(folder, overwrite=True) as temporary:
             workspace = temporary_folder(folder)
             try:
-                _prepare(place, options, temporary, workspace)
+                _prepare(place, options, temporary, workspace, progress)
             finally:
                 shutil.rmtree(workspace, ignore_errors=True)
         real = open_kept(folder)
@@ -104,18 +108,19 @@ def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
     return readers.arrow(place.path, columns) if place.kind == "arrow" else readers.images(place.path, columns)
 
 
-def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path) -> None:
+def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path, progress: Progress) -> None:
     """Read, split where asked, decode, and write ``meta.json`` last."""
     raw = _read(place, options, workspace)
     fraction = 0.2 if place.kind == "digits" and options.test_fraction is None else options.test_fraction
     if raw.test is not None and fraction is not None:
         raise UsageError(f"{place.id} has the test split {raw.test_split!r} already.", "Drop `test_fraction`.")
-    found = survey(raw, options.skip_unreadable)
+    side = options.size or place.alias.size
+    found = survey(raw, options.skip_unreadable, workspace, side, progress)
     if faults := found.faults + _untestable(place, found, fraction):
         raise _together(place, faults)
     raw = found.raw
     train, test = _set_aside(raw, fraction) if fraction else (raw.train, raw.test)
-    decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, options.size or place.alias.size)
+    decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, side)
     usual = len(place.alias.mean) == decoded.channels
     notes = (*raw.notes, *decoded.notes)
     if fraction:

@@ -29,15 +29,29 @@ class Rows:
         labels: (N,) int64 class numbers.
         encoded: Row number to encoded bytes or a PIL image; ValueError or OSError where there is none.
         where: Row number to what names the row in an error.
+        fetch: Row numbers to what gives the ``encoded`` of the first, second, ... of them, where many together are
+            faster.
     """
 
     labels: NDArray[np.int64]
     encoded: Callable[[int], Any]
     where: Callable[[int], str]
+    fetch: Callable[[list[int]], Callable[[int], Any]] | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Rows:
         """Return some of the rows."""
-        return Rows(self.labels[rows], lambda i: self.encoded(int(rows[i])), lambda i: self.where(int(rows[i])))
+        fetch = self.fetch
+        return Rows(
+            self.labels[rows], lambda i: self.encoded(int(rows[i])), lambda i: self.where(int(rows[i])),
+            None if fetch is None else lambda some: fetch([int(rows[i]) for i in some]),
+        )  # fmt: skip
+
+    def several(self, rows: list[int]) -> list[Any]:
+        """Return what ``encoded`` gives for some rows, or the error that it raises for one."""
+        if self.fetch is not None:
+            cell = self.fetch(rows)
+            return [_or_error(cell, at) for at in range(len(rows))]
+        return [_or_error(self.encoded, row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,13 @@ class Columns:
     train: str | None = None
     test: str | None = None
     preferred: tuple[str, ...] = ()
+
+
+def _or_error(function: Callable[[int], Any], i: int) -> Any:
+    try:
+        return function(i)
+    except Exception as error:  # of one row, which its reader is told
+        return error
 
 
 def tables(splits: Mapping[str, Any], columns: Columns, root: Path | None = None) -> Raw:
@@ -118,8 +139,7 @@ def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[
         table = table.cast_column(image, Image(decode=False))
     column = table.select_columns([image])
 
-    def encoded(i: int) -> bytes:
-        cell = column[i][image]
+    def content_of(cell: Any) -> bytes:
         content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if content is None and path and root is not None:
             return read_regular(root / path, PICTURE, root)
@@ -127,7 +147,11 @@ def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[
             raise ValueError(f"it names the file {path!r}, which is not read" if path else "there is no image")
         return bytes(content)
 
-    return Rows(labels, encoded, lambda i: f"row {i} of the split {split!r}")
+    def fetch(rows: list[int]) -> Callable[[int], bytes]:
+        cells = column[rows][image]
+        return lambda at: content_of(cells[at])
+
+    return Rows(labels, lambda i: content_of(column[i][image]), lambda i: f"row {i} of the split {split!r}", fetch)
 
 
 _OTHER = "Leave such rows out, or name another split with `test_split` or `train_split`."

@@ -23,7 +23,8 @@ from atomhub.memory import peak_memory
 from atomhub.training.measure import measure
 
 Progress = Callable[[str, int, int, float | None], None]
-"""Called with ``networks`` or ``iterations``, how many are done, how many there are, and the loss of an iteration."""
+"""Called with ``images`` (read), ``networks`` or ``iterations``, how many are done, how many there are, and the loss of
+an iteration."""
 
 _HISTORY = 200
 _REPORT_EVERY = 10

@@ -1,7 +1,7 @@
 """From real images to a distilled set: the main job, and the one place where it is set up."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 
 from atomhub import devices
 from atomhub.command import command
-from atomhub.core.bank import Bank
 from atomhub.core.engine import Engine
 from atomhub.core.plan import worth_compiling
 from atomhub.core.whitening import Normalization, fit_zca
@@ -83,9 +82,13 @@ def distill(
     where = devices.find_device(device)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
+
+    def told(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total, None) if progress else None
+
     with devices.processes(where) as team, ExitStack() as locks:
         with devices.first_of_machine(team):
-            real = source if isinstance(source, RealData) else open_source(source, **options)
+            real = source if isinstance(source, RealData) else open_source(source, progress=told("images"), **options)
         if measure_every and real.test is None:
             raise UsageError(
                 "measure_every needs test images, and the source has none.", "Set some aside: test_fraction."
@@ -112,12 +115,8 @@ def distill(
                 normalization = fit_zca(real.train.images, normalization)
             bank = None
             if resolved.bank:
-
-                def trained() -> Bank:
-                    told = lambda done, total: progress("networks", done, total, None) if progress else None  # noqa: E731
-                    return find_bank(real, resolved, normalization, where, told)
-
-                bank = team.lead(trained)  # those of another machine would not be the same, bit for bit
+                # those of another machine would not be the same, bit for bit
+                bank = team.lead(lambda: find_bank(real, resolved, normalization, where, told("networks")))
             engine = Engine(
                 real.train.images, real.train.offsets(len(real.class_names)), resolved, ipc,
                 normalization, seed, where, memory=limit, team=team, bank=bank,

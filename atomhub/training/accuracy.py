@@ -51,7 +51,7 @@ def accuracy(
         UsageError: the model does not give (B, K).
         AtomhubError: it gives values that are not finite.
     """
-    mode = model.training
+    mode, normalization = model.training, normalization.to(device, torch.float32)
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)

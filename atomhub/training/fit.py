@@ -230,12 +230,14 @@ def _cutmix(
     if not probability:
         return batch, targets
     u = torch.stack([torch.rand(4, generator=g) for g in generators]).to(batch)  # coin, share kept, centre
-    sides = torch.tensor(batch.shape[:-3:-1], device=batch.device)  # (W, H)
-    reach = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt()[:, None] * sides / 2
-    centre = u[:, 2:] * sides
-    low, high = ((centre + sign * reach).round().clamp(min=0).minimum(sides) for sign in (-1, 1))  # (R, 2)
-    spans = [torch.arange(int(n), device=batch.device) for n in sides]
-    x, y = ((span >= a[:, None]) & (span < b[:, None]) for span, a, b in zip(spans, low.T, high.T, strict=True))
+    reach = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt() / 2  # (R,)
+
+    def inside(side: int, centre: Tensor) -> Tensor:  # (R, side): rows or columns that the box covers
+        low, high = ((centre * side + sign * (reach * side)).round().clamp(0, side)[:, None] for sign in (-1, 1))
+        span = torch.arange(side, device=batch.device)
+        return (span >= low) & (span < high)
+
+    x, y = inside(batch.shape[-1], u[:, 2]), inside(batch.shape[-2], u[:, 3])
     box = (y[:, :, None] & x[:, None, :])[:, None, None]  # (R, 1, 1, H, W)
     share = box.to(batch).mean((-1, -2)).view(-1, 1, 1)
     mixed = torch.where(box, batch.roll(1, 1), batch)

@@ -26,6 +26,16 @@ def test_images_of_a_group_share_their_parameters(name, images, u):
     assert torch.equal(out, out[:, :1].expand_as(out))
 
 
+@pytest.mark.parametrize("operations", [*([name] for name in augment.OPERATIONS), list(augment.OPERATIONS)], ids=str)
+def test_what_a_gpu_does_is_the_same(operations, images):
+    """There all groups go through all operations, so that nothing waits for the choice."""
+    u = torch.rand(G, augment.DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(len(operations)))
+    a, b = (f(images.requires_grad_(), u, operations) for f in (augment.augment, augment.augment_static))
+    assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    (grad_a,), (grad_b,) = (torch.autograd.grad(x.square().sum(), images) for x in (a, b))
+    assert torch.allclose(grad_a, grad_b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_every_operation_is_differentiable(name, u):
     images = torch.randn(2, 1, 2, 8, 8, dtype=torch.float64, requires_grad=True)

@@ -87,7 +87,7 @@ class TestCtrlC:
             pytest.warns(AtomhubWarning, match="1 of 2 networks are trained and kept"),
             pytest.raises(KeyboardInterrupt),
         ):
-            atomhub.distill("digits", 1, overrides=fields, progress=self.press)
+            atomhub.distill(atomhub.open_source("digits"), 1, overrides=fields, progress=self.press)
         assert len(list((home / "banks").iterdir())) == 1
 
     def test_a_stopped_run_says_one_thing(self, home, capsys):
