@@ -208,39 +208,55 @@ def open_regular(path: Path, inside: Path | None = None) -> BinaryIO:
     Raises:
         OSError: it is not there, not a regular file, or leads out of the folder.
     """
-    if "\0" in str(path):
-        raise OSError(errno.EINVAL, "there is no such name", str(path))
-    real = path.resolve(strict=True) if path.is_symlink() else path
-    if not stat.S_ISREG(real.stat().st_mode):
+    return os.fdopen(_open_regular(path, inside), "rb")
+
+
+def _open_regular(path: Path, inside: Path | None) -> int:
+    real = str(path)
+    if "\0" in real:
+        raise OSError(errno.EINVAL, "there is no such name", real)
+    mode = os.lstat(real).st_mode
+    if stat.S_ISLNK(mode):
+        real = str(path.resolve(strict=True))
+        mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
-    file = os.fdopen(os.open(real, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged in between
-        file.close()
+    file = os.open(real, _FLAGS)
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # exchanged in between
+        os.close(file)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if inside is not None and not _lies_in(file, real, inside):
-        file.close()
+        os.close(file)
         raise OSError(errno.EPERM, "it is a link that leads out of its folder", str(path))
     return file
 
 
-def _lies_in(file: BinaryIO, path: Path, folder: Path) -> bool:
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+
+def _lies_in(file: int, path: str, folder: Path) -> bool:
     """Whether an open file lies in a folder when all links are resolved."""
     try:  # Linux tells the true path of what is open, several times faster than links are resolved
-        true = str(Path(f"/proc/self/fd/{file.fileno()}").readlink())
+        true = os.readlink(f"/proc/self/fd/{file}")  # noqa: PTH115
     except OSError:
-        true = str(path.resolve())
+        true = os.path.realpath(path)
     # a true path begins with a folder's name only if that is a true path as well
     return true.startswith(f"{folder}{os.sep}") or Path(true).is_relative_to(folder.resolve())
 
 
 def read_regular(path: Path, most: int, inside: Path | None = None) -> bytes:
     """Return the content of a regular file of at most ``most`` bytes; OSError as :func:`open_regular`, or if larger."""
-    with open_regular(path, inside) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+    file = _open_regular(path, inside)
+    try:
+        parts, left = [], most + 1
+        while left and (part := os.read(file, min(left, 2**20))):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(file)
+    if not left:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
-    return content
+    return b"".join(parts)
 
 
 def check_target(target: Path, overwrite: bool, marker: str) -> None:

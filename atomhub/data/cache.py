@@ -40,6 +40,8 @@ Progress = Callable[[int, int], None]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """What pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
+_PLAIN = ("PNG", "BMP", "GIF", "PPM")
+"""Those that say by ``info`` alone whether they could have an orientation."""
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
 """What Pillow raises for files that are not what they seem."""
 
@@ -276,8 +278,9 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]
     """
     from PIL import Image, ImageOps
 
-    with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
-        image = ImageOps.exif_transpose(image)
+    if image.format not in _PLAIN or any("exif" in str(key) or "xmp" in str(key).lower() for key in image.info):
+        with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if _has_alpha(image):
@@ -340,13 +343,13 @@ def _choose_channels(modes: Counter[str]) -> tuple[int, str]:
 
 def _moments(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, in units of pixels in 0..1, from exact sums."""
-    total = np.zeros(images.shape[1])
-    squares = np.zeros(images.shape[1])
-    for start in range(0, len(images), 4096):
-        chunk = images[start : start + 4096].astype(np.float64) / 255
-        total += chunk.sum((0, 2, 3))
-        squares += (chunk**2).sum((0, 2, 3))
+    total = np.zeros(images.shape[1], dtype=np.int64)
+    squares = np.zeros(images.shape[1], dtype=np.int64)
+    for start in range(0, len(images), 256):
+        chunk = images[start : start + 256]
+        total += chunk.sum((0, 2, 3), dtype=np.int64)
+        squares += np.square(chunk, dtype=np.uint16).sum((0, 2, 3), dtype=np.int64)
     count = images.size / images.shape[1]
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
+    mean = total / count / 255
+    std = np.sqrt(np.maximum(squares / count / 255**2 - mean**2, 1e-8))
     return tuple(mean.round(6).tolist()), tuple(std.round(6).tolist())
