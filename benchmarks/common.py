@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
 from atomhub.data.real import RealData, Split
-from atomhub.devices import describe_device
+from atomhub.devices import describe_device, fast_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,11 +67,21 @@ def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) ->
     return replace(real, info=info, train=splits[0], test=splits[1])
 
 
+def features(device: torch.device) -> str:
+    """Return what decides how fast a machine is: cores, vector units, memory."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return f"{found.multi_processor_count} multiprocessors, {found.total_memory / 2**30:.0f} GiB"
+    bf16 = "fast bfloat16" if fast_bfloat16(device) else "no fast bfloat16"
+    return f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, {bf16}"
+
+
 def environment(device: torch.device) -> dict:
     """Return what a reader of results needs to know: command, device, versions."""
     return {
         "command": " ".join(["python", *sys.argv]),
         "device": describe_device(device),
+        "features": features(device),
         "versions": {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()},
     }
 

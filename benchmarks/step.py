@@ -1,6 +1,6 @@
 """Seconds an iteration at CIFAR-10's shape: atomhub's engine, its stages and its floor, beside a naive implementation.
 
-    python benchmarks/step.py [--device cuda] [--full]
+    python benchmarks/step.py [--device cuda]
 
 The naive one is written from the formulas the way research scripts are: a new network at every iteration, class by
 class, feature maps caught by forward hooks, float32, contiguous layout, loss sums on the CPU. The floor is the time of
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from common import bandwidth, convolution_rate, write
+from common import bandwidth, convolution_rate, features, write
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
@@ -30,10 +30,10 @@ from atomhub.recipe import Recipe
 CLASSES, SIZE, NORMALIZATION = 10, 32, Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
-def data():
-    """Return generated images of CIFAR-10's shape, 500 per class, with offsets."""
-    images = np.random.default_rng(0).integers(0, 256, (CLASSES * 500, 3, SIZE, SIZE), dtype=np.uint8)
-    return images, np.arange(CLASSES + 1) * 500
+def data(classes=CLASSES):
+    """Return generated images of CIFAR's shape, 500 per class, with offsets."""
+    images = np.random.default_rng(0).integers(0, 256, (classes * 500, 3, SIZE, SIZE), dtype=np.uint8)
+    return images, np.arange(classes + 1) * 500
 
 
 class Naive:
@@ -93,11 +93,6 @@ class Naive:
         self.optimizer.step()
 
 
-def engine(recipe, ipc, device, compiled):
-    """Return an engine on the generated images."""
-    return Engine(*data(), recipe, ipc, NORMALIZATION, device=device, compiled=compiled)
-
-
 def timed(steps, device, repeat):
     """Return the median seconds of each step function, taken in turns so that all see the same machine."""
     times = [[] for _ in steps]
@@ -109,6 +104,11 @@ def timed(steps, device, repeat):
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - start)
     return [float(np.median(found[2:])) for found in times]
+
+
+STAGES = {
+    "enter": "first layer", "through": "blocks", "leave": "last pool", "totals": "norm sums", "back": "gradient",
+}  # fmt: skip
 
 
 @contextmanager
@@ -129,27 +129,27 @@ def stages(e, device):
 
         return call
 
-    plain = augment.augment, torch.autograd.grad
-    vectors = e.embedding.compiled[e.embedding.network]
-    e.draw, e._pixels = clocked("sampling", e.draw), clocked("sampling", e._pixels)
-    engine_module.augment.augment = clocked("augmentation", plain[0])
-    e.embedding.compiled[e.embedding.network] = lambda *a: clocked(
-        "synthetic forward" if torch.is_grad_enabled() else "real forward", vectors
-    )(*a)
-    torch.autograd.grad = clocked("synthetic backward", plain[1])
-    e.optimizer.step, e.synthetic.project = clocked("step", e.optimizer.step), clocked("step", e.synthetic.project)
+    plain, own = augment.augment, {name: getattr(e.passes, name) for name in STAGES}
+    e.draw, e._pixels, e.synthetic.project = (
+        clocked(name, function)
+        for name, function in (("draws", e.draw), ("reading", e._pixels), ("update", e.synthetic.project))
+    )
+    engine_module.augment.augment = clocked("augmentation", plain)
+    for name, stage in STAGES.items():
+        setattr(e.passes, name, clocked(stage, own[name]))
     try:
         yield spent
     finally:
-        augment.augment, torch.autograd.grad = plain
-        e.embedding.compiled[e.embedding.network] = vectors
-        del e.draw, e._pixels, e.synthetic.project, e.optimizer.step
+        augment.augment = plain
+        for name, function in own.items():
+            setattr(e.passes, name, function)
+        del e.draw, e._pixels, e.synthetic.project
 
 
 def floor(recipe, ipc, rate, speed, itemsize):
     """Return the least seconds an iteration could take: forward of both sides, backward of one, maps read once."""
     images = CLASSES * (recipe.real_batch + 2 * ipc)
-    work = images * flops(recipe.width, recipe.depth, 3, SIZE) / rate
+    work = images * sum(flops(recipe.width, recipe.depth, 3, SIZE)) / rate
     maps = sum(recipe.width * (SIZE // 2**layer) ** 2 for layer in range(recipe.depth - 1)) * itemsize
     return work + (images * maps / speed if recipe.spatial or recipe.channel else 0)
 
@@ -157,66 +157,83 @@ def floor(recipe, ipc, rate, speed, itemsize):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--full", action="store_true", help="time the naive implementation at every setting")
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     device = find_device(arguments.device)
-    settings = [(ipc, batch) for ipc in (1, 10, 50) for batch in (64, 128, 256)]
     naive = {}  # before large buffers are kept, so that it runs as scripts do
-    for ipc, batch in settings:
-        if arguments.full or batch == 64:
-            recipe = Recipe.named("atom", {"real_batch": batch, "power": 4, "norm": "instance"}).resolved(ipc, SIZE)
-            (naive[ipc, batch],) = timed([Naive(recipe, ipc, device).step], device, arguments.repeat)
-            print(f"naive atom, ipc {ipc}, batch {batch}: {naive[ipc, batch]:.3f} s", flush=True)
+    for ipc in (1, 10, 50):
+        for norm in ("instance", "batch"):
+            recipe = Recipe.named("atom", {"real_batch": 64, "norm": norm}).resolved(ipc, SIZE)
+            (naive[ipc, norm],) = timed([Naive(recipe, ipc, device).step], device, arguments.repeat)
+            print(f"naive atom, ipc {ipc}, {norm} norm: {naive[ipc, norm]:.3f} s", flush=True)
     keep_large_buffers()
     rates = {d: convolution_rate(device, d) for d in (torch.float32, torch.bfloat16)}
     speed = bandwidth(device)
     print(f"convolutions: {rates[torch.float32] / 1e9:.0f} GFLOP/s in float32, {rates[torch.bfloat16] / 1e9:.0f} in "
-          f"bfloat16; memory {speed / 1e9:.1f} GB/s")  # fmt: skip
-    fast = ("bfloat16" if fast_bfloat16(device) else "float32", True)
-    kinds = [(name, *fast, "instance") for name in ("dm", "datadam", "atom")]
-    kinds += [("atom", "float32", True, "instance"), ("atom", "float32", False, "instance"), ("atom", *fast, "batch")]
+          f"bfloat16; memory {speed / 1e9:.1f} GB/s; {features(device)}")  # fmt: skip
+    fast = "bfloat16" if fast_bfloat16(device) else "float32"
+    kinds = [(name, fast, True, "batch") for name in ("dm", "atom")] + [("atom", fast, True, "instance")]
+    kinds += [("atom", "float32", compiled, "batch") for compiled in (True, False) if fast != "float32" or not compiled]
     rows = []
-    for ipc, batch in settings:
-        torch._dynamo.reset()
+    for classes, ipc in ((10, 1), (10, 10), (10, 50), (100, 10)):
         engines = []
-        for name, precision, compiled, norm in kinds:
-            fields = {"real_batch": batch, "precision": precision, "norm": norm, "power": 4}
-            recipe = Recipe.named(name, fields).resolved(ipc, SIZE)
-            engines.append(engine(recipe, ipc, device, compiled))
-        times = timed([e.step for e in engines], device, arguments.repeat)
-        for (name, precision, compiled, norm), e, took in zip(kinds, engines, times, strict=True):
+        for name, precision, compiled, norm in kinds[: 3 if classes == 10 and ipc != 10 else None]:
+            if classes > 10 and (name, compiled) != ("atom", True):
+                continue
+            recipe = Recipe.named(name, {"real_batch": 64, "precision": precision, "norm": norm}).resolved(ipc, SIZE)
+            images, offsets = data(classes)
+            e = Engine(images, offsets, recipe, ipc, NORMALIZATION, device=device, compiled=compiled)
+            engines.append((name, precision, compiled, norm, e))
+        first = []
+        for *_, e in engines:
+            start = time.perf_counter()
+            float(e.step(0))
+            first.append(time.perf_counter() - start)
+        times = timed([e.step for *_, e in engines], device, arguments.repeat if classes == 10 else 2)
+        for (name, precision, compiled, norm, e), took, began in zip(engines, times, first, strict=True):
             with stages(e, device) as spent:
-                for i in range(arguments.repeat):
+                for i in range(2):
                     e.step(100 + i)
             dtype = getattr(torch, precision)
-            least = floor(e.recipe, ipc, rates[dtype], speed, dtype.itemsize)
+            least = classes / CLASSES * floor(e.recipe, ipc, rates[dtype], speed, dtype.itemsize)
+            beside = naive.get((ipc, norm)) if classes == 10 and name == "atom" else None
             rows.append({
-                "recipe": name, "ipc": ipc, "batch": batch, "precision": precision, "compiled": compiled,
-                "norm": norm,
-                "seconds": took, "floor": least, "share_of_floor": least / took,
-                "naive": naive.get((ipc, batch)) if (name, norm) == ("atom", "instance") else None,
-                "attention_share": 1 - times[0] / took if (precision, compiled, norm) == (*fast, "instance") else None,
-                "stages": {k: v / arguments.repeat for k, v in spent.items()},
+                "recipe": name, "classes": classes, "ipc": ipc, "precision": precision, "compiled": compiled,
+                "norm": norm, "seconds": took, "first": began, "floor": least, "share_of_floor": least / took,
+                "naive": beside, "stages": {k: v / 2 for k, v in spent.items()},
             })  # fmt: skip
         print(".", end="", flush=True)
     print()
-    table = Table(title=f"seconds an iteration, CIFAR-10's shape, width 128, {device}")
-    names = ("sampling", "augmentation", "real forward", "synthetic forward", "synthetic backward", "step")
+    table = Table(title=f"seconds an iteration, CIFAR's shape, width 128, real batch 64, {device}")
+    names = ("draws", "reading", "augmentation", *STAGES.values(), "update")
     columns = (
-        "recipe", "norm", "ipc", "batch", "precision", "compiled", "s/iteration", "of floor", "x naive", "attention",
-    )  # fmt: skip
+        "recipe",
+        "norm",
+        "classes",
+        "ipc",
+        "precision",
+        "compiled",
+        "first",
+        "s/iteration",
+        "of floor",
+        "x naive",
+    )
     for column in columns + names:
         table.add_column(column, justify="right")
     for r in rows:
         table.add_row(
-            r["recipe"], r["norm"], str(r["ipc"]), str(r["batch"]), r["precision"], "yes" if r["compiled"] else "no",
-            f"{r['seconds']:.4f}", f"{r['share_of_floor']:.0%}",
-            f"{r['naive'] / r['seconds']:.1f}" if r["naive"] else "",
-            f"{r['attention_share']:.0%}" if r["attention_share"] is not None else "",
-            *(f"{r['stages'].get(n, 0):.4f}" for n in names),
+            r["recipe"], r["norm"], str(r["classes"]), str(r["ipc"]), r["precision"], "yes" if r["compiled"] else "no",
+            f"{r['first']:.1f}", f"{r['seconds']:.3f}", f"{r['share_of_floor']:.0%}",
+            f"{r['naive'] / r['seconds']:.1f}" if r["naive"] else "", *(f"{r['stages'].get(n, 0):.3f}" for n in names),
         )  # fmt: skip
     Console(width=200).print(table)
+    for norm in ("batch", "instance"):
+        took = {
+            r["classes"]: r["seconds"]
+            for r in rows
+            if (r["recipe"], r["ipc"], r["compiled"], r["norm"], r["precision"]) == ("atom", 10, True, norm, fast)
+        }
+        print(f"100 classes take {took[100] / took[10]:.1f} times as long as 10, {norm} norm (at most 11)")  # fmt: skip
     print(write("step", device, rates={str(k): v for k, v in rates.items()}, bandwidth=speed, rows=rows))
 
 

@@ -31,7 +31,7 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure a briefly trained network every N iterations.")  # fmt: skip
-@click.option("--memory", metavar="8GiB", help="Most memory that an iteration may use.  [default: no limit]")
+@click.option("--memory", metavar="8GiB", help="Most memory to take.  [default: 80 % of what is free]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
               help="Iterations between checkpoints.")  # fmt: skip
 @click.option("--resume/--no-resume", default=None, help="Continue an unfinished run, or discard it.")

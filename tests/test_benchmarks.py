@@ -145,3 +145,18 @@ def test_recipes_are_compared_on_images_held_out_of_the_training_split(script, h
     assert len(tried.test.images) == 50
     assert all(image.tobytes() in images for image in tried.test.images)
     assert not {image.tobytes() for image in tried.test.images} & {image.tobytes() for image in tried.train.images}
+
+
+def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, capsys):
+    """The script of ten minutes on small shapes: the same draws and gradients, resumes, and lines that say so."""
+    module, run = script("gpu")
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
+    run("--device", "cpu", "--quick")
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    lines = json.loads((tmp_path / "gpu-cpu.json").read_text())["lines"]
+    assert {line["section"] for line in lines} == {
+        "environment", "equality", "resume", "synchronisation", "speed", "memory", "scaling", "evaluation"
+    }  # fmt: skip
+    assert sum(line["what"].startswith("gradient") for line in lines) == 6
+    assert f"{len(lines)} of {len(lines)} lines hold" in out

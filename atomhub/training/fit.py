@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from atomhub.core import augment, draws
 from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
+from atomhub.memory import free_memory
 from atomhub.training.accuracy import check_shape, logits
 from atomhub.training.protocols import Protocol
 
@@ -17,6 +18,8 @@ _CHECK_EVERY = 20
 """Epochs between looks at the loss: each waits for the device."""
 _FEW = 200_000
 """Parameters up to which networks are faster together than one by one on a CPU (``benchmarks/evaluate.py``)."""
+_STORED = 6 * 128 * 4
+"""Bytes that training keeps for every pixel of a batch and network: six maps of 128 channels in float32."""
 _LONG = 10**8
 """Pixels a network must see on a CPU for compiling it to pay."""
 
@@ -82,13 +85,15 @@ def fit(
 
 
 def fastest_group(device: torch.device, pixels: int) -> int:
-    """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured.
+    """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured, and as many as fit a GPU.
 
     Args:
         device: Where.
         pixels: Height times width times images of a batch: many keep a CPU busy with one network.
     """
-    return 20 if device.type == "cuda" or pixels <= 4096 else 1
+    if device.type == "cuda":
+        return max(1, min(20, int(0.8 * free_memory(device)) // (pixels * _STORED)))
+    return 20 if pixels <= 4096 else 1
 
 
 def _random(model: nn.Module) -> bool:
