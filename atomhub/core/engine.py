@@ -221,6 +221,8 @@ class Engine:
             total += self._descend(draw, draw.network, self.passes, given, group, matched)
             if draw.trained is not None:
                 total += self._descend(draw, draw.trained, self.calibration, None, group, classified)
+        if self.memory is not None:
+            give_back()
         return total
 
     def _real_means(self, draw: Draw, plan: Plan) -> tuple[list[Tensor], Sequence[Moments | None]]:
@@ -304,9 +306,6 @@ class Engine:
                 views = self._views(seen, m, draw.augmentation[k])
             own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views))[0]
             self.gradients[draw.rows(k, self.device)] += own
-        if self.memory is not None:
-            del side, of_images
-            give_back()
         return loss
 
     def _seen(self, draw: Draw, k: slice) -> Tensor:
