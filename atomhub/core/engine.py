@@ -218,9 +218,9 @@ class Engine:
             return recipe.loss_scale * recipe.calibration * loss
 
         for group in plan.groups:
-            total += self._descend(draw, draw.network, self.passes, given, group, matched)
+            total += self._descend(draw, draw.network, self.passes, given, group, matched, plan.first)
             if draw.trained is not None:
-                total += self._descend(draw, draw.trained, self.calibration, None, group, classified)
+                total += self._descend(draw, draw.trained, self.calibration, None, group, classified, plan.first)
         if self.memory is not None:
             give_back()
         return total
@@ -260,7 +260,7 @@ class Engine:
 
     def _descend(
         self, draw: Draw, network: Network, passes: Passes, given: Sequence[Moments | None] | None,
-        group: list[Piece], objective: Callable[[list[Tensor], slice], Tensor],
+        group: list[Piece], objective: Callable[[list[Tensor], slice], Tensor], first: bool,
     ) -> Tensor:  # fmt: skip
         """Add the gradient of an objective of some classes' images to theirs; return it, a scalar.
 
@@ -271,6 +271,7 @@ class Engine:
             given: Batch-norm moments, where they are not their own.
             group: The pieces they are cut in.
             objective: Gives a scalar from what is found of them, (n, D) for every vector, and from their classes.
+            first: Whether level 0 is kept as well.
         """
         maps, depth = passes.kind.maps, len(network.weights)
         found: list[list[Tensor]] = [[] for _ in range(maps * (depth - 1) + 1)]
@@ -285,7 +286,7 @@ class Engine:
             k, m = group[i]
             return self.embedding.prepare(self._views(self._seen(draw, k), m, draw.augmentation[k]))
 
-        levels = frozenset({-1, *range(1, depth)})
+        levels = frozenset({-1, *range(0 if first else 1, depth)})
         side = Side(passes, network, images, sizes, levels, given, keep)
         side.forward()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)

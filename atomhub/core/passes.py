@@ -155,6 +155,7 @@ class Side:
                 place = level or -1
                 gradients[i] = self.stores[place].put(i, found) if place in self.keep else found
                 self.kept[i].pop(place, None)
+                self.kept[i].pop(level, None)
         return gradients
 
     def _reach(self, level: int, i: int) -> tuple[Tensor, Moments | None]:
@@ -169,6 +170,8 @@ class Side:
                 x = kept[-1] = self.stores[-1].put(i, x)
             y, measured = self.passes.enter(x, network.weights[0], network.bias(0), kind)
             start = 0
+            if 0 in self.keep:
+                y = kept[0] = self.stores[0].put(i, y)
         for at in range(start + 1, level + 1):
             sums, y, measured = self.passes.through(y, self.known[at - 1], network.weights[at], network.bias(at), kind)
             if at > self.reached[i]:

@@ -90,12 +90,14 @@ class Plan:
         real: Pieces of the real batch.
         chunks: For each, the larger piece with which it is gathered and augmented.
         keep: Levels of the network that are kept of it, see :class:`atomhub.core.passes.Side`.
+        first: Whether level 0, the largest, is kept of synthetic images, as the others are.
         groups: Pieces of the synthetic images, by those that are held until their gradient is known.
     """
 
     real: list[Piece]
     chunks: list[Piece]
     keep: frozenset[int]
+    first: bool
     groups: list[list[Piece]]
 
     @property
@@ -124,7 +126,7 @@ def plan(
         AtomhubError: the budget is too small.
     """
     if classes == 0:
-        return Plan([], [], frozenset(), [[]])
+        return Plan([], [], frozenset(), False, [[]])
     width, channels = network.widths
     side, coupled = network.size + network.padding, recipe.norm == "batch"
     maps = [itemsize * width * (side >> level) ** 2 for level in range(network.depth)]
@@ -151,18 +153,21 @@ def plan(
     real = [(part, chunk) for chunk in gathered for part in inside(chunk, most)]
     split = [part for part, _ in real], [chunk for _, chunk in real]
     keep: frozenset[int] = frozenset()
+    first = device.type == "cpu"  # which reads it faster than it computes it; a GPU does not
     if coupled:
         costs = flops(width, network.depth, channels, network.size)
-        keep = kept(costs, [images, *maps], classes * recipe.real_batch, budget - 2 * vectors * classes - most * work)
+        left = budget - 2 * vectors * classes - most * work
+        keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first)
     pieces = cut(classes, views, most)
     if together:
-        return Plan(*split, keep, [pieces])
+        spare = free - most * work - maps[0] * classes * views
+        return Plan(*split, keep, first and spare > 0, [pieces])
     fit = max(views, (free - most * work) // held)
     groups = [inside(group, most) for group in cut(classes, views, max(views, min(most, fit)))]
-    return Plan(*split, keep, groups)
+    return Plan(*split, keep, first and maps[0] * max(views, most) < free - most * work, groups)
 
 
-def kept(costs: list[int], sizes: list[int], images: int, budget: int) -> frozenset[int]:
+def kept(costs: list[int], sizes: list[int], images: int, budget: int, first: bool = False) -> frozenset[int]:
     """Return the levels to keep of ``images`` under batch norm so that the least is computed twice.
 
     Args:
@@ -170,11 +175,11 @@ def kept(costs: list[int], sizes: list[int], images: int, budget: int) -> frozen
         sizes: Bytes of an image at every level, first those of the image itself, level -1.
         images: How many there are.
         budget: Bytes that what is kept may take.
+        first: Whether level 0, the largest, may be kept: it is cheap to compute.
     """
     depth = len(costs)
-    # reading and augmenting an image is work too; level 0, the largest, is cheaper to compute than to keep
-    steps = [costs[0] // 3, *costs]
-    options = [-1, *range(1, depth)]
+    steps = [costs[0] // 3, *costs]  # reading and augmenting an image is work too
+    options = [-1, *range(0 if first else 1, depth)]
 
     def work(keep: Collection[int]) -> int:
         total = 0

@@ -141,7 +141,7 @@ def test_work_in_pieces_gives_the_same_gradient(norm, statistics):
     assert torch.allclose(whole.synthetic.images, pieces.synthetic.images, atol=1e-10)
 
 
-@pytest.mark.parametrize("keep", [(), (-1,), (1,), (2,), (-1, 1, 2)], ids=str)
+@pytest.mark.parametrize("keep", [(), (-1,), (0,), (1,), (2,), (-1, 1, 2), (0, 1, 2)], ids=str)
 def test_what_is_kept_of_the_real_images_changes_no_result(keep, monkeypatch):
     """Under batch norm a level is worked off before the next; what memory cannot keep is computed again."""
     expected = make_engine(norm="batch", depth=3).gradient(0)
@@ -152,6 +152,7 @@ def test_what_is_kept_of_the_real_images_changes_no_result(keep, monkeypatch):
 def test_levels_are_kept_that_save_most_and_fit():
     costs, sizes = [10, 100, 30], [1, 64, 16, 4]
     assert plan.kept(costs, sizes, 10, 10**6) == {-1, 1, 2}
+    assert plan.kept(costs, sizes, 10, 10**6, first=True) == {0, 1, 2}
     assert plan.kept(costs, sizes, 10, 205) == {1, 2}
     assert plan.kept(costs, sizes, 10, 160) == {1}
     assert plan.kept(costs, sizes, 10, 50) == {-1, 2}
