@@ -172,14 +172,12 @@ def main():
     print(f"convolutions: {rates[torch.float32] / 1e9:.0f} GFLOP/s in float32, {rates[torch.bfloat16] / 1e9:.0f} in "
           f"bfloat16; memory {speed / 1e9:.1f} GB/s; {features(device)}")  # fmt: skip
     fast = "bfloat16" if fast_bfloat16(device) else "float32"
-    kinds = [(name, fast, True, "batch") for name in ("dm", "atom")] + [("atom", fast, True, "instance")]
+    kinds = [("atom", fast, True, norm) for norm in ("batch", "instance")]
     kinds += [("atom", "float32", compiled, "batch") for compiled in (True, False) if fast != "float32" or not compiled]
     rows = []
     for classes, ipc in ((10, 1), (10, 10), (10, 50), (100, 10)):
         engines = []
-        for name, precision, compiled, norm in kinds[: 3 if classes == 10 and ipc != 10 else None]:
-            if classes > 10 and (name, compiled) != ("atom", True):
-                continue
+        for name, precision, compiled, norm in kinds[: None if (classes, ipc) == (10, 10) else 2]:
             recipe = Recipe.named(name, {"real_batch": 64, "precision": precision, "norm": norm}).resolved(ipc, SIZE)
             images, offsets = data(classes)
             e = Engine(images, offsets, recipe, ipc, NORMALIZATION, device=device, compiled=compiled)

@@ -23,6 +23,8 @@ _MAPS = 10
 """Maps of the largest kind that the work on a piece takes while it is not compiled."""
 _GATHERED = 512
 """Real images that are gathered and augmented at once, where memory is not short."""
+_REUSED = 2**30
+"""Bytes of a buffer up to which :func:`atomhub.devices.keep_large_buffers` lets a process have it again."""
 _SPARE = 250 * 2**20
 """Bytes of a process that a limit is not charged with: the program and its libraries."""
 
@@ -153,7 +155,8 @@ def plan(
     real = [(part, chunk) for chunk in gathered for part in inside(chunk, most)]
     split = [part for part, _ in real], [chunk for _, chunk in real]
     keep: frozenset[int] = frozenset()
-    first = device.type == "cpu"  # which reads it faster than it computes it; a GPU does not
+    # a CPU reads level 0 faster than it computes it, but for what the system must clear anew in every iteration
+    first = device.type == "cpu" and maps[0] * classes * max(recipe.real_batch, views) <= _REUSED
     if coupled:
         costs = flops(width, network.depth, channels, network.size)
         left = budget - 2 * vectors * classes - most * work
