@@ -171,6 +171,8 @@ class Steps:
         """Show the progress of a distillation."""
         if kind == "networks" and done < total and not self.quiet and self.bar is None:
             say(f"Training network {done + 1} of {total} on the real images; other runs will use it as well.")
+        if kind == "images" and self.bar is None:
+            return  # reading is soon over; plain lines are for the work
         notes = {"images": "real images read", "networks": "networks trained on the real images"}
         self(done, total, notes[kind] if loss is None else f"loss {loss:.4g}")
 

@@ -25,7 +25,7 @@ class Embedding:
         channels: Channels of the images.
         classes: K.
         size: Side of the images in pixels.
-        dtype: Precision of the weights that are drawn.
+        dtype: Precision of the head.
         compute: Precision of the convolutions.
         device: Where to compute.
         bank: Networks to draw from; None: fresh ones.
@@ -35,13 +35,13 @@ class Embedding:
         self, recipe: Recipe, channels: int, classes: int, size: int, dtype: torch.dtype, compute: torch.dtype,
         device: torch.device, bank: Bank | None = None,
     ) -> None:  # fmt: skip
-        self.bank = bank.to(torch.device("cpu"), dtype) if bank is not None else None
-        self.compute, self.device = compute, device
+        self.bank = bank.to(torch.device("cpu"), torch.float32) if bank is not None else None
+        self.dtype, self.compute, self.device = dtype, compute, device
         self.biased = recipe.norm == "none"  # a norm takes away what the bias of a convolution adds
         kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
         self.networks = [ConvNet(channels, classes, size, width, depth, recipe.norm) for width, depth in kinds]
         for network in self.networks:
-            network.requires_grad_(False).to(dtype)
+            network.requires_grad_(False)  # in float32: draws of another precision would be others
         self.network = self.networks[0]
         self.generator = torch.Generator()
         self.member = 0
@@ -79,8 +79,11 @@ class Embedding:
         return Network(
             weights,
             tensors[len(convolutions) :] if self.biased else None,
-            (upload(last.weight.clone(), self.device), upload(last.bias.clone(), self.device)) if head else None,
+            (self._copied(last.weight), self._copied(last.bias)) if head else None,
         )
+
+    def _copied(self, x: Tensor) -> Tensor:
+        return upload(x.detach().clone(), self.device).to(self.dtype)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) as the convolutions want them: padded, in their precision and layout."""

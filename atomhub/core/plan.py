@@ -25,7 +25,7 @@ _GATHERED = 512
 """Real images that are gathered and augmented at once, where memory is not short."""
 _REUSED = 2**30
 """Bytes of a buffer up to which :func:`atomhub.devices.keep_large_buffers` lets a process have it again."""
-_SPARE = 250 * 2**20
+SPARE = 100 * 2**20
 """Bytes of a process that a limit is not charged with: the program and its libraries."""
 
 Piece = tuple[slice, slice]
@@ -217,4 +217,4 @@ def budget(memory: int | None, free: int, used: int, resident: int) -> int:
     """
     if memory is None:
         return int(0.8 * free) - resident
-    return memory - max(0, used - _SPARE) - resident
+    return memory - max(0, used - SPARE) - resident

@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, image_folder
 
 import atomhub
+from atomhub.core import plan
 from atomhub.data.real import RealData, Split
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.memory import used_memory
@@ -196,7 +197,7 @@ def distil_large(path, limit):
 
 def small_limit(left):
     """A limit that leaves about so many bytes for the work, whatever this process has taken."""
-    return max(used_memory(torch.device("cpu")) - 250 * 2**20, 0) + left
+    return max(used_memory(torch.device("cpu")) - plan.SPARE, 0) + left
 
 
 def torchrun(processes, *arguments, **options):
