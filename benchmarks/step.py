@@ -130,9 +130,9 @@ def stages(e, device):
         return call
 
     plain, own = augment.augment, {name: getattr(e.passes, name) for name in STAGES}
-    e.draw, e._pixels, e.synthetic.project = (
+    e.draw, e.real.pixels, e.synthetic.project = (
         clocked(name, function)
-        for name, function in (("draws", e.draw), ("reading", e._pixels), ("update", e.synthetic.project))
+        for name, function in (("draws", e.draw), ("reading", e.real.pixels), ("update", e.synthetic.project))
     )
     engine_module.augment.augment = clocked("augmentation", plain)
     for name, stage in STAGES.items():
@@ -143,7 +143,7 @@ def stages(e, device):
         augment.augment = plain
         for name, function in own.items():
             setattr(e.passes, name, function)
-        del e.draw, e._pixels, e.synthetic.project
+        del e.draw, e.real.pixels, e.synthetic.project
 
 
 def floor(recipe, ipc, rate, speed, itemsize):

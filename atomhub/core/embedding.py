@@ -14,6 +14,7 @@ from atomhub.core import draws
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.passes import Network
+from atomhub.core.real import upload
 from atomhub.recipe import Recipe
 
 
@@ -96,10 +97,3 @@ class Embedding:
         """Return the gradient of images from that of the prepared ones."""
         before, side = self.network.padding // 2, like.shape[-1]
         return gradient[..., before : before + side, before : before + side].to(like.dtype)
-
-
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor on the device; to a GPU through pinned memory, so that nothing waits for it."""
-    if device.type != "cuda":
-        return x.to(device)
-    return x.detach().contiguous().pin_memory().to(device, non_blocking=True)

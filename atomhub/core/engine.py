@@ -6,8 +6,6 @@ is a sum over classes of distances between class means, so both sides are worked
 caches; batch norm, which couples the classes, goes level by level. Neither changes the result but for rounding.
 """
 
-import math
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,43 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from atomhub.core import augment, draws, initial, mixer
+from atomhub.core import augment, initial, mixer
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
-from atomhub.core.embedding import Embedding, upload
+from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
-from atomhub.core.plan import Piece, Plan, budget, fits, length, plan, worth_compiling
-from atomhub.core.synthetic import Synthetic, from_views, to_views
+from atomhub.core.plan import Piece, Plan, budget, length, plan, worth_compiling
+from atomhub.core.real import RealImages, upload
+from atomhub.core.sampling import Draw, Sampler
+from atomhub.core.synthetic import Synthetic, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.memory import free_memory, give_back, used_memory
 from atomhub.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What chance decides in one iteration, for the k classes of it that this process owns.
-
-    Attributes:
-        classes: (k,) which of the owned classes, ascending; None: all.
-        indices: (k, B), rows of the real images.
-        augmentation: (k, augment.DRAWS) float64 in [0, 1), on the device.
-        network: The network.
-        trained: The trained network that calibrates, where the recipe has one.
-        lr: Learning rate of the images, a scalar.
-    """
-
-    classes: NDArray[np.int64] | None
-    indices: NDArray[np.int64]
-    augmentation: Tensor
-    network: Network
-    trained: Network | None
-    lr: float
-
-    def rows(self, part: slice, device: torch.device) -> slice | Tensor:
-        """Return the rows of the owned classes' images that a slice of the drawn classes stands for."""
-        return part if self.classes is None else torch.from_numpy(self.classes[part]).to(device)
 
 
 @dataclass(frozen=True)
@@ -110,7 +85,6 @@ class Engine:
         images = images[first:last]  # the owned classes lie together
         self.starts = bounds[:-1][self.owned] - first
         self.counts = bounds[1:][self.owned] - self.starts - first
-        self.normalization = normalization.to(self.device, dtype)
         exact_float32(recipe.precision == "tf32")
         channels, size = images.shape[1], images.shape[-1]
         if compiled is None:
@@ -124,8 +98,10 @@ class Engine:
         self.compiler = Compiler(compiled)
         self.passes = Passes(kind, self.compiler, add)
         self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add)
-        self.real = images
-        self.resident = torch.from_numpy(np.array(images)).to(self.device) if fits(images, self.device) else None
+        self.sampler = Sampler(
+            recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding, self.device
+        )
+        self.real = RealImages(images, normalization, self.device, dtype)
         each = recipe.classes_per_iteration or self.classes
         largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
@@ -139,58 +115,15 @@ class Engine:
         self.plan: Callable[[int], Plan] = planned
         """Gives how the work on some classes is cut."""
         self.plan(min(each, len(self.owned)))  # now, if the memory is too small
-        self.synthetic = Synthetic(self._initial().to(self.device, dtype), recipe.pixels, self.normalization)
+        self.normalization = self.real.normalization
+        start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed)
+        self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
         self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
         self._clipped = torch.zeros((), device=self.device)
 
-    def _initial(self) -> Tensor:
-        """Return (k, ipc, C, H, W) float pixels in 0..1 to start from."""
-        if self.recipe.init == "noise":
-            shape = (self.ipc, *self.real.shape[1:])
-            flat = draws.uniform(self.seed, draws.NOISE, 0, self.owned[:, None], np.arange(np.prod(shape))[None])
-            return torch.from_numpy(flat).view(len(self.owned), *shape)
-
-        def flattened(k: int) -> NDArray[np.float32]:
-            start = int(np.searchsorted(self.owned, k))
-            pixels = self._pixels(self.starts[start] + np.arange(self.counts[start])) / 255
-            return self.normalization.apply(pixels).flatten(1).float().cpu().numpy()
-
-        rows = initial.rows(self.recipe.init, flattened, self.owned, self.counts, self.views, self.seed)
-        rows = rows + self.starts[:, None]
-        return torch.cat([from_views(self._pixels(part[None]) / 255, self.recipe.formation) for part in rows])
-
-    def _pixels(self, rows: NDArray[np.int64]) -> Tensor:
-        """Gather real pixels (*rows.shape, C, H, W) as float in 0..255."""
-        if self.resident is None:
-            return upload(torch.from_numpy(self.real[rows]), self.device).to(self.dtype)
-        return self.resident[upload(torch.from_numpy(rows), self.device)].to(self.dtype)
-
     def draw(self, iteration: int) -> Draw:
-        """Return what chance decides in an iteration.
-
-        Every draw is keyed by (seed, iteration) and, but for the weights, by class: calls may come in any order.
-        """
-        recipe, chosen = self.recipe, self._chosen(iteration)
-        network, trained = self.embedding.draw(self.seed, iteration, bool(recipe.calibration))
-        at = slice(None) if chosen is None else chosen
-        owned = self.owned[at]
-        u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, owned[:, None], np.arange(augment.DRAWS)[None])
-        members = draws.sample(self.seed, draws.REAL, iteration, owned, self.counts[at], recipe.real_batch)
-        share = (1 + math.cos(math.pi * iteration / recipe.iterations)) / 2 if recipe.image_schedule == "cosine" else 1
-        return Draw(
-            chosen, members + self.starts[at][:, None], upload(torch.from_numpy(u), self.device), network, trained,
-            share * (recipe.image_lr or 1.0),
-        )  # fmt: skip
-
-    def _chosen(self, iteration: int) -> NDArray[np.int64] | None:
-        """Return the owned classes that an iteration is about: rounds go through a permutation of all classes."""
-        each = self.recipe.classes_per_iteration
-        if each is None or each >= self.classes:
-            return None
-        turns = -(-self.classes // each)
-        order = draws.sample(self.seed, draws.CLASSES, iteration // turns, [0], [self.classes], self.classes)[0]
-        start = min(iteration % turns * each, self.classes - each)
-        return np.flatnonzero(np.isin(self.owned, order[start : start + each]))
+        """Return what chance decides in an iteration; calls may come in any order."""
+        return self.sampler.draw(iteration)
 
     def gradient(self, iteration: int) -> Tensor:
         """Write the gradient of an iteration's loss into ``gradients``; return the loss, a scalar."""
@@ -244,7 +177,7 @@ class Engine:
         def images(i: int) -> Tensor:
             if not ready:  # pieces are asked for in order
                 k, m = plan.chunks[i]
-                pixels = self.normalization.apply(self._pixels(draw.indices[k, m]) / 255)
+                pixels = self.real[draw.indices[k, m]]
                 views = augment.augment(pixels, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
                 sizes = [length(part) for part, chunk in zip(plan.real, plan.chunks, strict=True) if chunk == (k, m)]
                 ready.extend(reversed(self.embedding.prepare(views).split(sizes)))
@@ -254,7 +187,7 @@ class Engine:
         sizes = [length(part) for part in plan.real]
         known = Side(self.passes, draw.network, images, sizes, keep, None, found, once=True).forward()
         if self.memory is not None:
-            let_go(self.real)
+            self.real.let_go()
             give_back()
         return [means[position] for position in sorted(means)], known
 
@@ -306,12 +239,12 @@ class Engine:
                 seen = self._seen(draw, k).requires_grad_()
                 views = self._views(seen, m, draw.augmentation[k])
             own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views))[0]
-            self.gradients[draw.rows(k, self.device)] += own
+            self.gradients[draw.rows(k)] += own
         return loss
 
     def _seen(self, draw: Draw, k: slice) -> Tensor:
         """Return the synthetic images of some of the drawn classes, as networks see them, (k, ipc, C, H, W)."""
-        return self.synthetic.seen(draw.rows(k, self.device))
+        return self.synthetic.seen(draw.rows(k))
 
     def _views(self, images: Tensor, m: slice, u: Tensor) -> Tensor:
         """Return some views of every class, augmented, (k*m, C, H, W)."""
@@ -326,7 +259,7 @@ class Engine:
         images, gradient = self.synthetic.images, self.gradients
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
-            rows = draw.rows(k, self.device)
+            rows = draw.rows(k)
             self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + gradient[rows]
             images[rows] -= draw.lr * self.momentum[rows]
             outside += self.synthetic.project(rows)
@@ -376,10 +309,3 @@ def exact_float32(fast: bool = False) -> None:
     torch.backends.cudnn.allow_tf32 = fast
     torch.backends.cudnn.benchmark = False  # it would choose other algorithms in another run
     torch.backends.cudnn.deterministic = True
-
-
-def let_go(images: NDArray[np.uint8]) -> None:
-    """Take the pages of memory-mapped images that were read out of this process; the system may still keep them."""
-    mapped = getattr(images, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)

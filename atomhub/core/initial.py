@@ -1,11 +1,16 @@
-"""Where synthetic images start from: rows of real images, chosen class by class."""
+"""Where synthetic images start from: noise, or real images that are chosen class by class."""
 
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atomhub.core import draws
+from atomhub.core.real import RealImages
+from atomhub.core.synthetic import from_views
+from atomhub.recipe import Recipe
 
 
 def herding(images: NDArray[np.float32], ipc: int, seed: int) -> NDArray[np.int64]:
@@ -53,24 +58,31 @@ CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]]
 }
 
 
-def rows(
-    kind: str, read: Callable[[int], NDArray[np.float32]], classes: NDArray[np.int64], counts: NDArray[np.int64],
+def images(
+    recipe: Recipe, real: RealImages, classes: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64],
     ipc: int, seed: int,
-) -> NDArray[np.int64]:  # fmt: skip
-    """Choose ``ipc`` images of each class to start from.
+) -> Tensor:  # fmt: skip
+    """Return the images to start from, (k, ipc, C, H, W) float pixels in 0..1.
 
     Args:
-        kind: ``real`` (random), ``herding`` or ``kmeans``.
-        read: From a class to its (n, D) flattened, normalised images.
+        recipe: Says how (``init``), and how many real images make one (``formation``).
+        real: The real images.
         classes: (k,) class numbers.
-        counts: (k,) images of each.
+        starts: (k,) first rows of their real images.
+        counts: (k,) how many they have.
         ipc: Images per class.
         seed: Seed of the run.
-
-    Returns:
-        (k, ipc) rows within each class.
     """
-    if kind == "real":
-        return draws.sample(seed, draws.INIT, 0, classes, counts, ipc)
-    choose = CHOICES[kind]
-    return np.stack([choose(read(int(k)), ipc, draws.generator_seed(seed, draws.INIT, 0, int(k))) for k in classes])
+    if recipe.init == "noise":
+        shape = (ipc, *real.images.shape[1:])
+        flat = draws.uniform(seed, draws.NOISE, 0, classes[:, None], np.arange(np.prod(shape))[None])
+        return torch.from_numpy(flat).view(len(classes), *shape)
+    views = ipc * recipe.views_per_image
+    if recipe.init == "real":
+        rows = draws.sample(seed, draws.INIT, 0, classes, counts, views)
+    else:
+        keys = [draws.generator_seed(seed, draws.INIT, 0, int(k)) for k in classes]
+        flat_of = (real[slice(a, a + n)].flatten(1).float().cpu().numpy() for a, n in zip(starts, counts, strict=True))
+        rows = np.stack([CHOICES[recipe.init](flat, views, key) for flat, key in zip(flat_of, keys, strict=True)])
+    rows = rows + starts[:, None]
+    return torch.cat([from_views(real.pixels(part[None]), recipe.formation) for part in rows])

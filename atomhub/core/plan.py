@@ -5,9 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from atomhub.core.convnet import ConvNet
 from atomhub.errors import AtomhubError
@@ -199,11 +197,6 @@ def kept(costs: list[int], sizes: list[int], images: int, budget: int, first: bo
     ]
     best = min((work(choice), len(choice), choice) for choice in fitting)
     return frozenset(best[2])
-
-
-def fits(images: NDArray[np.uint8], device: torch.device) -> bool:
-    """Whether the real images may live on the device: at most half of its free memory."""
-    return device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
 
 
 def budget(memory: int | None, free: int, used: int, resident: int) -> int:

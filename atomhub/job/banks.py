@@ -12,13 +12,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from atomhub.core.bank import Bank
+from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
 from atomhub.errors import AtomhubWarning
 from atomhub.files import home, replace_file
 from atomhub.interrupts import heeded
 from atomhub.recipe import Recipe
-from atomhub.training.bank import BATCH, DEPENDS, VERSION, RealImages, train_bank
+from atomhub.training.bank import BATCH, DEPENDS, VERSION, train_bank
 from atomhub.training.fit import fastest_group
 
 

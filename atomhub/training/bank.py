@@ -1,18 +1,14 @@
 """Brief training of a bank's networks on real images. Nothing is kept here: see ``job/banks.py``."""
 
 import time
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atomhub.core import draws
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
-from atomhub.core.plan import fits
-from atomhub.core.whitening import Normalization
+from atomhub.core.real import RealImages
 from atomhub.data.real import RealData
 from atomhub.recipe import Recipe
 from atomhub.training.fit import fit
@@ -26,24 +22,6 @@ _SEED = 0
 """One bank serves all seeds of a source."""
 BATCH = 64
 """On a CPU the maps of so few images stay nearer to the caches, and a brief training takes more steps."""
-
-
-class RealImages:
-    """Real images, (N, C, H, W) uint8, as :func:`fit` takes them: gathered and normalised when they are asked for."""
-
-    def __init__(self, images: NDArray[np.uint8], normalization: Normalization, device: torch.device) -> None:
-        self.device, self.images = device, images
-        self.normalization = normalization.to(device, torch.float32)
-        self.resident = torch.from_numpy(np.array(images)).to(device) if fits(images, device) else None
-
-    def __getitem__(self, rows: Any) -> Tensor:
-        if self.resident is not None:
-            pixels = self.resident[rows]
-        else:
-            rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-            pixels = torch.tensor(self.images[rows]).to(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # whitening is a product that needs float32
-            return self.normalization.apply(pixels)
 
 
 def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list[int]) -> list[Bank]:

@@ -61,7 +61,7 @@ def reference_loss_and_gradient(engine, iteration):
         torch.tensor(v, dtype=torch.float64).view(-1, 1, 1)
         for v in (engine.normalization.mean, engine.normalization.std)
     )
-    real = [[(torch.tensor(engine.real[i]).double() / 255 - mean) / std for i in rows] for rows in draw.indices]
+    real = [[(torch.tensor(engine.real.images[i]).double() / 255 - mean) / std for i in rows] for rows in draw.indices]
     seen = engine.synthetic.images.detach().double()
     if engine.recipe.pixels == "uint8":
         seen = (((seen * std + mean) * 255).round() / 255 - mean) / std
@@ -338,7 +338,7 @@ def test_images_start_from_real_ones_of_their_class_and_stay_real_colours():
     engine = make_engine(ipc=3)
     start = engine.synthetic.export().view(3, 3, -1)
     for k, (first, size) in enumerate(zip(engine.starts, engine.counts, strict=True)):
-        real = {tuple(r.tolist()) for r in engine.real[first : first + size].reshape(size, -1)}
+        real = {tuple(r.tolist()) for r in engine.real.images[first : first + size].reshape(size, -1)}
         assert {tuple(r.tolist()) for r in start[k]} <= real
         assert len({tuple(r.tolist()) for r in start[k]}) == 3
     list(engine.run())
@@ -366,7 +366,7 @@ def test_chosen_real_images_are_distinct_and_stand_for_their_class(kind):
     engine = make_engine(init=kind, ipc=3)
     chosen = engine.synthetic.export().view(3, 3, -1)
     for k, (first, size) in enumerate(zip(engine.starts, engine.counts, strict=True)):
-        real = torch.tensor(engine.real[first : first + size]).flatten(1)
+        real = torch.tensor(engine.real.images[first : first + size]).flatten(1)
         assert {tuple(r.tolist()) for r in chosen[k]} <= {tuple(r.tolist()) for r in real}
         assert len({tuple(r.tolist()) for r in chosen[k]}) == 3
 
@@ -416,7 +416,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_views_start_from_real_images_and_come_back_in_order():
     engine = make_engine(formation=2, ipc=2, pixels="float32")
     pixels = engine.synthetic.export().view(3, 2, 3, SIZE, SIZE)
-    real = torch.from_numpy(engine.real).double() / 255
+    real = torch.from_numpy(engine.real.images).double() / 255
     small = F.avg_pool2d(real, 2)
     found = {tuple(image.flatten().tolist()) for image in (small * 1020).round().int()}
     for k in range(3):
@@ -472,7 +472,7 @@ def test_processes_and_limits_change_nothing_but_rounding(tmp_path):
         process.join()
         assert process.exitcode == 0
     for size in (2, 3):
-        found = torch.load(tmp_path / f"{size}.pt")
+        found = torch.load(tmp_path / f"{size}.pt", weights_only=True)
         for i, (a, b) in enumerate(zip(alone, tight, strict=True)):
             for other in (b, found[2 * i], found[2 * i + 1]):
                 assert (a - other).abs().max() < 1e-9
