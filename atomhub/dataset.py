@@ -103,7 +103,7 @@ class DistilledDataset:
     def test_transform(self) -> Callable[[Any], Tensor]:
         """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor.
 
-        It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.cache.to_pixels`).
+        It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.pictures.to_pixels`).
         """
         return PictureTransform(self.manifest.format.size, self.manifest.format.channels, self.normalization)
 

@@ -35,10 +35,13 @@ def free_memory(device: torch.device) -> int:
 
 
 def used_memory(device: torch.device) -> int:
-    """Return the bytes that are taken: of a GPU by tensors, else by this process; 0 where nobody says."""
+    """Return the bytes that are taken: of a GPU by tensors, else by this process; 0 where nobody says.
+
+    Without the pages of files, such as libraries: how many of them are in a process is the system's choice.
+    """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _status("VmRSS") or 0
+    return _status("RssAnon") or 0
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from atomhub.core.augment import augment_each
 from atomhub.core.whitening import Normalization
-from atomhub.data.cache import to_pixels
+from atomhub.data.pictures import to_pixels
 
 if TYPE_CHECKING:
     from PIL import Image

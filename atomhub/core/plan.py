@@ -23,8 +23,8 @@ _GATHERED = 512
 """Real images that are gathered and augmented at once, where memory is not short."""
 _REUSED = 2**30
 """Bytes of a buffer up to which :func:`atomhub.devices.keep_large_buffers` lets a process have it again."""
-SPARE = 100 * 2**20
-"""Bytes of a process that a limit is not charged with: the program and its libraries."""
+LIBRARIES = 256 * 2**20
+"""Bytes that a limit is charged with for libraries; 230 to 430 MiB of their pages are in a process, as the system likes."""
 
 Piece = tuple[slice, slice]
 """Classes, and the images of each."""
@@ -205,9 +205,9 @@ def budget(memory: int | None, free: int, used: int, resident: int) -> int:
     Args:
         memory: The limit for this process; None: there is none.
         free: Bytes that are free on the device.
-        used: Bytes that this process has taken already.
+        used: Bytes that this process has taken already, without the pages of files such as libraries.
         resident: Bytes that its images will take.
     """
     if memory is None:
         return int(0.8 * free) - resident
-    return memory - max(0, used - SPARE) - resident
+    return memory - used - LIBRARIES - resident

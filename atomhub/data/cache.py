@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import struct
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atomhub.data.pictures import CHUNK, read_all
 from atomhub.data.tables import Raw, Rows
-from atomhub.errors import SourceError, UsageError, first_line
-from atomhub.files import read_regular, user_path
-from atomhub.limits import PICTURE
-
-if TYPE_CHECKING:
-    from PIL import Image
+from atomhub.errors import SourceError
 
 SMALLEST = 16
 """Smallest side in pixels: below, the ConvNet has no layer for attention."""
@@ -33,17 +23,8 @@ LARGEST_AUTO = 128
 """Largest side chosen for images of mixed sizes."""
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
-_CHUNK = 64
-"""Images that are decoded by one core at a time."""
 Progress = Callable[[int, int], None]
 """Called with the images that are read, and all that there are."""
-
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
-_PLAIN = ("PNG", "BMP", "GIF", "PPM")
-"""Those that say by ``info`` alone whether they could have an orientation."""
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
-"""What Pillow raises for files that are not what they seem."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +80,24 @@ def survey(raw: Raw, skip_unreadable: bool, folder: Path, size: int | None, prog
     total, like = sum(len(rows.labels) for rows in splits.values()), _like(raw.train, size)
     ready: dict[str, NDArray[np.uint8]] = {}
     for name, rows in splits.items():
-        pixels: NDArray[np.uint8] | None = None
-        if like is not None:
-            shape = (len(rows.labels), like[1], like[0], like[0])
-            pixels = np.lib.format.open_memmap(folder / f"{name}-read.npy", "w+", np.uint8, shape=shape)
         good = []
-        for i, read in enumerate(_read_all(rows, list(range(len(rows.labels))), like, skip_unreadable)):
-            if isinstance(read, SourceError):
-                skipped.append(rows.where(i))
-                broken.append(read)
-                continue
-            shape_found, mode, image = read
-            if pixels is not None and image is not None:
-                pixels[i] = image
-            good.append(i)
-            shapes[shape_found] += 1
-            modes[mode] += 1
-            if i % _CHUNK == 0:
-                progress(shapes.total() + len(broken), total)
+        with (folder / f"{name}.pixels").open("wb") as file:  # written in order: a full disk is an error, not a crash
+            for i, read in enumerate(read_all(rows, list(range(len(rows.labels))), like, skip_unreadable)):
+                if i % CHUNK == 0:
+                    progress(shapes.total() + len(broken), total)
+                if isinstance(read, SourceError):
+                    skipped.append(rows.where(i))
+                    broken.append(read)
+                    continue
+                shape, mode, image = read
+                good.append(i)
+                shapes[shape] += 1
+                modes[mode] += 1
+                if image is not None:
+                    file.write(image.tobytes())
         kept[name] = rows.take(np.array(good, dtype=np.int64))
-        if pixels is not None:
-            ready[name] = pixels[good] if len(good) < len(pixels) else pixels
+        if good and like is not None:
+            ready[name] = np.memmap(Path(file.name), np.uint8, "r", shape=(len(good), like[1], like[0], like[0]))
     progress(total, total)
     if shapes and like == (_choose_size(shapes, size)[0], _choose_channels(modes)[0]):
         for name, read_already in ready.items():
@@ -158,7 +136,7 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
         with (folder / f"{name}.npy").open("wb") as file:  # written in order: a full disk is an error, not a crash
             shape = (len(order), channels, side, side)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for read in _read_all(rows, order.tolist(), (side, channels), True):
+            for read in read_all(rows, order.tolist(), (side, channels), True):
                 if isinstance(read, SourceError):
                     raise read
                 if read[2] is not None:
@@ -170,127 +148,15 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
     return Decoded(side, channels, digest, mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
 
 
-Read = tuple[tuple[int, int], str, NDArray[np.uint8] | None]
-"""Size and mode of an image, and its pixels (C, side, side), if they were asked for."""
-
-
-def _read_all(rows: Rows, order: list[int], like: tuple[int, int] | None, load: bool) -> Iterator[Read | SourceError]:
-    """Yield what is found of some rows, in their order, or what is wrong with them; all cores decode.
-
-    Args:
-        rows: The images.
-        order: Which.
-        like: Side and channels of the pixels; None: not asked for.
-        load: Whether images are to be readable to their end, where no pixels are asked for.
-    """
-
-    def work(some: list[int], encoded: list[Any]) -> list[Read | SourceError]:
-        return [_read(rows, i, content, like, load) for i, content in zip(some, encoded, strict=True)]
-
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the interpreter while it decodes
-        pending: deque[Future[list[Read | SourceError]]] = deque()
-        for start in range(0, len(order), _CHUNK):
-            some = order[start : start + _CHUNK]
-            pending.append(pool.submit(work, some, rows.several(some)))
-            if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-
-
-def _read(rows: Rows, i: int, content: Any, like: tuple[int, int] | None, load: bool) -> Read | SourceError:
-    if isinstance(content, np.ndarray):  # decoded already
-        return content.shape[:0:-1], "", content
-    try:
-        image = _open(rows, i, content)
-        shape, mode = image.size, "RGBA" if _has_alpha(image) else image.mode
-        if like is None and not load:
-            return shape, mode, None
-        image.load()
-        return shape, "RGBA" if _has_alpha(image) else mode, None if like is None else to_pixels(image, *like)
-    except SourceError as error:
-        return error
-    except _BROKEN as error:
-        return _unreadable(rows, i, error)
-
-
 def _like(rows: Rows, size: int | None) -> tuple[int, int] | None:
     """Return side and channels of all images if they are as the first one; None: it does not tell."""
-    found = next(_read_all(rows, [0], None, True), None) if len(rows.labels) else None
+    found = next(read_all(rows, [0], None, True), None) if len(rows.labels) else None
     if found is None or isinstance(found, SourceError):
         return None
     (width, height), mode, _ = found
     if size is None and (width != height or not SMALLEST <= width <= LARGEST):
         return None
     return size or width, _choose_channels(Counter([mode]))[0]
-
-
-def open_picture(file: str | Path) -> Image.Image:
-    """Open and decode a picture of a file; UsageError for anything else."""
-    from PIL import Image
-
-    try:
-        image = Image.open(io.BytesIO(read_regular(user_path(file), PICTURE)), formats=FORMATS)
-        image.load()
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        reason = "not a picture" if "cannot identify" in str(error) else first_line(error)
-        raise UsageError(f"Cannot read {str(file)!r}: {reason}.", f"Known are {', '.join(FORMATS)}.") from None
-    return image
-
-
-def _open(rows: Rows, i: int, encoded: Any) -> Image.Image:
-    """Open an image, or raise the error in its place; SourceError names the image that cannot be."""
-    from PIL import Image
-
-    try:
-        if isinstance(encoded, Exception):
-            raise encoded
-        if not isinstance(encoded, Image.Image):
-            encoded = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
-        if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
-            raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")
-        return encoded
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise _unreadable(rows, i, error) from error
-
-
-def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    reason = "not an image" if "cannot identify" in str(error) else reason
-    copy = "Copy what links lead to into the folder. " * ("is a link" in reason)
-    if "names the file" in reason:
-        embed = 'rows.with_format("arrow").map(datasets.table.embed_table_storage, batched=True)'
-        copy = f"Write the images into it: {embed}. "
-    hint = f"{copy}Leave such images out with `skip_unreadable=True`."
-    return SourceError(f"Cannot read {rows.where(i)}: {reason}.", hint)
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-
-
-def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]:
-    """Convert any image to uint8 (channels, size, size) as training and test images are.
-
-    Upright (EXIF), 16 bits to their high 8, transparency over white, greyscale or RGB, centre square, bicubic.
-    """
-    from PIL import Image, ImageOps
-
-    if image.format not in _PLAIN or any("exif" in str(key) or "xmp" in str(key).lower() for key in image.info):
-        with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
-            image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if _has_alpha(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _wrong_classes(names: tuple[str, ...], labels: NDArray[np.int64]) -> list[SourceError]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atomhub import limits
 from atomhub.core.whitening import Normalization
-from atomhub.data.cache import open_picture
+from atomhub.data.pictures import open_picture
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers

@@ -123,7 +123,7 @@ def test_every_kind_of_network_and_term_agrees_with_the_reference(overrides):
 
 def small_limit(left):
     """A limit that leaves so many bytes for the work, where this process has taken much."""
-    return max(used_memory(torch.device("cpu")) - plan.SPARE, 0) + left
+    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
 
 
 @pytest.mark.parametrize(("norm", "statistics"), [("instance", "own"), ("batch", "own"), ("batch", "real")])
@@ -133,8 +133,8 @@ def test_work_in_pieces_gives_the_same_gradient(norm, statistics):
         make_engine(norm=norm, statistics=statistics, options=options)
         for options in ({}, {"memory": small_limit(800_000)})
     )
-    assert len(pieces.plan(3).real) >= 6  # the limit is felt
-    assert sum(map(len, pieces.plan(3).groups)) >= 3
+    assert len(pieces.plan(3).real) > 3  # the limit is felt
+    assert len(pieces.plan(3).groups) == (1 if (norm, statistics) == ("batch", "own") else 3)
     for iteration in (0, 1):
         loss, expected = whole.step(iteration), pieces.step(iteration)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-10)

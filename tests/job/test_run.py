@@ -197,7 +197,7 @@ def distil_large(path, limit):
 
 def small_limit(left):
     """A limit that leaves about so many bytes for the work, whatever this process has taken."""
-    return max(used_memory(torch.device("cpu")) - plan.SPARE, 0) + left
+    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
 
 
 def torchrun(processes, *arguments, **options):
