@@ -24,7 +24,7 @@ _GATHERED = 512
 _REUSED = 2**30
 """Bytes of a buffer up to which :func:`atomhub.devices.keep_large_buffers` lets a process have it again."""
 LIBRARIES = 256 * 2**20
-"""Bytes that a limit is charged with for libraries; 230 to 430 MiB of their pages are in a process, as the system likes."""
+"""Bytes that a limit is charged with for libraries: 230 to 430 MiB of them are in a process, as the system likes."""
 
 Piece = tuple[slice, slice]
 """Classes, and the images of each."""
