@@ -12,6 +12,8 @@ CARD = 2**20
 """Most bytes of a card."""
 FRONT = 2**16
 """Most characters of a card's YAML block."""
+BRACKETS = 500
+"""Brackets in the YAML block of a card: PyYAML takes a time that grows with the square of those that are open."""
 DEPTH = 32
 """Most objects and lists within each other in JSON."""
 CLASSES = 50_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -77,6 +78,7 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -147,9 +149,12 @@ def _merged_metadata(old: str, new: str) -> str:
     import yaml
     from huggingface_hub.utils import yaml_dump
 
+    if len(old) > limits.FRONT or old.count("[") + old.count("{") > limits.BRACKETS:
+        return old  # theirs to mend
+
     try:
         # a node used twice may stand for any number of them
-        if len(old) > limits.FRONT or any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(old, yaml.SafeLoader)):
+        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(old, yaml.SafeLoader)):
             return old
         owner = yaml.safe_load(old)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
