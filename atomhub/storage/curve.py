@@ -12,7 +12,9 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
     from matplotlib.figure import Figure
     from scipy.ndimage import uniform_filter1d
 
-    figure = Figure(figsize=(6, 3.5 + bool(p.clipped_history)), layout="constrained")
+    figure = Figure(figsize=(6, 3.5 + bool(p.clipped_history)))
+    # fixed, as the layouts that matplotlib finds draw everything twice
+    figure.subplots_adjust(left=0.16, right=0.87 if p.accuracy_history else 0.97, bottom=0.13, top=0.92, hspace=0.08)
     if p.clipped_history:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         iterations, shares = zip(*p.clipped_history, strict=True)
