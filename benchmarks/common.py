@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
 from atomhub.data.real import RealData, Split
@@ -59,6 +58,8 @@ def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) ->
         fraction: Share of the training images to test on.
         test: Most images to test on.
     """
+    from sklearn.model_selection import train_test_split
+
     labels = real.train.labels
     kept, out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
     splits = [Split(real.train.images[rows], labels[rows]) for rows in (np.sort(kept), np.sort(out[:test]))]

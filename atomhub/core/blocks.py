@@ -132,7 +132,7 @@ def _spread(x: Tensor) -> Tensor:
 
 def _activation(y: Tensor, known: Moments | None, kind: Kind) -> Tensor:
     y = at_least_float32(y)
-    if kind.norm == "instance":
+    if kind.norm == "instance" and known is None:
         known = moments(y)
     if known is not None:
         mean, variance = known

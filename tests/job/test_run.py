@@ -44,7 +44,7 @@ def forks(monkeypatch):
     """Processes that are quick to start: a server imports once, then forks; its environment is that of its start."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "job")]))
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["test_run"])
+    forks.set_forkserver_preload(["test_run", "sklearn.datasets", "sklearn.model_selection"])
     return forks
 
 
