@@ -22,7 +22,7 @@ from atomhub.core.blocks import Kind, Moments
 from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
-from atomhub.core.plan import Piece, Plan, budget, length, plan, worth_compiling
+from atomhub.core.plan import LIBRARIES, Piece, Plan, budget, length, plan, worth_compiling
 from atomhub.core.real import RealImages, upload
 from atomhub.core.sampling import Draw, Sampler
 from atomhub.core.synthetic import Synthetic, to_views
@@ -154,9 +154,14 @@ class Engine:
             total += self._descend(draw, draw.network, self.passes, given, group, matched, plan.first)
             if draw.trained is not None:
                 total += self._descend(draw, draw.trained, self.calibration, None, group, classified, plan.first)
-        if self.memory is not None:
-            give_back()
+        self._keep_within()
         return total
+
+    def _keep_within(self) -> None:
+        """Give back what is not in use, where the limit is near."""
+        if self.memory is not None and used_memory(self.device) + LIBRARIES > self.memory / 2:
+            self.real.let_go()
+            give_back()
 
     def _real_means(self, draw: Draw, plan: Plan) -> tuple[list[Tensor], Sequence[Moments | None]]:
         """Return the class means (k, D) of what is matched of the real images, and their batch-norm moments."""
@@ -186,9 +191,7 @@ class Engine:
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
         known = Side(self.passes, draw.network, images, sizes, keep, None, found, once=True).forward()
-        if self.memory is not None:
-            self.real.let_go()
-            give_back()
+        self._keep_within()
         return [means[position] for position in sorted(means)], known
 
     def _descend(

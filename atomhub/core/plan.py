@@ -141,9 +141,11 @@ def plan(
         if memory is not None:
             more = f'Give `memory="{math.ceil((memory + least - budget) / 2**20)}MiB"` or more.'
         fewer = "Or set the recipe field classes_per_iteration, or norm=instance." if together else ""
+        count = classes * views if together else views
+        left = f"{budget / 2**20:.0f} MiB are" if budget > 0 else "nothing is"
         raise AtomhubError(
-            f"The memory is too small: {classes * views if together else views} synthetic images need "
-            f"{least / 2**30:.2g} GiB at once, and {max(budget, 0) / 2**30:.2g} GiB are left for them.",
+            f"The memory is too small: the work on {count} synthetic image{'s' * (count > 1)} at once needs "
+            f"{least / 2**20:.1f} MiB, and {left} left beside the program, its libraries and its images.",
             f"{more} {fewer}".strip(),
         )
     free = budget - (least - work)

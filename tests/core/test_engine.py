@@ -193,9 +193,13 @@ def test_an_iteration_of_some_classes_is_that_of_a_set_of_those():
 
 
 def test_a_limit_too_small_names_one_that_fits():
-    with pytest.raises(AtomhubError, match=r"(?s)too small: 2 synthetic images.*`?memory=.*MiB"):
+    with pytest.raises(
+        AtomhubError, match=r"(?s)too small: the work on 2 synthetic images.*nothing is left.*memory=.*MiB"
+    ):
         make_engine(options={"memory": 10_000})
-    with pytest.raises(AtomhubError, match=r"(?s)too small: 6 synthetic images.*classes_per_iteration.*norm=instance"):
+    with pytest.raises(
+        AtomhubError, match=r"(?s)too small: the work on 6 synthetic images.*classes_per_iteration.*norm=instance"
+    ):
         make_engine(norm="batch", options={"memory": small_limit(100_000)})
 
 
