@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atomhub.core import augment, draws
+from atomhub.core.real import upload
 from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
 from atomhub.memory import free_memory
 from atomhub.training.accuracy import check_shape, logits
@@ -180,11 +181,11 @@ def _fit(
     count, device = len(labels), images[0].device
     losses: list[Tensor] = []
     for epoch in range(protocol.epochs):
-        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(device)  # (R, N)
+        order = upload(torch.stack([torch.randperm(count, generator=g) for g in generators]), device)  # (R, N)
         for rows in _batches(order, protocol.batch):
             batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
-            u = torch.stack([torch.rand(rows.shape[1], augment.DRAWS, generator=g) for g in generators])
-            batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), operations)[:, 0].view_as(batch)
+            u = torch.cat([torch.rand(rows.shape[1], augment.DRAWS, generator=g) for g in generators])
+            batch = augment.augment(batch.flatten(0, 1)[:, None], upload(u, device), operations)[:, 0].view_as(batch)
             targets = labels[rows] if labels.is_floating_point() else F.one_hot(labels[rows], classes).to(batch.dtype)
             batch, wanted = _cutmix(batch, targets, protocol.cutmix, generators)
             optimizer.zero_grad()
@@ -234,7 +235,8 @@ def _cutmix(
     """
     if not probability:
         return batch, targets
-    u = torch.stack([torch.rand(4, generator=g) for g in generators]).to(batch)  # coin, share kept, centre
+    u = torch.stack([torch.rand(4, generator=g) for g in generators])
+    u = upload(u, batch.device).to(batch.dtype)  # coin, share kept, centre
     reach = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt() / 2  # (R,)
 
     def inside(side: int, centre: Tensor) -> Tensor:  # (R, side): rows or columns that the box covers

@@ -1,57 +1,19 @@
 """The engine agrees with the slow reference, and behaves as its docstrings say."""
 
-import multiprocessing
 from collections import Counter
 
 import numpy as np
 import pytest
 import reference
 import torch
+from engines import SIZE, make_bank, make_engine
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from atomhub.core import initial, plan
-from atomhub.core.bank import Bank
-from atomhub.core.convnet import ConvNet
-from atomhub.core.engine import Engine
-from atomhub.core.parallel import Team
+from atomhub.core import augment, initial
 from atomhub.core.synthetic import from_views, to_views
-from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.errors import AtomhubError, AtomhubWarning
-from atomhub.memory import used_memory
 from atomhub.presets import PRESETS
-from atomhub.recipe import Recipe
-
-SIZE, SIZES = 16, (5, 4, 7)
-MANY = (34, 33, 37)
-"""Real images of each class, and where more of them are needed."""
-
-
-def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, options=None, **overrides):
-    rng = np.random.default_rng(1)
-    sizes = MANY if "formation" in overrides else SIZES
-    images = rng.integers(0, 256, (sum(sizes), channels, SIZE, SIZE), dtype=np.uint8)
-    offsets = np.cumsum([0, *sizes])
-    recipe = Recipe.named(
-        preset, {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
-    ).resolved(ipc, SIZE)
-    normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
-    if recipe.zca:
-        normalization = fit_zca(images, normalization)
-    bank = make_bank(recipe, channels) if recipe.bank else None
-    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, bank=bank, **(options or {}))
-
-
-def make_bank(recipe, channels=3):
-    """Networks before and after a training that is pretended: both ends are drawn."""
-    ends = []
-    for end in range(2):
-        states = []
-        for member in range(recipe.bank):
-            network = ConvNet(channels, len(SIZES), SIZE, recipe.width, recipe.depth, recipe.norm)
-            network.reinitialise(torch.Generator().manual_seed(10 * member + end))
-            states.append({n: p.detach() for n, p in network.named_parameters() if not n.startswith("norms")})
-        ends.append({name: torch.stack([state[name] for state in states]) for name in states[0]})
-    return Bank(*ends)
 
 
 def reference_loss_and_gradient(engine, iteration):
@@ -119,88 +81,6 @@ def test_every_kind_of_network_and_term_agrees_with_the_reference(overrides):
     engine = make_engine(**overrides)
     for iteration in range(4):
         check(engine, iteration)
-
-
-def small_limit(left):
-    """A limit that leaves so many bytes for the work, where this process has taken much."""
-    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
-
-
-@pytest.mark.parametrize(("norm", "statistics"), [("instance", "own"), ("batch", "own"), ("batch", "real")])
-def test_work_in_pieces_gives_the_same_gradient(norm, statistics):
-    """A limit of memory splits real images in pieces of one, and synthetic ones class by class."""
-    whole, pieces = (
-        make_engine(norm=norm, statistics=statistics, options=options)
-        for options in ({}, {"memory": small_limit(800_000)})
-    )
-    assert len(pieces.plan(3).real) > 3  # the limit is felt
-    assert len(pieces.plan(3).groups) == (1 if (norm, statistics) == ("batch", "own") else 3)
-    for iteration in (0, 1):
-        loss, expected = whole.step(iteration), pieces.step(iteration)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
-    assert torch.allclose(whole.synthetic.images, pieces.synthetic.images, atol=1e-10)
-
-
-@pytest.mark.parametrize("keep", [(), (-1,), (0,), (1,), (2,), (-1, 1, 2), (0, 1, 2)], ids=str)
-def test_what_is_kept_of_the_real_images_changes_no_result(keep, monkeypatch):
-    """Under batch norm a level is worked off before the next; what memory cannot keep is computed again."""
-    expected = make_engine(norm="batch", depth=3).gradient(0)
-    monkeypatch.setattr(plan, "kept", lambda *_: frozenset(keep))
-    assert make_engine(norm="batch", depth=3).gradient(0).item() == pytest.approx(expected.item(), rel=1e-12)
-
-
-def test_levels_are_kept_that_save_most_and_fit():
-    costs, sizes = [10, 100, 30], [1, 64, 16, 4]
-    assert plan.kept(costs, sizes, 10, 10**6) == {-1, 1, 2}
-    assert plan.kept(costs, sizes, 10, 10**6, first=True) == {0, 1, 2}
-    assert plan.kept(costs, sizes, 10, 205) == {1, 2}
-    assert plan.kept(costs, sizes, 10, 160) == {1}
-    assert plan.kept(costs, sizes, 10, 50) == {-1, 2}
-    assert plan.kept(costs, sizes, 10, 9) == set()
-
-
-def test_pieces_cover_every_image_once_in_order():
-    for classes in (1, 3, 7):
-        for each in (1, 4, 6, 10):
-            for most in (1, 2, 3, 5, 12, 100):
-                pieces = plan.cut(classes, each, most)
-                found = [(k, m) for a, b in pieces for k in range(a.start, a.stop) for m in range(b.start, b.stop)]
-                assert found == [(k, m) for k in range(classes) for m in range(each)]
-                assert max(map(plan.length, pieces)) <= most
-
-
-def test_classes_take_turns():
-    """Three classes, two an iteration: in two iterations all had their turn, and only those drawn move."""
-    engine = make_engine(classes_per_iteration=2, norm="batch", pixels="float32")
-    turns = []
-    for iteration in range(4):
-        before = engine.synthetic.images.detach().clone()
-        classes = engine.draw(iteration).classes
-        engine.step(iteration)
-        moved = (engine.synthetic.images != before).flatten(1).any(1).nonzero().flatten()
-        assert moved.tolist() == classes.tolist()
-        turns.append(set(classes.tolist()))
-    assert all(len(turn) == 2 for turn in turns)
-    assert turns[0] | turns[1] == turns[2] | turns[3] == {0, 1, 2}
-
-
-def test_an_iteration_of_some_classes_is_that_of_a_set_of_those():
-    engine = make_engine(classes_per_iteration=2, pixels="float32", augmentation=())
-    whole = make_engine(pixels="float32", augmentation=())
-    engine.gradient(0), whole.gradient(0)
-    chosen = engine.draw(0).classes
-    assert torch.allclose(engine.gradients[chosen], whole.gradients[chosen], atol=1e-9)
-
-
-def test_a_limit_too_small_names_one_that_fits():
-    with pytest.raises(
-        AtomhubError, match=r"(?s)too small: the work on 2 synthetic images.*nothing is left.*memory=.*MiB"
-    ):
-        make_engine(options={"memory": 10_000})
-    with pytest.raises(
-        AtomhubError, match=r"(?s)too small: the work on 6 synthetic images.*classes_per_iteration.*norm=instance"
-    ):
-        make_engine(norm="batch", options={"memory": small_limit(100_000)})
 
 
 def test_networks_are_drawn_evenly_from_the_widths_and_depths_of_a_recipe():
@@ -439,44 +319,32 @@ def test_views_start_from_real_images_and_come_back_in_order():
     assert torch.equal(images[1, 0, :, 8:, 8:], views[1, 6, :, ::2, ::2])
 
 
-ALIKE = [
-    {"norm": "instance"},
-    {"norm": "none", "depth": 2},
-    {"norm": "batch"},
-    {"norm": "batch", "statistics": "real", "bank": 2, "calibration": 0.3},
-    {"norm": "batch", "classes_per_iteration": 1},
-]
+@pytest.mark.parametrize("fields", [{"norm": "instance"}, {"norm": "batch", "formation": 2}], ids=str)
+def test_no_iteration_asks_the_device_for_a_value(fields, monkeypatch):
+    """On a GPU that would be a wait. Draws are there already; every operation has the shapes that the plan gave it."""
+
+    class Waits(TorchDispatchMode):
+        found = ()
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function.overloadpacket._qualified_op_name in (
+                "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"
+            ):  # fmt: skip
+                self.found += (str(function),)
+            return function(*arguments, **(options or {}))
+
+    monkeypatch.setattr(augment, "augment", augment.augment_static)  # as where draws are not on the CPU
+    engine = make_engine(dtype=torch.float32, **fields)
+    draw = engine.draw(0)
+    monkeypatch.setattr(engine, "draw", lambda iteration: draw)
+    with Waits() as waits:
+        engine.step(0)
+    assert waits.found == ()
 
 
-def last_images(overrides, memory=None):
-    engine = make_engine(options={"team": Team(), "memory": memory and small_limit(memory)}, **overrides)
-    list(engine.run())
-    return engine.state()["images"]
-
-
-def share_of(rank, size, folder):
-    """One of several processes."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
-    found = [last_images(overrides, memory) for overrides in ALIKE for memory in (None, 2**20)]
-    if rank == 0:
-        torch.save(found, folder / f"{size}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_and_limits_change_nothing_but_rounding(tmp_path):
-    """In float64, after five iterations: one, two and three processes, each with and without a limit of memory."""
-    forks = multiprocessing.get_context("fork")
-    processes = [forks.Process(target=share_of, args=(r, size, tmp_path)) for size in (2, 3) for r in range(size)]
-    for process in processes:
-        process.start()
-    alone = [last_images(overrides) for overrides in ALIKE]
-    tight = [last_images(overrides, 2**20) for overrides in ALIKE]
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    for size in (2, 3):
-        found = torch.load(tmp_path / f"{size}.pt", weights_only=True)
-        for i, (a, b) in enumerate(zip(alone, tight, strict=True)):
-            for other in (b, found[2 * i], found[2 * i + 1]):
-                assert (a - other).abs().max() < 1e-9
+def test_float32_is_float32_unless_tf32_is_asked_for():
+    make_engine(dtype=torch.float32, precision="tf32")
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    make_engine(dtype=torch.float32)
+    assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from atomhub import memory
+from atomhub.core.real import RealImages
+from atomhub.core.whitening import Normalization
 
+CPU = torch.device("cpu")
 LIMIT, SPARE = 700 * 2**20, 300 * 2**20
 
 
@@ -25,10 +28,24 @@ def test_a_process_stays_within_its_limit():
 def test_free_memory_is_that_of_the_container_where_it_has_less(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("2000000\n")
-    cpu = torch.device("cpu")
-    whole = memory.free_memory(cpu)
-    assert 0 < memory.used_memory(cpu) <= memory.peak_memory(cpu)
+    whole = memory.free_memory(CPU)
+    assert 0 < memory.used_memory(CPU) <= memory.peak_memory(CPU)
     monkeypatch.setattr(memory, "_GROUP", tmp_path)
-    assert memory.free_memory(cpu) == 3_000_000 < whole
+    assert memory.free_memory(CPU) == 3_000_000 < whole
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_memory(cpu) > 3_000_000
+    assert memory.free_memory(CPU) > 3_000_000
+
+
+def test_images_that_were_read_from_a_file_do_not_stay_in_the_process(tmp_path):
+    shape = (400, 3, 128, 128)
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=shape)
+    images[:] = np.arange(400, dtype=np.uint8)[:, None, None, None] % 251
+    images.flush()
+    real = RealImages(np.memmap(tmp_path / "images", np.uint8, "r", shape=shape)[5:], Normalization((0,), (1,)), CPU)
+    before = memory._status("RssFile")
+    first = real.pixels(np.arange(395))
+    read = memory._status("RssFile")
+    real.let_go()
+    assert read - before > 15 * 2**20
+    assert memory._status("RssFile") - before < 4 * 2**20
+    assert torch.equal(real.pixels(np.arange(395)), first)

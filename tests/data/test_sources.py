@@ -10,6 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pil
 
 import atomhub
+from atomhub.data import readers
+from atomhub.data.pictures import to_pixels
 from atomhub.data.places import ALIASES
 from atomhub.data.reopen import reopen
 from atomhub.errors import NotFoundError, SourceError, UsageError
@@ -137,6 +139,33 @@ def test_modes_are_converted_and_sizes_made_equal_with_a_note(home, photos):
     assert clear.min() == 255  # transparent is white
     assert (grey == 7).all()
     assert atomhub.open_source(photos, size=48).train.images.shape[1:] == (3, 48, 48)
+
+
+@pytest.mark.parametrize("odd", ["none", "grey", "large", "broken", "size"])
+def test_images_are_read_once_and_become_what_pillow_makes_of_them(home, tmp_path, odd, monkeypatch):
+    """All are decoded as the first one asks for; where a later one is of another kind, all are decoded once more."""
+    root = image_folder(tmp_path / "photos", {"train": 70, "test": 3})
+    files = {split: sorted((root / split).rglob("*.png")) for split in ("train", "test")}
+    strange = files["train"][-1]
+    if odd in ("grey", "large"):
+        image = Pil.open(strange)
+        (image.convert("L") if odd == "grey" else image.resize((40, 30))).save(strange)
+    if odd == "broken":
+        strange = files["train"].pop(5)
+        strange.write_bytes(strange.read_bytes()[:60])
+    opened, plain, seen = [], readers.read_regular, []
+    monkeypatch.setattr(readers, "read_regular", lambda path, *rest: opened.append(path) or plain(path, *rest))
+    options = {"broken": {"skip_unreadable": True}, "size": {"size": 24}}.get(odd, {})
+    real = atomhub.open_source(root, progress=lambda *counts: seen.append(counts), **options)
+    total = sum(map(len, files.values())) + (odd == "broken")
+    assert seen[-1] == (total, total)
+    assert sorted(a for a, _ in seen) == [a for a, _ in seen]
+    assert len(opened) - 1 == total * (2 if odd == "large" else 1)  # the first one is asked what it is
+    for split in ("train", "test"):
+        found = getattr(real, split)
+        expected = [to_pixels(Pil.open(path), real.info.size, real.info.channels) for path in files[split]]
+        assert np.array_equal(found.images, np.stack(expected))
+        assert found.labels.tolist() == [path.parent.name == "dog" for path in files[split]]
 
 
 def test_images_that_are_all_grey_keep_one_channel(home, tmp_path):

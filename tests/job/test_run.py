@@ -166,6 +166,7 @@ class TestMemory:
         tight = atomhub.distill("digits", 2, overrides=overrides, memory=small_limit(2**21))
         assert torch.allclose(free.images, tight.images, atol=1e-4)
         assert free.manifest.provenance.peak_memory > 10**7
+        assert free.manifest.provenance.compiled is False  # too short to pay for it
 
     @pytest.mark.parametrize("size", ["lots", "-1GB", "8 PB", True])
     def test_sizes_that_are_none(self, size):

@@ -1,0 +1,49 @@
+"""Small engines in float64 that tests compare."""
+
+import numpy as np
+import torch
+
+from atomhub.core import plan
+from atomhub.core.bank import Bank
+from atomhub.core.convnet import ConvNet
+from atomhub.core.engine import Engine
+from atomhub.core.whitening import Normalization, fit_zca
+from atomhub.memory import used_memory
+from atomhub.recipe import Recipe
+
+SIZE, SIZES = 16, (5, 4, 7)
+MANY = (34, 33, 37)
+"""Real images of each class, and where more of them are needed."""
+
+
+def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, options=None, **overrides):
+    rng = np.random.default_rng(1)
+    sizes = MANY if "formation" in overrides else SIZES
+    images = rng.integers(0, 256, (sum(sizes), channels, SIZE, SIZE), dtype=np.uint8)
+    offsets = np.cumsum([0, *sizes])
+    recipe = Recipe.named(
+        preset, {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
+    ).resolved(ipc, SIZE)
+    normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
+    if recipe.zca:
+        normalization = fit_zca(images, normalization)
+    bank = make_bank(recipe, channels) if recipe.bank else None
+    return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, bank=bank, **(options or {}))
+
+
+def make_bank(recipe, channels=3):
+    """Networks before and after a training that is pretended: both ends are drawn."""
+    ends = []
+    for end in range(2):
+        states = []
+        for member in range(recipe.bank):
+            network = ConvNet(channels, len(SIZES), SIZE, recipe.width, recipe.depth, recipe.norm)
+            network.reinitialise(torch.Generator().manual_seed(10 * member + end))
+            states.append({n: p.detach() for n, p in network.named_parameters() if not n.startswith("norms")})
+        ends.append({name: torch.stack([state[name] for state in states]) for name in states[0]})
+    return Bank(*ends)
+
+
+def small_limit(left):
+    """A limit that leaves so many bytes for the work, where this process has taken much."""
+    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
