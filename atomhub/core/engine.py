@@ -23,7 +23,7 @@ from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
 from atomhub.core.plan import LIBRARIES, Piece, Plan, budget, length, plan, worth_compiling
-from atomhub.core.real import RealImages, upload
+from atomhub.core.real import RealImages
 from atomhub.core.sampling import Draw, Sampler
 from atomhub.core.synthetic import Synthetic, to_views
 from atomhub.core.whitening import Normalization
@@ -92,15 +92,14 @@ class Engine:
         compiled = compiled and dtype == torch.float32
         bf16 = recipe.precision == "bfloat16" and dtype == torch.float32
         compute = torch.bfloat16 if bf16 else dtype
-        self.embedding = Embedding(recipe, channels, self.classes, size, dtype, compute, self.device, bank)
+        self.embedding = Embedding(recipe, channels, self.classes, size, dtype, compute, bank)
         add = self.team.add if self.team.size > 1 else None
         kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))
         self.compiler = Compiler(compiled)
         self.passes = Passes(kind, self.compiler, add)
         self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add)
-        self.sampler = Sampler(
-            recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding, self.device
-        )
+        self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding)
+        self.numbers = torch.from_numpy(self.owned).to(self.device)
         self.real = RealImages(images, normalization, self.device, dtype)
         each = recipe.classes_per_iteration or self.classes
         largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
@@ -123,20 +122,25 @@ class Engine:
 
     def draw(self, iteration: int) -> Draw:
         """Return what chance decides in an iteration; calls may come in any order."""
-        return self.sampler.draw(iteration)
+        return self.placed(self.sampler.draw(iteration))
+
+    def placed(self, draw: Draw) -> Draw:
+        """Return a draw on the device, but for rows of real images that are not there."""
+        return draw.on(self.device, self.real.resident is not None)
 
     def gradient(self, iteration: int) -> Tensor:
         """Write the gradient of an iteration's loss into ``gradients``; return the loss, a scalar."""
-        return self._gradient(self.draw(iteration))
+        draw = self.draw(iteration)
+        return self._gradient(draw, *self.real_side(draw))
 
     @torch.no_grad()
-    def _gradient(self, draw: Draw) -> Tensor:
-        recipe = self.recipe
+    def _gradient(self, draw: Draw, means: list[Tensor], known: Sequence[Moments | None]) -> Tensor:
+        recipe, network = self.recipe, self.embedding.network(draw.network, draw.weights)
         self.gradients.zero_()
-        plan, depth = self.plan(len(draw.indices)), len(draw.network.weights)
-        means, known = self._real_means(draw, plan)
+        plan, depth = self.plan(len(draw.indices)), len(network.weights)
         given = known if recipe.norm == "batch" and recipe.statistics == "real" else None
         total = torch.zeros((), dtype=self.dtype, device=self.device)
+        trained = None if draw.trained is None else self.embedding.network(draw.network, draw.trained)
 
         def matched(found: list[Tensor], k: slice) -> Tensor:
             last, count = len(found) - 1, k.stop - k.start
@@ -144,16 +148,15 @@ class Engine:
             return mixer.loss([m[k] for m in means], own, recipe, depth)
 
         def classified(found: list[Tensor], k: slice) -> Tensor:
-            wanted = torch.from_numpy(self.owned if draw.classes is None else self.owned[draw.classes])
-            wanted = upload(wanted[k].repeat_interleave(self.views), self.device)
-            logits = F.linear(found[-1], *(draw.trained.head or ()))  # type: ignore[union-attr]
+            wanted = self.numbers[draw.rows(k)].repeat_interleave(self.views)
+            logits = F.linear(found[-1], *(trained.head or ()))  # type: ignore[union-attr]
             loss = F.cross_entropy(logits, wanted, reduction="sum") / self.views
             return recipe.loss_scale * recipe.calibration * loss
 
         for group in plan.groups:
-            total += self._descend(draw, draw.network, self.passes, given, group, matched, plan.first)
-            if draw.trained is not None:
-                total += self._descend(draw, draw.trained, self.calibration, None, group, classified, plan.first)
+            total += self._descend(draw, network, self.passes, given, group, matched, plan.first)
+            if trained is not None:
+                total += self._descend(draw, trained, self.calibration, None, group, classified, plan.first)
         self._keep_within()
         return total
 
@@ -163,10 +166,12 @@ class Engine:
             self.real.let_go()
             give_back()
 
-    def _real_means(self, draw: Draw, plan: Plan) -> tuple[list[Tensor], Sequence[Moments | None]]:
+    @torch.no_grad()
+    def real_side(self, draw: Draw) -> tuple[list[Tensor], Sequence[Moments | None]]:
         """Return the class means (k, D) of what is matched of the real images, and their batch-norm moments."""
+        plan, network = self.plan(len(draw.indices)), self.embedding.network(draw.network, draw.weights)
         means: dict[int, Tensor] = {}
-        depth = len(draw.network.weights)
+        depth = len(network.weights)
 
         def found(level: int, i: int, values: list[Tensor]) -> None:
             (k, m), each = plan.real[i], draw.indices.shape[1]
@@ -185,12 +190,12 @@ class Engine:
                 pixels = self.real[draw.indices[k, m]]
                 views = augment.augment(pixels, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
                 sizes = [length(part) for part, chunk in zip(plan.real, plan.chunks, strict=True) if chunk == (k, m)]
-                ready.extend(reversed(self.embedding.prepare(views).split(sizes)))
+                ready.extend(reversed(self.embedding.prepare(views, network.padding).split(sizes)))
             return ready.pop()
 
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
-        known = Side(self.passes, draw.network, images, sizes, keep, None, found, once=True).forward()
+        known = Side(self.passes, network, images, sizes, keep, None, found, once=True).forward()
         self._keep_within()
         return [means[position] for position in sorted(means)], known
 
@@ -220,7 +225,7 @@ class Engine:
 
         def images(i: int) -> Tensor:
             k, m = group[i]
-            return self.embedding.prepare(self._views(self._seen(draw, k), m, draw.augmentation[k]))
+            return self.embedding.prepare(self._views(self._seen(draw, k), m, draw.augmentation[k]), network.padding)
 
         levels = frozenset({-1, *range(0 if first else 1, depth)})
         side = Side(passes, network, images, sizes, levels, given, keep)
@@ -241,7 +246,7 @@ class Engine:
             with torch.enable_grad():
                 seen = self._seen(draw, k).requires_grad_()
                 views = self._views(seen, m, draw.augmentation[k])
-            own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views))[0]
+            own = torch.autograd.grad(views, seen, self.embedding.unprepare(g, views, network.padding))[0]
             self.gradients[draw.rows(k)] += own
         return loss
 
@@ -254,11 +259,15 @@ class Engine:
         views = to_views(images, self.recipe.formation)[:, m]
         return augment.augment(views, u, self.recipe.augmentation).flatten(0, 1)
 
-    @torch.no_grad()
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
         draw = self.draw(iteration)
-        loss = self._gradient(draw)
+        return self.synthetic_side(draw, *self.real_side(draw))
+
+    @torch.no_grad()
+    def synthetic_side(self, draw: Draw, means: list[Tensor], known: Sequence[Moments | None]) -> Tensor:
+        """Take the step of a draw, given what :meth:`real_side` found for it; return the loss before it, a scalar."""
+        loss = self._gradient(draw, means, known)
         images, gradient = self.synthetic.images, self.gradients
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
@@ -266,7 +275,7 @@ class Engine:
             self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + gradient[rows]
             images[rows] -= draw.lr * self.momentum[rows]
             outside += self.synthetic.project(rows)
-        self._clipped = outside / max(1, len(draw.indices) * images[0].numel())
+        self._clipped.copy_(outside / max(1, len(draw.indices) * images[0].numel()))
         return loss
 
     def run(self, start: int = 0, report_every: int = 10, stop: Callable[[], bool] = lambda: False) -> Iterator[Report]:

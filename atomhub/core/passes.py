@@ -34,11 +34,13 @@ class Network:
         weights: (width, ., 3, 3) for every block, in the precision of the convolutions.
         biases: (width,) for every block; None: a norm takes away what they add.
         head: Weight (K, D) and bias (K,) of the last layer, where it is used.
+        padding: Rows and columns of zeros that its images need around them, in all.
     """
 
     weights: list[Tensor]
     biases: list[Tensor] | None = None
     head: tuple[Tensor, Tensor] | None = None
+    padding: int = 0
 
     def bias(self, level: int) -> Tensor | None:
         """Return the bias of the convolution that gives a level."""

@@ -44,6 +44,19 @@ def make_bank(recipe, channels=3):
     return Bank(*ends)
 
 
+def named(engine, draw, flat):
+    """The weights of a draw as a state dict of its network, float64."""
+    parameters = dict(engine.embedding.networks[draw.network].named_parameters())
+    names = sorted((n for n in parameters if n.startswith("convolutions")), key=lambda n: (n.endswith("bias"), n))
+    names += ["head.weight", "head.bias"]
+    shapes, found = [parameters[name].shape for name in names], {}
+    for name, shape in zip(names, shapes, strict=True):
+        own, flat = flat[: shape.numel()], flat[shape.numel() :]
+        if len(own):  # the head is drawn where it is used
+            found[name] = own.view(shape).double()
+    return found
+
+
 def small_limit(left):
     """A limit that leaves so many bytes for the work, where this process has taken much."""
     return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
