@@ -31,9 +31,13 @@ def bits(seed: int, *keys: ArrayLike) -> NDArray[np.uint64]:
     """
     state = _mix(np.array([seed % 2**64], dtype=np.uint64))
     for key in keys:
-        step = (np.atleast_1d(key).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        state = _mix(state + step)
+        state = _next(state, key)
     return state
+
+
+def _next(state: NDArray[np.uint64], key: ArrayLike) -> NDArray[np.uint64]:
+    """Return the bits of one more key."""
+    return _mix(state + (np.atleast_1d(key).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def uniform(seed: int, *keys: ArrayLike) -> NDArray[np.float64]:
@@ -68,9 +72,12 @@ def sample(
     ids = np.asarray(classes, dtype=np.int64)[:, None]
     size = np.asarray(sizes, dtype=np.int64)[:, None]
     x = np.arange(count, dtype=np.int64)[None, :] % size
-    for r in range(_ROUNDS):
-        pivot = (bits(seed, stream, iteration, ids, 2 * r) % size.astype(np.uint64)).astype(np.int64)
-        partner = (pivot - x) % size
-        coin = bits(seed, stream, iteration, ids, 2 * r + 1, np.maximum(x, partner)) & np.uint64(1)
+    rounds, keyed = np.arange(_ROUNDS), bits(seed, stream, iteration, ids)
+    pivots = (_next(keyed, 2 * rounds) % size.astype(np.uint64)).astype(np.int64)  # (K, rounds)
+    coins = _next(keyed, 2 * rounds + 1)
+    for r in rounds:
+        partner = pivots[:, r, None] - x
+        partner += size * (partner < 0)
+        coin = _next(coins[:, r, None], np.maximum(x, partner)) & np.uint64(1)
         x = np.where(coin == 1, partner, x)
     return x
