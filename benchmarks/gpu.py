@@ -88,7 +88,7 @@ def equality(checks, quick):
         same = (
             np.array_equal(theirs.indices, ours.indices)
             and torch.equal(theirs.augmentation, ours.augmentation.cpu())
-            and torch.allclose(theirs.network.weights[0].float(), ours.network.weights[0].cpu(), atol=1e-7)
+            and torch.equal(theirs.weights, ours.weights.cpu())
         )
         checks.line(f"draws, {name}", "the same" if same else "others", "the same", same)
         ways = [("eager", "float32", False, 1e-4), ("bf16", "bfloat16", False, 2e-2)]
@@ -110,6 +110,19 @@ def equality(checks, quick):
             checks.at_most(f"gradient, {name}, {way}", difference(e.gradients, exact.gradients), most)
 
 
+def recorded(checks, quick):
+    """A run by recordings, where there are some, is the run of its steps one by one."""
+    device, small = checks.device, {"width": 16 if quick else 64, "real_batch": 8, "iterations": 10}
+    for kind in KINDS[:2] if quick else KINDS:
+        run, steps = engine(device, **small, **kind), engine(device, **small, **kind)
+        list(run.run())
+        for iteration in range(10):
+            steps.step(iteration)
+        name = " ".join(f"{key}={value}" for key, value in kind.items())
+        apart = float((run.synthetic.images - steps.synthetic.images).detach().abs().max())
+        checks.at_most(f"largest difference of a pixel after 10 iterations, {name}", apart, 1e-4)
+
+
 def resume(checks, quick):
     """A run that was interrupted ends as one that was not."""
     fields = {"width": 16, "real_batch": 8, "iterations": 6 if quick else 40}
@@ -129,15 +142,19 @@ def synchronisation(checks, quick):
     if checks.device.type != "cuda":
         checks.line("20 iterations", "there is no GPU", "no wait", None)
         return
-    e = engine(checks.device, options={"compiled": False})
-    e.step(0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for iteration in range(1, 21):
-            e.step(iteration)
-        checks.line("20 iterations", "none waited", "no wait", True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for options in ({"compiled": False}, {"compiled": False, "memory": 60 * 2**30}):  # with a limit nothing is recorded
+        e = engine(checks.device, options=options)
+        e.step(0)
+        losses = e._losses(range(1, 31))
+        for _ in range(6):  # until it is recorded
+            next(losses)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(20):
+                next(losses)
+            checks.line(f"20 iterations, {options}", "none waited", "no wait", True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def speed(checks, quick):
@@ -151,9 +168,10 @@ def speed(checks, quick):
     for ipc in (1,) if quick else (1, 10, 50):
         for norm in ("batch", "instance"):
             fields = {"width": width, "real_batch": batch, "norm": norm, "precision": precision}
-            e = engine(device, ipc=ipc, images=200, options={"compiled": not quick}, **fields)
-            e.step(0)
-            took = 1e3 * seconds(lambda e=e: [e.step(i) for i in range(10)], device, 3) / 10
+            few = 2 if quick else 50  # iterations between looks at the clock, of which the first ones are not counted
+            e = engine(device, ipc=ipc, images=200, options={"compiled": not quick}, iterations=5 * few, **fields)
+            clock = {report.done: time.perf_counter() for report in e.run(report_every=few)}
+            took = 1e3 * (clock[5 * few] - clock[few]) / (4 * few)
             floor = 1e3 * 10 * (batch + 2 * ipc) * sum(flops(width, 3, 3, 32)) / rate
             share = "" if quick else f", {floor / took:.0%} of the convolutions' rate"
             what = f"ipc {ipc}, {norm}, compiled {e.compiler.works}{share}"
@@ -218,7 +236,7 @@ def main():
     with checks.part("environment"):
         checks.line("torch", torch.__version__, "", True)
         checks.line("device", features(checks.device), "", True)
-    for section in (equality, resume, synchronisation, speed, memory, scaling, evaluation):
+    for section in (equality, recorded, resume, synchronisation, speed, memory, scaling, evaluation):
         with checks.part(section.__name__):
             section(checks, arguments.quick)
     failed = [line for line in checks.lines if line["verdict"] == "FAIL"]

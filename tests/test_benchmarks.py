@@ -156,7 +156,7 @@ def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, c
     assert "FAIL" not in out
     lines = json.loads((tmp_path / "gpu-cpu.json").read_text())["lines"]
     assert {line["section"] for line in lines} == {
-        "environment", "equality", "resume", "synchronisation", "speed", "memory", "scaling", "evaluation"
+        "environment", "equality", "recorded", "resume", "synchronisation", "speed", "memory", "scaling", "evaluation",
     }  # fmt: skip
     assert sum(line["what"].startswith("gradient") for line in lines) == 4
     assert f"{len(lines)} of {len(lines)} lines hold" in out

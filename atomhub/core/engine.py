@@ -8,7 +8,8 @@ caches; batch norm, which couples the classes, goes level by level. Neither chan
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from atomhub.core import augment, initial, mixer
+from atomhub.core import augment, graphs, initial, mixer
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
 from atomhub.core.embedding import Embedding
@@ -131,14 +132,14 @@ class Engine:
     def gradient(self, iteration: int) -> Tensor:
         """Write the gradient of an iteration's loss into ``gradients``; return the loss, a scalar."""
         draw = self.draw(iteration)
-        return self._gradient(draw, *self.real_side(draw))
+        return self._gradient(draw, self.real_side(draw))
 
     @torch.no_grad()
-    def _gradient(self, draw: Draw, means: list[Tensor], known: Sequence[Moments | None]) -> Tensor:
+    def _gradient(self, draw: Draw, targets: graphs.Targets) -> Tensor:
         recipe, network = self.recipe, self.embedding.network(draw.network, draw.weights)
         self.gradients.zero_()
         plan, depth = self.plan(len(draw.indices)), len(network.weights)
-        given = known if recipe.norm == "batch" and recipe.statistics == "real" else None
+        means, given = targets[0], targets[1] if recipe.statistics == "real" and targets[1] else None
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         trained = None if draw.trained is None else self.embedding.network(draw.network, draw.trained)
 
@@ -167,8 +168,8 @@ class Engine:
             give_back()
 
     @torch.no_grad()
-    def real_side(self, draw: Draw) -> tuple[list[Tensor], Sequence[Moments | None]]:
-        """Return the class means (k, D) of what is matched of the real images, and their batch-norm moments."""
+    def real_side(self, draw: Draw) -> graphs.Targets:
+        """Return what is to be matched of the real images of a draw."""
         plan, network = self.plan(len(draw.indices)), self.embedding.network(draw.network, draw.weights)
         means: dict[int, Tensor] = {}
         depth = len(network.weights)
@@ -197,7 +198,7 @@ class Engine:
         sizes = [length(part) for part in plan.real]
         known = Side(self.passes, network, images, sizes, keep, None, found, once=True).forward()
         self._keep_within()
-        return [means[position] for position in sorted(means)], known
+        return [means[position] for position in sorted(means)], [pair for pair in known if pair is not None]
 
     def _descend(
         self, draw: Draw, network: Network, passes: Passes, given: Sequence[Moments | None] | None,
@@ -261,13 +262,35 @@ class Engine:
 
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
-        draw = self.draw(iteration)
-        return self.synthetic_side(draw, *self.real_side(draw))
+        return self._step(self.draw(iteration))
+
+    def _step(self, draw: Draw) -> Tensor:
+        return self.synthetic_side(draw, self.real_side(draw))
+
+    def _recordable(self) -> bool:
+        """Whether all iterations are of one shape, wait for nobody, and may take twice the memory."""
+        alone = self.team.size == 1 and self.memory is None and len(self.embedding.networks) == 1
+        return alone and self.device.type == "cuda" and self.real.resident is not None
+
+    def _losses(self, iterations: range) -> Iterator[Tensor]:
+        """Take the steps of some iterations; yield the loss of each."""
+        draws = self.sampler.ahead(iterations, self.device)
+        if self._recordable():
+            for draw in islice(draws, graphs.WARM):
+                yield self._step(self.placed(draw))
+            for draw in islice(draws, 1):
+                pipeline = graphs.attempt(partial(graphs.Pipeline, self, self.placed(draw)))
+                if pipeline is not None:
+                    yield from pipeline.run(draws)
+                    return
+                yield self._step(self.placed(draw))
+        for draw in draws:
+            yield self._step(self.placed(draw))
 
     @torch.no_grad()
-    def synthetic_side(self, draw: Draw, means: list[Tensor], known: Sequence[Moments | None]) -> Tensor:
+    def synthetic_side(self, draw: Draw, targets: graphs.Targets) -> Tensor:
         """Take the step of a draw, given what :meth:`real_side` found for it; return the loss before it, a scalar."""
-        loss = self._gradient(draw, means, known)
+        loss = self._gradient(draw, targets)
         images, gradient = self.synthetic.images, self.gradients
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
@@ -289,9 +312,8 @@ class Engine:
         Raises:
             AtomhubError: the loss is not finite.
         """
-        for iteration in range(start, self.recipe.iterations):
-            loss = self.step(iteration)
-            done, stopping = iteration + 1, stop()
+        for done, loss in enumerate(self._losses(range(start, self.recipe.iterations)), start + 1):
+            stopping = stop()
             if done % report_every == 0 or done in (1, self.recipe.iterations) or stopping:
                 value = float(loss)
                 if not np.isfinite(value):

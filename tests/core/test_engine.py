@@ -8,9 +8,8 @@ import reference
 import torch
 from engines import SIZE, make_bank, make_engine, named
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from atomhub.core import augment, initial
+from atomhub.core import initial
 from atomhub.core.synthetic import from_views, to_views
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.presets import PRESETS
@@ -318,29 +317,6 @@ def test_views_start_from_real_images_and_come_back_in_order():
     assert torch.equal(images[1, 0, :, :8, :8], views[1, 0, :, ::2, ::2])
     assert torch.equal(images[1, 1, :, :8, 8:], views[1, 3, :, ::2, ::2])
     assert torch.equal(images[1, 0, :, 8:, 8:], views[1, 6, :, ::2, ::2])
-
-
-@pytest.mark.parametrize("fields", [{"norm": "instance"}, {"norm": "batch", "formation": 2}], ids=str)
-def test_no_iteration_asks_the_device_for_a_value(fields, monkeypatch):
-    """On a GPU that would be a wait. Draws are there already; every operation has the shapes that the plan gave it."""
-
-    class Waits(TorchDispatchMode):
-        found = ()
-
-        def __torch_dispatch__(self, function, types, arguments=(), options=None):
-            if function.overloadpacket._qualified_op_name in (
-                "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"
-            ):  # fmt: skip
-                self.found += (str(function),)
-            return function(*arguments, **(options or {}))
-
-    monkeypatch.setattr(augment, "augment", augment.augment_static)  # as where draws are not on the CPU
-    engine = make_engine(dtype=torch.float32, **fields)
-    draw = engine.draw(0)
-    monkeypatch.setattr(engine, "draw", lambda iteration: draw)
-    with Waits() as waits:
-        engine.step(0)
-    assert waits.found == ()
 
 
 def test_float32_is_float32_unless_tf32_is_asked_for():

@@ -1,0 +1,116 @@
+"""What can be proven of the work on a GPU where there is none; ``benchmarks/gpu.py`` proves the rest."""
+
+import pytest
+import torch
+from engines import make_engine
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atomhub.core import graphs, whitening
+from atomhub.core.engine import Engine
+from atomhub.errors import AtomhubWarning
+
+KINDS = [
+    {"norm": "instance"},
+    {"norm": "batch", "formation": 2},
+    {"norm": "batch", "statistics": "real", "zca": True},
+    {"norm": "none", "power": 3.0},
+    {"norm": "batch", "bank": 2, "calibration": 0.3},
+    {"classes_per_iteration": 2, "image_schedule": "cosine"},
+]
+GPU = torch.device("cuda", 0)
+
+
+class Copies(TorchDispatchMode):
+    """Counts what goes from one device to another."""
+
+    found = ()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        name = function.overloadpacket._qualified_op_name
+        if name in ("aten::_to_copy", "aten::copy_"):
+            source = arguments[name == "aten::copy_"]
+            self.found += ((source.device, result.device),) * (source.device != result.device)
+        return result
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Tensors on a GPU without values: shapes and devices are checked, and whatever needs a value raises."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (70 << 30, 80 << 30))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    # torch's own needs a driver
+    monkeypatch.setattr(
+        torch.autograd, "grad",
+        lambda outputs, inputs, given=None: [
+            torch.empty_like(x) for x in ([inputs] if isinstance(inputs, torch.Tensor) else inputs)
+        ],
+    )  # fmt: skip
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+    whitening._like.cache_clear()  # it holds tensors without values now
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_a_step_stays_on_the_gpu_and_never_asks_it_for_a_value(fields, pretended_gpu):
+    engine = make_engine(dtype=torch.float32, options={"device": GPU}, **fields)
+    draw = engine.draw(0)
+    with Copies() as copies:
+        loss = engine.synthetic_side(draw, engine.real_side(draw))
+    assert loss.device == engine.synthetic.images.device == draw.weights.device == GPU
+    assert copies.found == ()
+
+
+def test_what_a_step_must_not_do_would_be_noticed(pretended_gpu):
+    x = torch.zeros(3, device=GPU)
+    with pytest.raises(Exception, match=r"(?i)data.?dependent|_local_scalar_dense"):
+        float(x[0])
+    with pytest.raises(Exception, match=r"(?i)dynamic|nonzero"):
+        x.nonzero()
+    with Copies() as copies:
+        x.cpu()
+        torch.ones(3).to(GPU)
+    assert len(copies.found) == 2
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_a_run_by_recordings_is_the_same_run(fields, monkeypatch):
+    """Without a GPU they are called instead of played, in the order and with the copies of a GPU."""
+    plain, recorded = (make_engine(dtype=torch.float32, iterations=8, **fields) for _ in range(2))
+    losses = [report.loss for report in plain.run(report_every=1)]
+    monkeypatch.setattr(Engine, "_recordable", lambda engine: True)
+    assert [report.loss for report in recorded.run(report_every=1)] == losses
+    assert torch.equal(recorded.synthetic.images, plain.synthetic.images)
+
+
+def test_where_nothing_can_be_recorded_the_run_goes_on(monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    plain, other = (make_engine(dtype=torch.float32) for _ in range(2))
+    list(plain.run())
+    monkeypatch.setattr(Engine, "_recordable", lambda engine: True)
+    monkeypatch.setattr(graphs, "Recording", fails)
+    with pytest.warns(AtomhubWarning, match="could not be recorded .* not permitted when stream is capturing$"):
+        list(other.run())
+    assert torch.equal(other.synthetic.images, plain.synthetic.images)
+
+
+def test_draws_ahead_are_the_draws_of_their_iterations():
+    """They come from several threads, and a run that ends early leaves none behind."""
+    sampler = make_engine(bank=2, calibration=0.3, iterations=40).sampler
+    for iteration, draw in zip(range(3, 40), sampler.ahead(range(3, 40), GPU), strict=True):
+        own = sampler.draw(iteration)
+        assert torch.equal(draw.packed(), own.packed())
+    ahead = sampler.ahead(range(40), GPU)
+    next(ahead)
+    ahead.close()
+
+
+def test_a_draw_survives_its_way_as_one_block():
+    draw = make_engine(bank=2, calibration=0.3, classes_per_iteration=2).draw(1)
+    back = draw.unpacked(draw.packed().clone())
+    for name in ("classes", "indices", "augmentation", "lr", "weights", "trained"):
+        a, b = getattr(draw, name), getattr(back, name)
+        assert torch.equal(a, b) and a.dtype == b.dtype and a.shape == b.shape
