@@ -39,6 +39,7 @@ except ModuleNotFoundError:  # a plain install, and the checkout's atomhub/ foun
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
+from pretended import pretended_gpu  # noqa: E402, F401 a fixture
 
 from atomhub.cli.main import main  # noqa: E402
 

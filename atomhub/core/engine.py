@@ -268,9 +268,10 @@ class Engine:
         return self.synthetic_side(draw, self.real_side(draw))
 
     def _recordable(self) -> bool:
-        """Whether all iterations are of one shape, wait for nobody, and may take twice the memory."""
+        """Whether all iterations are of one shape, wait for nobody, and are so small that asking for them counts."""
         alone = self.team.size == 1 and self.memory is None and len(self.embedding.networks) == 1
-        return alone and self.device.type == "cuda" and self.real.resident is not None
+        small = len(self.plan(self.recipe.classes_per_iteration or self.classes).real) == 1
+        return alone and small and self.device.type == "cuda" and self.real.resident is not None
 
     def _losses(self, iterations: range) -> Iterator[Tensor]:
         """Take the steps of some iterations; yield the loss of each."""

@@ -6,7 +6,9 @@ A GPU finishes an iteration of CIFAR-10's size sooner than a CPU can ask for its
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Protocol as Interface, TypeVar
 
@@ -19,6 +21,7 @@ from atomhub.core.real import upload
 from atomhub.core.sampling import Draw
 from atomhub.errors import AtomhubWarning, first_line
 
+Outputs = list[Tensor]
 Targets = tuple[list[Tensor], list[Moments]]
 """What the real side finds: class means (k, D) of all that is matched; under batch norm the moments of every level."""
 T = TypeVar("T")
@@ -38,9 +41,9 @@ class Recording:
         outputs: What it gave when it was played last.
     """
 
-    def __init__(self, function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> None:
         self.function, self.inputs = function, [x.detach().clone() for x in inputs]
-        self.outputs: list[Tensor] = []
+        self.outputs: Outputs = []
         self.graph: torch.cuda.CUDAGraph | None = None
         if inputs[0].is_cuda:
             self.graph = torch.cuda.CUDAGraph()
@@ -53,7 +56,7 @@ class Recording:
         for own, x in zip(self.inputs, inputs, strict=True):
             own.copy_(x, non_blocking=True)
 
-    def play(self) -> list[Tensor]:
+    def play(self) -> Outputs:
         """Run it; return what it gave, which the next time overwrites."""
         if self.graph is not None:
             self.graph.replay()
@@ -70,6 +73,35 @@ def attempt(work: Callable[[], T]) -> T | None:
         note = f"The work could not be recorded as a CUDA graph, so it is slower. torch said: {first_line(error)}"
         warnings.warn(note, AtomhubWarning, stacklevel=3)
         return None
+
+
+class Replayed:
+    """A function of tensors that is called as it is at first, and recorded then, once for all shapes of its inputs.
+
+    Args:
+        function: As for :class:`Recording`.
+        wanted: Whether to record at all.
+    """
+
+    def __init__(self, function: Callable[..., Outputs], wanted: bool) -> None:
+        self.function, self.wanted = function, wanted
+        self.calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Return what the function gives, which the next call overwrites."""
+        shapes = tuple(x.shape for x in inputs)
+        self.calls[shapes] += 1
+        if self.wanted and self.calls[shapes] > WARM and shapes not in self.recordings:
+            made = attempt(partial(Recording, self.function, inputs))
+            if made is None:
+                self.wanted = False
+            else:
+                self.recordings[shapes] = made
+        if shapes not in self.recordings:
+            return self.function(*inputs)
+        self.recordings[shapes].load(inputs)
+        return self.recordings[shapes].play()
 
 
 class Sides(Interface):
@@ -99,11 +131,11 @@ class Pipeline:
     def __init__(self, sides: Sides, draw: Draw) -> None:
         self.device = sides.device
 
-        def real_side(block: Tensor) -> list[Tensor]:
+        def real_side(block: Tensor) -> Outputs:
             flat, self.structure = tree_flatten(sides.real_side(draw.unpacked(block)))
             return flat
 
-        def synthetic_side(block: Tensor, *flat: Tensor) -> list[Tensor]:
+        def synthetic_side(block: Tensor, *flat: Tensor) -> Outputs:
             return [sides.synthetic_side(draw.unpacked(block), tree_unflatten(flat, self.structure))]
 
         self.real = Recording(real_side, [draw.packed()])

@@ -220,7 +220,8 @@ class Trials:
         parameters = sum(p.numel() for p in model.parameters())
         try:
             with enough_memory("use a space of smaller networks"):
-                fit([model], [images.to(self.device)], labels.to(self.device), rules, operations, classes, [self.seed])
+                own, wanted = images.to(self.device), labels.to(self.device)
+                fit([model], [own], wanted, rules, operations, classes, [self.seed], record=True)
                 percent = accuracy(model, *test, self.distilled.normalization, self.device, classes)
         except AtomhubError as error:
             return Candidate(spec, 0.0, parameters, 0.0, error.message)

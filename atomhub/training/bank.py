@@ -56,7 +56,7 @@ def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         fit(
             networks, [images] * len(networks), labels, protocol, recipe.augmentation, len(real.class_names), seeds,
-            (members[0], recipe.bank),
+            (members[0], recipe.bank), record=True,
         )  # fmt: skip
     seconds = round((time.perf_counter() - start) / len(members), 2)
     return [Bank(before, _weights(network), seconds) for before, network in zip(initial, networks, strict=True)]

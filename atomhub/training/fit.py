@@ -6,14 +6,15 @@ from typing import Any, Protocol as Interface
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atomhub.core import augment, draws
+from atomhub.core.graphs import Replayed
 from atomhub.core.real import upload
-from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
+from atomhub.errors import AtomhubError, UsageError
 from atomhub.memory import free_memory
-from atomhub.training.accuracy import check_shape, logits
+from atomhub.training.accuracy import check_shape
 from atomhub.training.protocols import Protocol
+from atomhub.training.together import Alone, NotVectorised, Together
 
 _CHECK_EVERY = 20
 """Epochs between looks at the loss: each waits for the device."""
@@ -21,6 +22,8 @@ _FEW = 200_000
 """Parameters up to which networks are faster together than one by one on a CPU (``benchmarks/evaluate.py``)."""
 _STORED = 6 * 128 * 4
 """Bytes that training keeps for every pixel of a batch and network: six maps of 128 channels in float32."""
+_DRAWN = 2**24
+"""Bytes of draws that go to the device at once, in whole epochs."""
 _LONG = 10**8
 """Pixels a network must see on a CPU for compiling it to pay."""
 
@@ -47,6 +50,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
+    record: bool = False,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
@@ -63,6 +67,7 @@ def fit(
         classes: K.
         seeds: R seeds.
         place: Which of how many networks the first one is, for errors.
+        record: Whether a GPU may record steps and play them: the networks are to do the same in every one.
 
     Raises:
         UsageError: a network that cannot take the images, or gives something else than (B, K).
@@ -74,15 +79,15 @@ def fit(
     large = images[0].device.type == "cpu" and sum(known) > _FEW
     if len(models) > 1 and not large and not any(_random(model) for model in models):
         try:
-            _fit(_Together(models), *arguments, (first, total))
+            _fit(Together(models), *arguments, (first, total), record)
             return
-        except _NotVectorised:
+        except NotVectorised:
             pass
     pixels = protocol.epochs * len(labels) * images[0][:1][0, 0].numel()
     for r, model in enumerate(models):
         with seeded(seeds[r], images[r].device):  # for dropout
-            network = _Alone(model, images[r].device, compiled=images[r].device.type == "cpu" and pixels >= _LONG)
-            _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (first + r, total))
+            network = Alone(model, images[r].device, compiled=images[r].device.type == "cpu" and pixels >= _LONG)
+            _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (first + r, total), record and not _random(model))
 
 
 def fastest_group(device: torch.device, pixels: int) -> int:
@@ -101,74 +106,9 @@ def _random(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
-class _NotVectorised(Exception):
-    """The networks do something that has no vectorised form."""
-
-
-class _Alone:
-    """One network, called with (1, B, C, H, W)."""
-
-    def __init__(self, model: nn.Module, device: torch.device, compiled: bool) -> None:
-        batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-        lazy = any(isinstance(p, nn.UninitializedParameter) for p in model.parameters())
-        if device.type == "cpu" and (compiled or batch_norm) and not lazy:
-            # what benchmarks/evaluate.py found faster; group norm uncompiled is not
-            model.to(memory_format=torch.channels_last)
-        self.model, self.name = model.train(), type(model).__name__
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.fast: Any = torch.compile(model, dynamic=False) if compiled else None
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        if self.fast is not None:
-            try:
-                return logits(self.fast, batch[0])[None]
-            except Exception:  # whatever stopped the compiler; a fault of the network itself comes again below
-                self.fast = None
-        return logits(self.model, batch[0])[None]
-
-    def finish(self) -> None:
-        """Leave the network ready for use."""
-        self.model.to(memory_format=torch.contiguous_format)
-        self.model.eval()
-
-
-class _Together:
-    """R networks of one architecture as one, called with (R, B, C, H, W)."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        self.models, self.name = models, type(models[0]).__name__
-        for model in models:
-            model.train()
-        try:
-            self.weights, self.buffers = torch.func.stack_module_state(list(models))
-        except (RuntimeError, ValueError) as error:
-            raise _NotVectorised from error
-        self.parameters = list(self.weights.values())
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        def one(weights: Any, buffers: Any, images: Tensor) -> Tensor:
-            output = torch.func.functional_call(self.models[0], (weights, buffers), (images,))
-            return output if isinstance(output, Tensor) else output.logits
-
-        try:
-            return torch.vmap(one)(self.weights, self.buffers, batch)
-        except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise _NotVectorised from error  # or a fault of the network, which comes again when it is alone
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        """Give every network its own weights, and leave it ready for use."""
-        for r, model in enumerate(self.models):
-            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                tensor.copy_({**self.weights, **self.buffers}[name][r])
-            model.eval()
-
-
 def _fit(
-    networks: _Alone | _Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
-    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int],
+    networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
+    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
@@ -177,24 +117,32 @@ def _fit(
     )
     milestones = [round(share * protocol.epochs) for share in protocol.drops]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, protocol.factor)
-    generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
-    count, device = len(labels), images[0].device
+    device = images[0].device
     losses: list[Tensor] = []
-    for epoch in range(protocol.epochs):
-        order = upload(torch.stack([torch.randperm(count, generator=g) for g in generators]), device)  # (R, N)
-        for rows in _batches(order, protocol.batch):
-            batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
-            u = torch.cat([torch.rand(rows.shape[1], augment.DRAWS, generator=g) for g in generators])
-            batch = augment.augment(batch.flatten(0, 1)[:, None], upload(u, device), operations)[:, 0].view_as(batch)
-            targets = labels[rows] if labels.is_floating_point() else F.one_hot(labels[rows], classes).to(batch.dtype)
-            batch, wanted = _cutmix(batch, targets, protocol.cutmix, generators)
-            optimizer.zero_grad()
-            output = networks(batch)
-            check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
-            loss = -(wanted * output.float().log_softmax(-1)).sum(-1).mean(1)  # (R,)
-            loss.sum().backward()
+
+    def gradients(rows: Tensor, u: Tensor, mix: Tensor) -> list[Tensor]:
+        """Return the losses (R,) of a batch, and the gradients of all parameters that have one."""
+        batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
+        batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), operations)[:, 0].view_as(batch)
+        targets = labels[rows] if labels.is_floating_point() else one_hot[labels[rows]].to(batch.dtype)
+        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix)
+        output = networks(batch)
+        check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
+        loss = -(wanted * output.float().log_softmax(-1)).sum(-1).mean(1)
+        found = torch.autograd.grad(loss.sum(), networks.parameters, allow_unused=True)
+        used[:] = [p for p, g in zip(networks.parameters, found, strict=True) if g is not None]
+        return [loss.detach(), *(g for g in found if g is not None)]
+
+    used: list[Tensor] = []
+    one_hot = torch.eye(classes, device=device)
+    step = Replayed(gradients, record and all(_on_gpu(own) for own in images))
+    for epoch, batches in enumerate(_drawn(len(labels), protocol, seeds, device)):
+        for batch in batches:
+            loss, *found = step(*batch)
+            for p, g in zip(used, found, strict=True):
+                p.grad = g
             optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss.clone())
         if len(losses) == _CHECK_EVERY or epoch == protocol.epochs - 1:
             _check(torch.stack(losses), epoch + 1 - len(losses), protocol.epochs, place)
             losses = []
@@ -202,12 +150,38 @@ def _fit(
     networks.finish()
 
 
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """Return an order of images (R, N) in batches; one image alone, too few for batch norm, joins those before."""
-    parts = list(order.split(size, dim=1))
-    if len(parts) > 1 and parts[-1].shape[1] == 1:
-        parts[-2:] = [torch.cat(parts[-2:], 1)]
-    return parts
+def _on_gpu(images: Rows) -> bool:
+    where = images if isinstance(images, Tensor) else getattr(images, "resident", None)
+    return where is not None and where.device.type == "cuda"
+
+
+def _drawn(
+    count: int, protocol: Protocol, seeds: Sequence[int], device: torch.device
+) -> Iterator[Iterator[tuple[Tensor, ...]]]:
+    """Yield the batches of every epoch, for R networks: rows (R, B), draws of augmentation (R, B, DRAWS) and of CutMix.
+
+    Every network has them from its own seed: an order of the images, then of each batch the one and the other.
+    """
+    generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
+    sizes = [len(part) for part in torch.arange(count).split(protocol.batch)]
+    if len(sizes) > 1 and sizes[-1] == 1:  # too few for batch norm
+        sizes[-2:] = [sizes[-2] + 1]
+
+    def epoch(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        order, u, mix = torch.randperm(count, generator=g), [], []
+        for size in sizes:
+            u.append(torch.rand(size, augment.DRAWS, generator=g))
+            mix.append(torch.rand(4 if protocol.cutmix else 0, generator=g))  # coin, share kept, centre
+        return order, torch.cat(u), torch.stack(mix)
+
+    each = len(seeds) * count * (8 + 4 * augment.DRAWS)
+    for ahead in torch.arange(protocol.epochs).split(max(1, _DRAWN // each)):
+        drawn = [[epoch(g) for g in generators] for _ in ahead]
+        orders, us, mixes = (
+            upload(torch.stack([torch.stack([own[j] for own in e]) for e in drawn]), device) for j in range(3)
+        )
+        for order, u, mix in zip(orders, us, mixes, strict=True):
+            yield zip(order.split(sizes, 1), u.split(sizes, 1), mix.unbind(1), strict=True)
 
 
 def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> None:
@@ -222,21 +196,18 @@ def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> 
         )
 
 
-def _cutmix(
-    batch: Tensor, targets: Tensor, probability: float, generators: Sequence[torch.Generator]
-) -> tuple[Tensor, Tensor]:
+def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor) -> tuple[Tensor, Tensor]:
     """Mix each network's batch with probability ``probability`` by CutMix (Yun et al., ICCV 2019, section 3.1).
 
     Args:
         batch: (R, B, C, H, W).
         targets: (R, B, K) probabilities.
         probability: That a batch is mixed.
-        generators: R.
+        u: (R, 4) uniform in [0, 1): coin, share kept, centre.
     """
     if not probability:
         return batch, targets
-    u = torch.stack([torch.rand(4, generator=g) for g in generators])
-    u = upload(u, batch.device).to(batch.dtype)  # coin, share kept, centre
+    u = u.to(batch.dtype)
     reach = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt() / 2  # (R,)
 
     def inside(side: int, centre: Tensor) -> Tensor:  # (R, side): rows or columns that the box covers

@@ -60,7 +60,7 @@ def soften(
         with seeded(seed, where):
             model = network.build().to(where)
         operations = distilled.operations(rules.augmentation)
-        fit([model], [images.to(where)], labels.to(where), rules, operations, classes, [seed])
+        fit([model], [images.to(where)], labels.to(where), rules, operations, classes, [seed], record=True)
         with torch.no_grad():
             found = torch.cat([logits(model, part.to(where)).cpu() for part in distilled.as_tensors()[0].split(512)])
         if real.test is not None:

@@ -1,12 +1,11 @@
-"""What can be proven of the work on a GPU where there is none; ``benchmarks/gpu.py`` proves the rest."""
+"""What can be proven of distilling on a GPU where there is none; ``benchmarks/gpu.py`` proves the rest."""
 
 import pytest
 import torch
 from engines import make_engine
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from pretended import GPU, Copies
 
-from atomhub.core import graphs, whitening
+from atomhub.core import graphs
 from atomhub.core.engine import Engine
 from atomhub.errors import AtomhubWarning
 
@@ -18,38 +17,6 @@ KINDS = [
     {"norm": "batch", "bank": 2, "calibration": 0.3},
     {"classes_per_iteration": 2, "image_schedule": "cosine"},
 ]
-GPU = torch.device("cuda", 0)
-
-
-class Copies(TorchDispatchMode):
-    """Counts what goes from one device to another."""
-
-    found = ()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        name = function.overloadpacket._qualified_op_name
-        if name in ("aten::_to_copy", "aten::copy_"):
-            source = arguments[name == "aten::copy_"]
-            self.found += ((source.device, result.device),) * (source.device != result.device)
-        return result
-
-
-@pytest.fixture
-def pretended_gpu(monkeypatch):
-    """Tensors on a GPU without values: shapes and devices are checked, and whatever needs a value raises."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (70 << 30, 80 << 30))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    # torch's own needs a driver
-    monkeypatch.setattr(
-        torch.autograd, "grad",
-        lambda outputs, inputs, given=None: [
-            torch.empty_like(x) for x in ([inputs] if isinstance(inputs, torch.Tensor) else inputs)
-        ],
-    )  # fmt: skip
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
-    whitening._like.cache_clear()  # it holds tensors without values now
 
 
 @pytest.mark.parametrize("fields", KINDS, ids=str)
