@@ -15,6 +15,7 @@ from common import RESULTS, write
 from matplotlib.figure import Figure
 
 from atomhub.core.engine import Engine
+from atomhub.core.parallel import Team
 from atomhub.core.whitening import Normalization
 from atomhub.devices import find_device, keep_large_buffers
 from atomhub.recipe import Recipe
@@ -23,43 +24,49 @@ BASE = {"classes": 10, "ipc": 10, "real": 20_000}
 SWEEPS = {"classes": (10, 25, 50, 100, 200), "ipc": (1, 3, 10, 30, 100), "real": (1_000, 10_000, 100_000, 1_000_000)}
 
 
-def median_step(classes, ipc, real, width, device, repeat=5):
+def median_step(classes, ipc, real, width, device, norm="instance", compiled=False, repeat=5):
     """Return the median seconds of an iteration of ``atom`` on generated images of 32x32."""
     images = np.zeros((real, 3, 32, 32), dtype=np.uint8)
     images[:, 0, ::5] = np.arange(real, dtype=np.uint64)[:, None, None] % 251  # something to see
     offsets = np.linspace(0, real, classes + 1).astype(np.int64)
     batch = min(64, real // classes)
-    fields = {"width": width, "real_batch": batch, "precision": "float32", "norm": "instance"}
+    fields = {"width": width, "real_batch": batch, "precision": "float32", "norm": norm}
     recipe = Recipe.named("atom", fields).resolved(ipc, 32)
-    engine = Engine(images, offsets, recipe, ipc, Normalization((0.5,) * 3, (0.25,) * 3), device=device, compiled=False)
+    normalization, team = Normalization((0.5,) * 3, (0.25,) * 3), Team()
+    engine = Engine(images, offsets, recipe, ipc, normalization, device=device, compiled=compiled, team=team)
     times = []
     for iteration in range(repeat + 1):
+        team.wait()
         start = time.perf_counter()
         float(engine.step(iteration))
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 
 
-def worker(rank, size, address, width, queue):
+def worker(rank, size, address, width, norm, queue):
     """Time one of several processes on one thread each."""
     torch.set_num_threads(1)
     keep_large_buffers()
     if size > 1:
         dist.init_process_group("gloo", f"tcp://{address}", rank=rank, world_size=size)
-    took = median_step(10, 10, 10_000, width, torch.device("cpu"))
+    took = median_step(10, 10, 10_000, width, torch.device("cpu"), norm, compiled=True, repeat=9)
     if size > 1:
         dist.destroy_process_group()
     queue.put(took)
 
 
 def processes(sizes, width):
-    """Return seconds an iteration with several processes of one thread each; the slowest counts."""
+    """Return seconds an iteration, compiled, with several processes of one thread each; the slowest counts."""
     rows = []
     context = torch.multiprocessing.get_context("spawn")
-    for size in sizes:
-        queue = context.SimpleQueue()
-        torch.multiprocessing.start_processes(worker, (size, f"127.0.0.1:{29600 + size}", width, queue), nprocs=size)
-        rows.append({"processes": size, "seconds": max(queue.get() for _ in range(size))})
+    for norm in ("instance", "batch"):
+        for size in sizes:
+            queue = context.SimpleQueue()
+            arguments = (size, f"127.0.0.1:{29600 + size}", width, norm, queue)
+            torch.multiprocessing.start_processes(worker, arguments, nprocs=size)
+            seconds = max(queue.get() for _ in range(size))
+            first = next((row["seconds"] for row in rows if row["norm"] == norm), seconds)
+            rows.append({"norm": norm, "processes": size, "seconds": seconds, "faster": first / seconds})
     return rows
 
 
@@ -87,8 +94,8 @@ def main():
     figure.axes[0].set_ylabel("seconds an iteration")
     shared = processes(arguments.processes, arguments.width) if device.type == "cpu" else []
     for row in shared:
-        print(f"{row['processes']} processes of one thread: {row['seconds']:.4f} s an iteration, "
-              f"{shared[0]['seconds'] / row['seconds']:.2f}x")  # fmt: skip
+        print(f"{row['norm']} norm, {row['processes']} processes of one thread, compiled: "
+              f"{row['seconds']:.4f} s an iteration, {row['faster']:.2f}x")  # fmt: skip
     path = write("scaling", device, width=arguments.width, rows=rows, processes=shared)
     figure.savefig(RESULTS / f"{path.stem}.png", dpi=120)
     print(path)
