@@ -156,11 +156,11 @@ def plan(
     split = [part for part, _ in real], [chunk for _, chunk in real]
     keep: frozenset[int] = frozenset()
     # a CPU reads level 0 faster than it computes it, but for what the system must clear anew in every iteration
-    first = device.type == "cpu" and maps[0] * classes * max(recipe.real_batch, views) <= _REUSED
+    first_real, first = (device.type == "cpu" and maps[0] * classes * n <= _REUSED for n in (recipe.real_batch, views))
     if coupled:
         costs = flops(width, network.depth, channels, network.size)
         left = budget - 2 * vectors * classes - most * work
-        keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first)
+        keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first_real)
     pieces = cut(classes, views, most)
     if together:
         spare = free - most * work - maps[0] * classes * views

@@ -24,6 +24,7 @@ class Alone:
     def __init__(self, model: nn.Module, device: torch.device, compiled: bool) -> None:
         batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
         lazy = any(isinstance(p, nn.UninitializedParameter) for p in model.parameters())
+        compiled = compiled and not batch_norm  # which is as fast as it is: benchmarks/evaluate.py
         self.reordered = device.type == "cpu" and (compiled or batch_norm) and not lazy
         if self.reordered:
             # what benchmarks/evaluate.py found faster; group norm uncompiled is not

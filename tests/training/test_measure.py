@@ -314,7 +314,7 @@ def test_training_is_a_function_of_the_seed_with_dropout_too():
 
 
 def test_a_compiled_training_gives_the_same(monkeypatch):
-    network = find_network("convnet:width=8,norm=batch", InputSpec(1, 10, 16))
+    network = find_network("convnet:width=8", InputSpec(1, 10, 16))
     images, labels = torch.randn(20, 1, 16, 16), torch.arange(20) % 10
     found = []
     for long in (10**12, 0):
