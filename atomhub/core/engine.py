@@ -196,7 +196,7 @@ class Engine:
 
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
-        known = Side(self.passes, network, images, sizes, keep, None, found, once=True).forward()
+        known = Side(self.passes, network, images, sizes, keep, None, found, True, plan.some).forward()
         self._keep_within()
         return [means[position] for position in sorted(means)], [pair for pair in known if pair is not None]
 

@@ -93,14 +93,19 @@ class Side:
         given: Batch-norm moments of every level, where they are not those of the images themselves.
         found: Called with level, piece and what is matched of it, once: attention sums, or at the last level features.
         once: Whether no gradient will be asked for, so that a kept level takes the place of those before it.
+        some: How many pieces to keep level 0 of, where it is not to be kept of all.
     """
 
     def __init__(
         self, passes: Passes, network: Network, images: Callable[[int], Tensor], sizes: list[int], keep: frozenset[int],
         given: Sequence[Moments | None] | None, found: Callable[[int, int, list[Tensor]], None], once: bool = False,
+        some: int = 0,
     ) -> None:  # fmt: skip
         self.passes, self.network, self.images, self.pieces = passes, network, images, len(sizes)
         self.stores: dict[int, Store] = defaultdict(lambda: Store(sizes))
+        self.some = some
+        if some:
+            self.stores[0] = Store(sizes[:some])
         self.found, self.keep, self.once = found, keep, once
         self.depth = len(network.weights)
         self.coupled = passes.kind.norm == "batch" and given is None
@@ -172,7 +177,7 @@ class Side:
                 x = kept[-1] = self.stores[-1].put(i, x)
             y, measured = self.passes.enter(x, network.weights[0], network.bias(0), kind)
             start = 0
-            if 0 in self.keep:
+            if 0 in self.keep or i < self.some:
                 y = kept[0] = self.stores[0].put(i, y)
         for at in range(start + 1, level + 1):
             sums, y, measured = self.passes.through(y, self.known[at - 1], network.weights[at], network.bias(at), kind)

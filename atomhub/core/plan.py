@@ -90,6 +90,7 @@ class Plan:
         real: Pieces of the real batch.
         chunks: For each, the larger piece with which it is gathered and augmented.
         keep: Levels of the network that are kept of it, see :class:`atomhub.core.passes.Side`.
+        some: Pieces of it of which level 0, the largest, is kept where it is not kept of all.
         first: Whether level 0, the largest, is kept of synthetic images, as the others are.
         groups: Pieces of the synthetic images, by those that are held until their gradient is known.
     """
@@ -97,6 +98,7 @@ class Plan:
     real: list[Piece]
     chunks: list[Piece]
     keep: frozenset[int]
+    some: int
     first: bool
     groups: list[list[Piece]]
 
@@ -126,7 +128,7 @@ def plan(
         AtomhubError: the budget is too small.
     """
     if classes == 0:
-        return Plan([], [], frozenset(), False, [[]])
+        return Plan([], [], frozenset(), 0, False, [[]])
     width, channels = network.widths
     side, coupled = network.size + network.padding, recipe.norm == "batch"
     maps = [itemsize * width * (side >> level) ** 2 for level in range(network.depth)]
@@ -154,20 +156,23 @@ def plan(
     gathered = cut(classes, recipe.real_batch, max(most, min(_GATHERED, free // 8 // (16 * channels * side**2))))
     real = [(part, chunk) for chunk in gathered for part in inside(chunk, most)]
     split = [part for part, _ in real], [chunk for _, chunk in real]
-    keep: frozenset[int] = frozenset()
+    keep, some = frozenset[int](), 0
     # a CPU reads level 0 faster than it computes it, but for what the system must clear anew in every iteration
     first_real, first = (device.type == "cpu" and maps[0] * classes * n <= _REUSED for n in (recipe.real_batch, views))
     if coupled:
         costs = flops(width, network.depth, channels, network.size)
         left = budget - 2 * vectors * classes - most * work
         keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first_real)
+        if device.type == "cpu" and 0 not in keep:
+            left -= classes * recipe.real_batch * sum([images, *maps][at + 1] for at in keep)
+            some = min(_REUSED, left) // (maps[0] * most)
     pieces = cut(classes, views, most)
     if together:
         spare = free - most * work - maps[0] * classes * views
-        return Plan(*split, keep, first and spare > 0, [pieces])
+        return Plan(*split, keep, some, first and spare > 0, [pieces])
     fit = max(views, (free - most * work) // held)
     groups = [inside(group, most) for group in cut(classes, views, max(views, min(most, fit)))]
-    return Plan(*split, keep, first and maps[0] * max(views, most) < free - most * work, groups)
+    return Plan(*split, keep, some, first and maps[0] * max(views, most) < free - most * work, groups)
 
 
 def kept(costs: list[int], sizes: list[int], images: int, budget: int, first: bool = False) -> frozenset[int]:

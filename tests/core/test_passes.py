@@ -35,6 +35,17 @@ def test_what_is_kept_of_the_real_images_changes_no_result(keep, monkeypatch):
     assert make_engine(norm="batch", depth=3).gradient(0).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("some", [0, 1, 2])
+def test_level_0_of_some_pieces_is_kept_where_that_of_all_would_be_too_much(some, monkeypatch):
+    expected = make_engine(norm="batch").gradient(0)
+    piece = 8 * 6 * 16**2 * 4  # of one class: float64, width, pixels, images
+    monkeypatch.setattr(plan, "_CACHED", piece // torch.get_num_threads())
+    monkeypatch.setattr(plan, "_REUSED", piece * some)
+    engine = make_engine(norm="batch")
+    assert (len(engine.plan(3).real), engine.plan(3).some) == (3, some)
+    assert engine.gradient(0).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_levels_are_kept_that_save_most_and_fit():
     costs, sizes = [10, 100, 30], [1, 64, 16, 4]
     assert plan.kept(costs, sizes, 10, 10**6) == {-1, 1, 2}
