@@ -74,11 +74,13 @@ class Passes:
         return first / count, second / count
 
     def moments(self, values: Sequence[Moments], width: int, like: Tensor) -> Moments:
-        """Return the moments (C,) of a batch from those of its images, (n, C) in every piece."""
-        mean, _ = self.averages(values, width, like)
-        spread = [(variance, (own - mean).square()) for own, variance in values]
-        within, between = self.averages(spread, width, like)
-        return mean, within + between
+        """Return the moments (C,) of a batch from those of its images, (n, C) in every piece; one exchange."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        wide = dtype if like.device.type == "mps" else torch.float64  # for the difference of squares below
+        means = [mean.to(wide) for mean, _ in values]
+        squares = [m.square() + variance for m, (_, variance) in zip(means, values, strict=True)]
+        mean, square = self.averages(list(zip(means, squares, strict=True)), width, like.new_empty(0, dtype=wide))
+        return mean.to(dtype), (square - mean.square()).clamp_min(0).to(dtype)
 
 
 class Side:
