@@ -72,11 +72,12 @@ def processes(device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # the others wait while one decodes a source or trains networks; a process that ends is noticed at once all the same
-    dist.init_process_group(backend, timeout=timedelta(days=1))
+    dist.init_process_group("gloo", timeout=timedelta(days=1))
+    # here it may not be, and none is away for longer than it compiles
+    gpus = dist.new_group(backend="nccl", timeout=timedelta(minutes=10)) if device.type == "cuda" else None
     try:
-        yield Team()
+        yield Team(gpus)
     finally:
         dist.destroy_process_group()
 

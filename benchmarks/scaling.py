@@ -92,9 +92,9 @@ def main():
         if name == "real":
             axes.set_xscale("log")
     figure.axes[0].set_ylabel("seconds an iteration")
-    shared = processes(arguments.processes, arguments.width) if device.type == "cpu" else []
+    shared = processes(arguments.processes, 128) if device.type == "cpu" else []
     for row in shared:
-        print(f"{row['norm']} norm, {row['processes']} processes of one thread, compiled: "
+        print(f"{row['norm']} norm, {row['processes']} processes of one thread, compiled, width 128: "
               f"{row['seconds']:.4f} s an iteration, {row['faster']:.2f}x")  # fmt: skip
     path = write("scaling", device, width=arguments.width, rows=rows, processes=shared)
     figure.savefig(RESULTS / f"{path.stem}.png", dpi=120)

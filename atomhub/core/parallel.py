@@ -25,9 +25,13 @@ class Team:
     Attributes:
         rank: Number of this process; 0 writes and prints.
         size: Number of processes.
+
+    Args:
+        gpus: The group that adds up what lies on GPUs; None: nothing does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: dist.ProcessGroup | None = None) -> None:
+        self.gpus = gpus
         together = dist.is_available() and dist.is_initialized()
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
@@ -88,7 +92,7 @@ class Team:
         """Return the sum over all processes; collective."""
         x = x.clone()
         with _together():
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self.gpus if x.is_cuda else None)
         return x
 
     def total(self, values: list[float]) -> list[float]:
