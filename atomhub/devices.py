@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -77,7 +78,7 @@ def processes(device: torch.device) -> Iterator[Team]:
     # here it may not be, and none is away for longer than it compiles
     gpus = dist.new_group(backend="nccl", timeout=timedelta(minutes=10)) if device.type == "cuda" else None
     try:
-        yield Team(gpus)
+        yield Team(cast(dist.ProcessGroup | None, gpus))
     finally:
         dist.destroy_process_group()
 

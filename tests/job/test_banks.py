@@ -52,9 +52,9 @@ def trained(monkeypatch):
     """How many networks every training took, in order; the test may stop one."""
     counts, fit = [], training_bank.fit
 
-    def counted(networks, *arguments):
+    def counted(networks, *arguments, **options):
         counts.append(len(networks))
-        return fit(networks, *arguments)
+        return fit(networks, *arguments, **options)
 
     monkeypatch.setattr(training_bank, "fit", counted)
     return counts
@@ -87,11 +87,11 @@ def test_an_interrupted_bank_continues_with_the_next_network(real, trained, monk
     with monkeypatch.context() as patch:
         fit, calls = training_bank.fit, []
 
-        def stopped(*arguments):
+        def stopped(*arguments, **options):
             calls.append(arguments)
             if len(calls) == 2:
                 raise KeyboardInterrupt
-            return fit(*arguments)
+            return fit(*arguments, **options)
 
         patch.setattr(training_bank, "fit", stopped)
         with pytest.raises(KeyboardInterrupt):

@@ -153,8 +153,12 @@ class TestResume:
     def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(self, home, tmp_path, monkeypatch):
         from atomhub.core.engine import Engine
 
-        step = Engine.step
-        monkeypatch.setattr(Engine, "step", lambda self, i: step(self, i) * (1 if i < 8 else float("nan")))
+        losses = Engine._losses
+
+        def spoilt(self, iterations):
+            return (loss * (1 if i < 8 else float("nan")) for i, loss in enumerate(losses(self, iterations)))
+
+        monkeypatch.setattr(Engine, "_losses", spoilt)
         with pytest.raises(AtomhubError, match=r"(?s)loss is nan at iteration 9.*iteration 6 is good"):
             atomhub.distill("digits", 1, **RUN, checkpoints=tmp_path / "runs")
 

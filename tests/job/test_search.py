@@ -79,11 +79,11 @@ def test_a_search_goes_on_where_it_was_interrupted(home, digits1, space, tmp_pat
     trained = []
     fit = searching.fit
 
-    def interrupted(models, *rest):
+    def interrupted(models, *rest, **options):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(models)
-        fit(models, *rest)
+        fit(models, *rest, **options)
 
     monkeypatch.setattr(searching, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +124,9 @@ def test_lines_of_a_log_that_are_no_results_are_passed_over(home, digits1, space
     log.write_text("\n".join(lines) + "\n")
     trained = []
     fit = searching.fit
-    monkeypatch.setattr(searching, "fit", lambda models, *rest: (trained.append(1), fit(models, *rest)))
+    monkeypatch.setattr(
+        searching, "fit", lambda models, *rest, **options: (trained.append(1), fit(models, *rest, **options))
+    )
     again = atomhub.search(digits1, space, protocol="brief", log=log)
     assert len(trained) == 1
     assert {c.network: c.accuracy for c in again.candidates} == {c.network: c.accuracy for c in whole.candidates}
