@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from common import bandwidth, convolution_rate, features, seconds, write
 
+import atomhub
 from atomhub.core.engine import Engine
 from atomhub.core.plan import flops
 from atomhub.core.whitening import Normalization, fit_zca
@@ -21,6 +22,7 @@ from atomhub.devices import find_device, keep_large_buffers
 from atomhub.memory import peak_memory
 from atomhub.recipe import Recipe
 from atomhub.training import fit as fitting
+from atomhub.training.measure import measure
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import find_network
 from atomhub.training.protocols import Protocol
@@ -217,13 +219,24 @@ def evaluation(checks, quick):
 
     def train(count):
         models = [network.build().to(device) for _ in range(count)]
-        fitting.fit(models, [images] * count, labels, rules, ("flip", "crop", "color"), 10, list(range(count)))
+        augmentation, seeds_of = ("flip", "crop", "color"), list(range(count))
+        fitting.fit(models, [images] * count, labels, rules, augmentation, 10, seeds_of, record=True)
 
     each = {count: seconds(lambda count=count: train(count), device, 1) / count for count in (1, number)}
     faster = each[1] / each[number]
     wanted = 8.0 if device.type == "cuda" else 0.0
     checks.line(f"{number} at once, {1e3 * each[number]:.0f} ms each", f"{faster:.1f} times", f"at least {wanted:g}",
                 faster >= wanted)  # fmt: skip
+    found, runs = [], 2 if quick else 20  # the same seeds in both precisions
+    for half in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            digits = atomhub.load("digits-ipc10")
+            result = measure(digits, "convnet", "quick", runs, baseline=None, device=str(device))
+        found.append(np.array(result.score.accuracies))
+    apart = found[1] - found[0]
+    error = 2 * apart.std(ddof=1) / np.sqrt(runs)
+    what = f"accuracy in bfloat16 less that in float32, digits-ipc10, {runs} seeds"
+    checks.line(what, f"{apart.mean():+.2f} points", f"{error:.2f} around 0", quick or abs(apart.mean()) <= error)
 
 
 def main():
