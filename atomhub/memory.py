@@ -27,7 +27,9 @@ def free_memory(device: torch.device) -> int:
         free.append(1024 * int(found.group(1)))  # type: ignore[union-attr]
     with suppress(OSError, ValueError):  # a container's own limit; "max" is none
         most, now = (int((_GROUP / f"memory.{what}").read_text(encoding="ascii")) for what in ("max", "current"))
-        free.append(most - now)
+        stat = (_GROUP / "memory.stat").read_text(encoding="ascii")  # pages of files that the system may drop count too
+        files = [int(n) for n in re.findall(r"^(?:in)?active_file (\d+)$", stat, re.MULTILINE)]
+        free.append(most - now + sum(files))
     if not free:
         with suppress(AttributeError, ValueError, OSError):
             free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)  # half of all there is

@@ -101,12 +101,13 @@ class Engine:
         self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add)
         self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding)
         self.numbers = torch.from_numpy(self.owned).to(self.device)
-        self.real = RealImages(images, normalization, self.device, dtype)
+        self.real = RealImages(images, normalization, self.device, dtype, memory)
         each = recipe.classes_per_iteration or self.classes
         largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
         resident = 3 * numbers * dtype.itemsize  # the images, their gradient, their momentum
-        limit = budget(memory, free_memory(self.device), used_memory(self.device), resident)
+        on_gpu = self.device.type == "cuda"
+        limit = budget(memory, free_memory(self.device), used_memory(self.device), resident, 0 if on_gpu else LIBRARIES)
 
         @cache
         def planned(count: int) -> Plan:
@@ -183,16 +184,18 @@ class Engine:
                     means[position] = own.new_zeros(len(draw.indices), own.shape[1])
                 means[position][k] += own * ((m.stop - m.start) / each)
 
-        ready: list[Tensor] = []  # of a chunk, the last first
+        ready: dict[int, Tensor] = {}  # the pieces of one chunk that were not asked for yet
 
         def images(i: int) -> Tensor:
-            if not ready:  # pieces are asked for in order
+            if i not in ready:
+                ready.clear()
                 k, m = plan.chunks[i]
                 pixels = self.real[draw.indices[k, m]]
                 views = augment.augment(pixels, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
-                sizes = [length(part) for part, chunk in zip(plan.real, plan.chunks, strict=True) if chunk == (k, m)]
-                ready.extend(reversed(self.embedding.prepare(views, network.padding).split(sizes)))
-            return ready.pop()
+                own = plan.members(i)
+                parts = self.embedding.prepare(views, network.padding).split([length(plan.real[j]) for j in own])
+                ready.update(zip(own, parts, strict=True))
+            return ready.pop(i)
 
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
@@ -269,9 +272,10 @@ class Engine:
 
     def _recordable(self) -> bool:
         """Whether all iterations are of one shape, wait for nobody, and are so small that asking for them counts."""
-        alone = self.team.size == 1 and self.memory is None and len(self.embedding.networks) == 1
-        small = len(self.plan(self.recipe.classes_per_iteration or self.classes).real) == 1
-        return alone and small and self.device.type == "cuda" and self.real.resident is not None
+        if self.device.type != "cuda" or self.real.resident is None or self.team.size > 1:
+            return False
+        classes = min(self.recipe.classes_per_iteration or self.classes, self.classes)
+        return self.memory is None and len(self.embedding.networks) == 1 and len(self.plan(classes).real) == 1
 
     def _losses(self, iterations: range) -> Iterator[Tensor]:
         """Take the steps of some iterations; yield the loss of each."""

@@ -47,8 +47,13 @@ class Recording:
         self.graph: torch.cuda.CUDAGraph | None = None
         if inputs[0].is_cuda:
             self.graph = torch.cuda.CUDAGraph()
-            # a stream each, as libraries have working memory for every stream, and two may be played at once
-            with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(inputs[0].device)):
+            here, device = torch.cuda.current_stream(inputs[0].device), inputs[0].device
+            # a stream each, as libraries have working memory for every stream, and two may be played at once; what
+            # other threads do meanwhile is theirs; the outer block leaves the stream where a capture fails
+            with (
+                torch.cuda.stream(here),
+                torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+            ):
                 self.outputs = function(*self.inputs)
 
     def load(self, inputs: Sequence[Tensor]) -> None:
@@ -146,14 +151,20 @@ class Pipeline:
         on_gpu = self.device.type == "cuda"
         beside = torch.cuda.Stream(self.device) if on_gpu else None
         here = torch.cuda.current_stream(self.device) if on_gpu else None
-        for following in chain(draws, [None]):
-            if here is not None and beside is not None:
-                here.wait_stream(beside)
-            self.synthetic.load([*self.real.inputs, *self.real.outputs])
-            if here is not None and beside is not None:
-                beside.wait_stream(here)  # for these copies, not for the step that comes now
-            if following is not None:
-                with torch.cuda.stream(beside):
-                    self.real.load([upload(following.packed(), self.device)])
-                    self.real.play()
-            yield self.synthetic.play()[0]
+
+        def wait(one: torch.cuda.Stream | None, other: torch.cuda.Stream | None) -> None:
+            if one is not None and other is not None:
+                one.wait_stream(other)
+
+        try:
+            for following in chain(draws, [None]):
+                wait(here, beside)
+                self.synthetic.load([*self.real.inputs, *self.real.outputs])
+                wait(beside, here)  # for these copies, not for the step that comes now
+                if following is not None:
+                    with torch.cuda.stream(beside):
+                        self.real.load([upload(following.packed(), self.device)])
+                        self.real.play()
+                yield self.synthetic.play()[0]
+        finally:  # a run that is left: nobody is to have this memory before the real side ends
+            wait(here, beside)

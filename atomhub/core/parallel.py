@@ -27,7 +27,7 @@ class Team:
         size: Number of processes.
 
     Args:
-        gpus: The group that adds up what lies on GPUs; None: nothing does.
+        gpus: The group that adds up what lies on GPUs; None: the one of all processes does.
     """
 
     def __init__(self, gpus: dist.ProcessGroup | None = None) -> None:

@@ -217,6 +217,10 @@ class Store:
         return self.all[self.starts[i] : self.starts[i + 1]].copy_(x)
 
 
+_SHAPES = 64
+"""Shapes for which one function may be compiled."""
+
+
 class Compiler:
     """``torch.compile`` for the functions of a run, until it fails once (no C++ compiler, say).
 
@@ -229,6 +233,9 @@ class Compiler:
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
+        if wanted:  # beyond torch's 8, work goes on as it is and nobody hears of it
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
         self.failure: str | None = None
 
     @property

@@ -102,6 +102,15 @@ class Plan:
     first: bool
     groups: list[list[Piece]]
 
+    def members(self, i: int) -> list[int]:
+        """Return the pieces of the real batch, neighbours, that are gathered with piece ``i``."""
+        first = last = i
+        while first and self.chunks[first - 1] == self.chunks[i]:
+            first -= 1
+        while last + 1 < len(self.chunks) and self.chunks[last + 1] == self.chunks[i]:
+            last += 1
+        return list(range(first, last + 1))
+
     @property
     def spans(self) -> list[slice]:
         """The classes of the synthetic pieces, every class once."""
@@ -136,7 +145,7 @@ def plan(
     work = _MAPS * max(maps[0], 4 * width * side**2)  # of one image; computed in float32
     vectors = 4 * sum((side >> level) ** 2 + width for level in range(network.depth))  # what is matched of an image
     held = images + sum(maps[1:]) + 3 * vectors  # of a synthetic image until its gradient is known
-    together = coupled and recipe.statistics == "own" or (coupled and bool(recipe.calibration))
+    together = coupled and (recipe.statistics == "own" or bool(recipe.calibration))
     least = 2 * vectors * classes + work + held * views * (classes if together else 1)
     if least > budget:
         more = "Free some, or use another device."
@@ -161,7 +170,7 @@ def plan(
     first_real, first = (device.type == "cpu" and maps[0] * classes * n <= _REUSED for n in (recipe.real_batch, views))
     if coupled:
         costs = flops(width, network.depth, channels, network.size)
-        left = budget - 2 * vectors * classes - most * work
+        left = budget - 2 * vectors * classes - most * work - max(map(length, gathered)) * 16 * channels * side**2
         keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first_real)
         if device.type == "cpu" and 0 not in keep:
             left -= classes * recipe.real_batch * sum([images, *maps][at + 1] for at in keep)
@@ -206,7 +215,7 @@ def kept(costs: list[int], sizes: list[int], images: int, budget: int, first: bo
     return frozenset(best[2])
 
 
-def budget(memory: int | None, free: int, used: int, resident: int) -> int:
+def budget(memory: int | None, free: int, used: int, resident: int, libraries: int = LIBRARIES) -> int:
     """Return the bytes that the work of an iteration may take.
 
     Args:
@@ -214,7 +223,8 @@ def budget(memory: int | None, free: int, used: int, resident: int) -> int:
         free: Bytes that are free on the device.
         used: Bytes that this process has taken already, without the pages of files such as libraries.
         resident: Bytes that its images will take.
+        libraries: Bytes for libraries, which a GPU does not hold.
     """
     if memory is None:
         return int(0.8 * free) - resident
-    return memory - used - LIBRARIES - resident
+    return memory - used - libraries - resident

@@ -21,15 +21,16 @@ class RealImages:
         normalization: From pixels to the space of the networks.
         device: Where they are wanted.
         dtype: What they become.
+        memory: Bytes of a GPU that there are for all, of which they take at most half; None: what is free.
     """
 
     def __init__(
         self, images: NDArray[np.uint8], normalization: Normalization, device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, memory: int | None = None,
     ) -> None:  # fmt: skip
         self.device, self.dtype, self.images = device, dtype, images
         self.normalization = normalization.to(device, dtype)
-        fits = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+        fits = device.type == "cuda" and images.nbytes < min(memory or 2**63, torch.cuda.mem_get_info(device)[0]) // 2
         self.resident = torch.from_numpy(np.array(images)).to(device) if fits else None
 
     def pixels(self, rows: Any) -> Tensor:

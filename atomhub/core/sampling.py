@@ -61,7 +61,12 @@ class Draw:
 
     def on(self, device: torch.device, indices: bool = True) -> Draw:
         """Return it on the device, where it goes as one block; the rows stay on the CPU unless ``indices``."""
-        return self if device.type == "cpu" else self.unpacked(upload(self.packed(indices), device), indices)
+        if device.type == "cpu":
+            return self
+        draw = self
+        if device.type == "mps":  # which has no float64
+            draw = replace(self, augmentation=self.augmentation.float(), lr=self.lr.float())
+        return draw.unpacked(upload(draw.packed(indices), device), indices)
 
     def _parts(self, indices: bool) -> dict[str, Tensor]:
         # those of 8 bytes a number are declared first, so that all lie where their size wants them

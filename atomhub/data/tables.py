@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ class Rows:
     def several(self, rows: list[int]) -> list[Any]:
         """Return what ``encoded`` gives for some rows, or the error that it raises for one."""
         if self.fetch is not None:
-            cell = self.fetch(rows)
-            return [_or_error(cell, at) for at in range(len(rows))]
+            with suppress(Exception):  # one that is damaged is not to take its neighbours with it
+                cell = self.fetch(rows)
+                return [_or_error(cell, at) for at in range(len(rows))]
         return [_or_error(self.encoded, row) for row in rows]
 
 

@@ -55,7 +55,8 @@ def fit(
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
     Each is trained as it would be alone, up to rounding: its order of images, augmentation and CutMix follow from its
-    own seed. What cannot be vectorised, such as dropout, is trained one by one, as large networks on a CPU are.
+    own seed. A GPU tries at the start which way of convolving is faster, so there results may differ by rounding. What
+    cannot be vectorised, such as dropout, is trained one by one, as large networks on a CPU are.
 
     Args:
         models: R modules from normalised (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``;
@@ -129,6 +130,10 @@ def _fit(
         output = networks(batch)
         check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
         loss = -(wanted * output.float().log_softmax(-1)).sum(-1).mean(1)
+        if not loss.requires_grad:
+            raise UsageError(
+                f"The network {networks.name} gives outputs without a gradient.", "Do not detach them in forward()."
+            )
         found = torch.autograd.grad(loss.sum(), networks.parameters, allow_unused=True)
         used[:] = [p for p, g in zip(networks.parameters, found, strict=True) if g is not None]
         return [loss.detach(), *(g for g in found if g is not None)]

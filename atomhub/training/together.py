@@ -73,15 +73,24 @@ class Together:
     def _faster_as_products(self, batch: Tensor) -> bool:
         """Return whether convolutions are faster as products of matrices than as one of many groups: both are tried."""
         before, took = {name: b.clone() for name, b in self.buffers.items()}, []
-        for products in (False, True):
+
+        def trial(products: bool) -> float:
             with _AsProducts() if products else nullcontext():
                 for _ in range(2):  # the first one is not counted
-                    torch.cuda.synchronize()
+                    torch.cuda.synchronize(batch.device)
                     start = time.perf_counter()
                     for _ in range(3):
                         torch.autograd.grad(self._forward(batch).sum(), self.parameters, allow_unused=True)
-                    torch.cuda.synchronize()
-            took.append(time.perf_counter() - start)
+                    torch.cuda.synchronize(batch.device)
+            return time.perf_counter() - start
+
+        took.append(trial(False))
+        try:
+            took.append(trial(True))
+        except RuntimeError as error:  # products take more memory
+            if not is_out_of_memory(error):
+                raise
+            took.append(float("inf"))
         for name, b in before.items():  # batch norm's, which every pass changes
             self.buffers[name].copy_(b)
         return took[1] < took[0]

@@ -10,6 +10,7 @@ from engines import SIZE, make_bank, make_engine, named
 from torch.nn import functional as F
 
 from atomhub.core import initial
+from atomhub.core.passes import Compiler
 from atomhub.core.synthetic import from_views, to_views
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.presets import PRESETS
@@ -107,6 +108,16 @@ def test_compiled_work_agrees_with_eager_work(dtype, fields):
     )
     a, b = (e.gradients.flatten() for e in (eager, compiled))
     assert F.cosine_similarity(a, b, dim=0) > (0.9999 if dtype.itemsize == 4 else 0.95)
+
+
+def test_many_shapes_are_all_compiled():
+    """torch gives up beyond eight unless it is told otherwise, and says so to nobody."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiler = Compiler(True)
+        double = compiler(lambda x: x * 2)
+        for n in range(2, 14):
+            assert torch.equal(double(torch.ones(n)), torch.full((n,), 2.0))
+    assert compiler.works
 
 
 def test_without_a_compiler_work_goes_on_as_it_is(monkeypatch, tmp_path):

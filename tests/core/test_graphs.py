@@ -75,6 +75,14 @@ def test_draws_ahead_are_the_draws_of_their_iterations():
     ahead.close()
 
 
+def test_what_is_recorded_is_small_alone_and_without_a_limit(pretended_gpu):
+    assert make_engine(options={"device": GPU})._recordable()
+    assert make_engine(options={"device": GPU}, classes_per_iteration=4000)._recordable()  # of three: all
+    assert not make_engine(options={"device": GPU, "memory": 2**40})._recordable()
+    assert not make_engine(options={"device": GPU}, widths=(3, 5))._recordable()
+    assert not make_engine()._recordable()
+
+
 def test_a_draw_survives_its_way_as_one_block():
     draw = make_engine(bank=2, calibration=0.3, classes_per_iteration=2).draw(1)
     back = draw.unpacked(draw.packed().clone())

@@ -1,6 +1,7 @@
 """However the work of an iteration is cut and shared, its result is the same."""
 
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,23 @@ def test_what_is_kept_of_the_real_images_changes_no_result(keep, monkeypatch):
     expected = make_engine(norm="batch", depth=3).gradient(0)
     monkeypatch.setattr(plan, "kept", lambda *_: frozenset(keep))
     assert make_engine(norm="batch", depth=3).gradient(0).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("keep", [(), (-1,), (1,), (-1, 1)], ids=str)
+@pytest.mark.parametrize("some", [0, 1, 2, 3, 5])
+def test_pieces_of_one_chunk_are_the_images_of_their_places(some, keep, monkeypatch):
+    """Two chunks, of two classes and of one, in pieces of one image; some of which were kept and are not asked for."""
+    expected = make_engine(norm="batch").gradient(0)
+    engine = make_engine(norm="batch")
+    chunks = [(slice(0, 2), slice(0, 4)), (slice(2, 3), slice(0, 4))]
+    real = [(part, chunk) for chunk in chunks for part in plan.inside(chunk, 1)]
+    own = replace(
+        engine.plan(3), real=[p for p, _ in real], chunks=[c for _, c in real], some=some, keep=frozenset(keep)
+    )
+    assert len(own.real) == 12
+    assert own.members(1) == list(range(8)) and own.members(8) == [8, 9, 10, 11]
+    monkeypatch.setattr(engine, "plan", lambda count: own)
+    assert engine.gradient(0).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("some", [0, 1, 2])

@@ -7,7 +7,7 @@ import torch
 from pretended import GPU, Copies
 from torch.nn import functional as F
 
-from atomhub.errors import AtomhubWarning
+from atomhub.errors import AtomhubWarning, UsageError
 from atomhub.training import fit as fitting, together
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import find_network
@@ -105,12 +105,24 @@ def test_training_together_as_products_is_the_same_training(products, monkeypatc
     assert torch.allclose(trained(), expected, atol=2e-5)
 
 
+def test_a_network_without_a_gradient_is_refused():
+    class Detached(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1)).detach()
+
+    for number in (1, 2):
+        models = [Detached(256, 10) for _ in range(number)]
+        images = [torch.randn(20, 1, 16, 16)] * number
+        with pytest.raises(UsageError, match="Detached gives outputs without a gradient"):
+            fitting.fit(models, images, torch.arange(20) % 10, RULES, (), 10, list(range(number)))
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_training_stays_on_the_gpu_and_never_asks_it_for_a_value(number, pretended_gpu, monkeypatch):
     """But for the draws, which go there some epochs at once, and a look at the loss now and then."""
     looks = []
     monkeypatch.setattr(fitting, "_check", lambda losses, *rest: looks.append(losses))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(fitting, "seeded", lambda *arguments: nullcontext())  # it has no generator
     arguments = prepared(number=number, device=GPU)
     with Copies() as copies:
