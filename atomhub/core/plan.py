@@ -172,7 +172,7 @@ def plan(
         costs = flops(width, network.depth, channels, network.size)
         left = budget - 2 * vectors * classes - most * work - max(map(length, gathered)) * 16 * channels * side**2
         keep = kept(costs, [images, *maps], classes * recipe.real_batch, left, first_real)
-        if device.type == "cpu" and 0 not in keep:
+        if device.type == "cpu" and 0 not in keep and memory is None:  # a limit is better kept with some room
             left -= classes * recipe.real_batch * sum([images, *maps][at + 1] for at in keep)
             some = min(_REUSED, left) // (maps[0] * most)
     pieces = cut(classes, views, most)
