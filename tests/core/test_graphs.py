@@ -1,12 +1,15 @@
 """What can be proven of distilling on a GPU where there is none; ``benchmarks/gpu.py`` proves the rest."""
 
+import numpy as np
 import pytest
 import torch
 from engines import make_engine
 from pretended import GPU, Copies
 
-from atomhub.core import graphs
+from atomhub.core import graphs, sampling
 from atomhub.core.engine import Engine
+from atomhub.core.real import RealImages
+from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubWarning
 
 KINDS = [
@@ -89,3 +92,19 @@ def test_a_draw_survives_its_way_as_one_block():
     for name in ("classes", "indices", "augmentation", "lr", "weights", "trained"):
         a, b = getattr(draw, name), getattr(back, name)
         assert torch.equal(a, b) and a.dtype == b.dtype and a.shape == b.shape
+
+
+def test_an_apple_gpu_is_given_no_float64(monkeypatch):
+    monkeypatch.setattr(sampling, "upload", lambda block, device: block)
+    draw = make_engine(classes_per_iteration=2).draw(1)
+    there = draw.on(torch.device("mps"))
+    assert there.augmentation.dtype == there.lr.dtype == torch.float32
+    assert torch.equal(there.augmentation, draw.augmentation.float()) and torch.equal(there.weights, draw.weights)
+
+
+def test_real_images_stay_off_a_gpu_where_a_limit_leaves_no_room_for_them(pretended_gpu):
+    size = make_engine().real.images.nbytes
+    assert make_engine(options={"device": GPU, "memory": 2**40}).real.resident is not None
+    normalization = Normalization((0.5,) * 3, (0.2,) * 3)
+    images = np.zeros((size // 768, 3, 16, 16), np.uint8)
+    assert RealImages(images, normalization, GPU, memory=size).resident is None

@@ -130,3 +130,15 @@ def test_training_stays_on_the_gpu_and_never_asks_it_for_a_value(number, pretend
     assert all(loss.device == GPU for loss in looks)
     assert len(looks) == 1
     assert len(copies.found) == 3  # orders, augmentation and CutMix of all epochs
+
+
+def test_where_products_do_not_fit_convolutions_stay_what_they_are(monkeypatch):
+    def too_much(*arguments):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(together, "_convolve", too_much)
+    several = together.Together(prepared()[0])
+    before = {name: b.clone() for name, b in several.buffers.items()}
+    assert not several._faster_as_products(torch.randn(3, 4, 1, 16, 16))
+    assert all(torch.equal(b, before[name]) for name, b in several.buffers.items())
