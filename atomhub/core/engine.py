@@ -170,7 +170,7 @@ class Engine:
 
     @torch.no_grad()
     def real_side(self, draw: Draw) -> graphs.Targets:
-        """Return what is to be matched of the real images of a draw."""
+        """Return what is to be matched of the real images of a draw (shapes: :data:`atomhub.core.graphs.Targets`)."""
         plan, network = self.plan(len(draw.indices)), self.embedding.network(draw.network, draw.weights)
         means: dict[int, Tensor] = {}
         depth = len(network.weights)
@@ -265,10 +265,11 @@ class Engine:
 
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
-        return self._step(self.draw(iteration))
+        return self._step(self.sampler.draw(iteration))
 
     def _step(self, draw: Draw) -> Tensor:
-        return self.synthetic_side(draw, self.real_side(draw))
+        here = self.placed(draw)
+        return self.synthetic_side(here, self.real_side(here))
 
     def _recordable(self) -> bool:
         """Whether all iterations are of one shape, wait for nobody, and are so small that asking for them counts."""
@@ -282,15 +283,15 @@ class Engine:
         draws = self.sampler.ahead(iterations, self.device)
         if self._recordable():
             for draw in islice(draws, graphs.WARM):
-                yield self._step(self.placed(draw))
+                yield self._step(draw)
             for draw in islice(draws, 1):
                 pipeline = graphs.attempt(partial(graphs.Pipeline, self, self.placed(draw)))
                 if pipeline is not None:
                     yield from pipeline.run(draws)
                     return
-                yield self._step(self.placed(draw))
+                yield self._step(draw)
         for draw in draws:
-            yield self._step(self.placed(draw))
+            yield self._step(draw)
 
     @torch.no_grad()
     def synthetic_side(self, draw: Draw, targets: graphs.Targets) -> Tensor:

@@ -106,9 +106,9 @@ class Sampler:
         members = draws.sample(self.seed, draws.REAL, iteration, owned, self.counts[at], recipe.real_batch)
         share = (1 + math.cos(math.pi * iteration / recipe.iterations)) / 2 if recipe.image_schedule == "cosine" else 1
         classes = None if chosen is None else torch.from_numpy(chosen)
-        indices, lr = torch.from_numpy(members + self.starts[at][:, None]), share * (recipe.image_lr or 1.0)
-        lr_scalar = torch.tensor(lr, dtype=torch.float64)
-        return Draw(network, classes, indices, torch.from_numpy(u), lr_scalar, weights, trained)
+        indices = torch.from_numpy(members + self.starts[at][:, None])
+        lr = torch.tensor(share * (recipe.image_lr or 1.0), dtype=torch.float64)
+        return Draw(network, classes, indices, torch.from_numpy(u), lr, weights, trained)
 
     def ahead(self, iterations: range, device: torch.device) -> Iterator[Draw]:
         """Yield the draws of some iterations, on the CPU; for a GPU they are drawn while it works."""
