@@ -1,6 +1,7 @@
 """Everything runs on loopback and in temporary folders; the Hub is a local server."""
 
 import dataclasses
+import multiprocessing
 import os
 import shlex
 import sys
@@ -38,10 +39,13 @@ except ModuleNotFoundError:  # a plain install, and the checkout's atomhub/ foun
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from pretended import pretended_gpu  # noqa: E402, F401 a fixture
 
 from atomhub.cli.main import main  # noqa: E402
+from atomhub.core import plan  # noqa: E402
+from atomhub.memory import used_memory  # noqa: E402
 
 
 @pytest.fixture
@@ -103,3 +107,17 @@ def image_folder(root, splits, classes=("cat", "dog"), size=(20, 20), mode="RGB"
                 noise = rng.integers(0, 128, (*size[::-1], 3), dtype=np.uint8)
                 Image.fromarray(noise + np.uint8(100 * k)).convert(mode).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    """Processes that are quick to start: a server imports once, then forks; its environment is that of its start."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "job")]))
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["test_run", "test_parallel", "sklearn.datasets", "sklearn.model_selection"])
+    return forks
+
+
+def small_limit(left):
+    """A limit that leaves about so many bytes for the work, whatever this process has taken."""
+    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left

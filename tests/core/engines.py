@@ -3,12 +3,10 @@
 import numpy as np
 import torch
 
-from atomhub.core import plan
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization, fit_zca
-from atomhub.memory import used_memory
 from atomhub.recipe import Recipe
 
 SIZE, SIZES = 16, (5, 4, 7)
@@ -55,8 +53,3 @@ def named(engine, draw, flat):
         if len(own):  # the head is drawn where it is used
             found[name] = own.view(shape).double()
     return found
-
-
-def small_limit(left):
-    """A limit that leaves so many bytes for the work, where this process has taken much."""
-    return used_memory(torch.device("cpu")) + plan.LIBRARIES + left

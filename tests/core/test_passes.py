@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import make_engine, small_limit
+from conftest import small_limit
+from engines import make_engine
 
 from atomhub.core import plan
 from atomhub.core.parallel import Team
