@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from atomhub.core.augment import OPERATIONS
+from atomhub.core.augment import DSA, IDC, OPERATIONS, Stages
 from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.data.real import RealData
@@ -144,26 +144,33 @@ class DistilledDataset:
 
         Args:
             batch_size: Images in a batch.
-            augment: ``dsa``: differentiable siamese augmentation, one operation drawn per image, as in the protocols;
-                a list of its operations; a function of a normalised batch (B, C, H, W); or None.
+            augment: ``dsa``: differentiable siamese augmentation, as ``dm`` and ``datadam`` have it: one operation
+                is drawn for the batch, with parameters for every image; ``idc``: flip and colour, then one of crop,
+                scale, rotate, as ``idc`` and ``dance`` have it; a list of operations, to draw one of for the batch; a
+                function of a normalised batch (B, C, H, W); or None.
             shuffle: New order every epoch.
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
 
         Raises:
             UsageError: an augmentation that does not exist.
         """
-        if augment == "dsa":
-            augment = self.operations(tuple(OPERATIONS))
+        collate = Collate(augment if callable(augment) else self._stages(augment))
+        return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
+
+    def _stages(self, augment: Sequence[str] | str | None) -> Stages:
         if isinstance(augment, str):
-            raise UsageError(f"There is no augmentation {augment!r}.", f"Use 'dsa', None or a list: [{augment!r}].")
-        for name in () if augment is None or callable(augment) else augment:
+            if augment not in ("dsa", "idc"):
+                hint = f"Use 'dsa', 'idc', None or a list: [{augment!r}]."
+                raise UsageError(f"There is no augmentation {augment!r}.", hint)
+            return self.safe(DSA if augment == "dsa" else IDC)
+        for name in augment or ():
             if name not in OPERATIONS:
                 raise UsageError(f"There is no augmentation {name!r}.", closest(str(name), OPERATIONS))
-        return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=Collate(augment), **options)
+        return [augment] if augment else []
 
-    def operations(self, operations: Sequence[Any]) -> tuple[Any, ...]:
-        """Return those augmentation operations that keep this set's classes (no flips for digits)."""
-        return safe_operations(tuple(operations), self.manifest.format.flip)
+    def safe(self, stages: Stages) -> Stages:
+        """Return an augmentation without what does not keep this set's classes (no flips for digits)."""
+        return [safe_operations(tuple(stage), self.manifest.format.flip) for stage in stages]
 
     def as_hf_dataset(self, stored: bool = False) -> datasets.Dataset:
         """Return a ``datasets.Dataset`` with columns ``image`` (PIL) and ``label`` (ClassLabel), 8 bits per channel.

@@ -7,7 +7,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from atomhub.errors import UsageError, closest
 from atomhub.presets import PRESETS, TUNED
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+T = TypeVar("T", bound=str)
 Size = Annotated[int, Field(ge=1, le=2048)]
 Depth = Annotated[int, Field(ge=1, le=8)]
 
@@ -81,8 +82,12 @@ class Recipe(BaseModel):
     )
     zca: bool = _knob(False, "whiten images by ZCA (eps 0.1), fit on the training images", "-", "DataDAM")
     augmentation: tuple[Operation, ...] = _knob(
-        ("color", "crop", "cutout", "flip", "scale", "rotate"), "siamese augmentation, one drawn per class", "-", "DSA"
+        ("color", "crop", "cutout", "flip", "scale", "rotate"), "operations of the siamese augmentation", "-", "DSA"
     )
+    augmentation_draw: Literal["one", "all"] = _knob(
+        "one", "whether one of these operations is drawn for each class, or all are applied in their order", "-",
+        "DSA: one; DANCE, NCFM: all of color, crop, cutout", exclude_if=lambda value: value == "one",  # as before it
+    )  # fmt: skip
     pixels: Literal["uint8", "float32"] = _knob(
         "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
     )
@@ -209,6 +214,11 @@ class Recipe(BaseModel):
         )
 
     @property
+    def stages(self) -> tuple[tuple[Operation, ...], ...]:
+        """The augmentation as :func:`atomhub.core.augment.augment` takes it."""
+        return (self.augmentation,) if self.augmentation_draw == "one" else tuple((op,) for op in self.augmentation)
+
+    @property
     def views_per_image(self) -> int:
         """Views that one stored image holds."""
         return self.formation**2
@@ -235,7 +245,7 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
     return Recipe.named(recipe, {**(TUNED.get(source, {}) if preset else {}), **(overrides or {})})
 
 
-def safe_operations(operations: tuple[Operation, ...], flip: bool) -> tuple[Operation, ...]:
+def safe_operations(operations: tuple[T, ...], flip: bool) -> tuple[T, ...]:
     """Return the augmentation operations that keep an image's class: all, or all but ``flip``."""
     return tuple(op for op in operations if flip or op != "flip")
 

@@ -1,6 +1,7 @@
 """What was measured of a distilled set: a part of its manifest. Plain data."""
 
 import math
+import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,11 +63,26 @@ class Measurement(_Open):
     device: limits.Word
 
 
+def convnet_norm(network: str) -> str | None:
+    """Return the norm of a ConvNet by its full name; None for another network."""
+    found = re.match(r"convnet:(?:.*,)?norm=(\w{1,20})", network)
+    return found[1] if found else None
+
+
+def column(protocol: str, network: str) -> str | None:
+    """Return where an accuracy belongs in a table of sets, as ``dm, ConvNet, instance norm``; None: no ConvNet's.
+
+    Accuracies of different protocols, networks or norms cannot be compared, and have columns of their own.
+    """
+    norm = convnet_norm(network)
+    return f"{protocol}, ConvNet, {norm} norm" if norm else None
+
+
 class Results(_Open):
     """What was measured.
 
     Attributes:
-        network: The network that the set is measured with unless another is named: the one it was distilled with.
+        network: The network that the set was distilled with.
         measured: Accuracies, in the order in which they were measured.
     """
 
@@ -74,7 +90,7 @@ class Results(_Open):
     measured: tuple[Measurement, ...] = Field(default=(), max_length=limits.RESULTS)
 
     @property
-    def headline(self) -> Measurement | None:
-        """The one to show where there is room for one: hard labels, the set's own network if measured, the latest."""
+    def columns(self) -> dict[str, Measurement]:
+        """The results that a table of sets shows, those of ConvNets and hard labels, by :func:`column`; the latest."""
         hard = [r for r in self.measured if r.labels == "hard"]
-        return next(reversed([r for r in hard if r.network == self.network] or hard), None)
+        return {name: r for r in hard if (name := column(r.protocol, r.network))}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atomhub.core.augment import augment_each
+from atomhub.core.augment import augment_batch
 from atomhub.core.whitening import Normalization
 from atomhub.data.pictures import to_pixels
 
@@ -49,7 +49,7 @@ class Labelled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples and augments the batch, by names or a function; a class, so that worker processes can have it."""
+    """Stacks samples and augments the batch, by stages or a function; a class, so that worker processes can have it."""
 
     augment: Any
 
@@ -59,7 +59,7 @@ class Collate:
         labels = torch.tensor([label for _, label in samples])
         if callable(self.augment):
             return self.augment(images), labels
-        return augment_each(images, self.augment or ()), labels
+        return augment_batch(images, self.augment), labels
 
 
 def to_pil(image: Tensor) -> Image.Image:

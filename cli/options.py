@@ -27,7 +27,7 @@ def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def protocol(default: str = "dm") -> Callable[..., Any]:
     """Return the option that chooses how networks are trained."""
-    return click.option("--protocol", default=default, show_default=True, metavar="dm|datadam|mix|quick",
+    return click.option("--protocol", default=default, show_default=True, metavar="dm|datadam|idc|dance|ncfm|quick",
                         help="Training protocol.")  # fmt: skip
 
 

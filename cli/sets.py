@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
 @click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]), default="downloads", show_default=True,
               help="Order of the sets on the Hub.")  # fmt: skip
+@click.option("--protocol", default="dm", show_default=True, metavar="NAME", help="Protocol of --sort accuracy.")
 @options.as_json
-def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
+def list_sets(
+    remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, protocol: str, as_json: bool
+) -> None:
     """List the sets on this machine, or search the Hub.
 
     On this machine are the sets in the local store, those that come with atomhub, and those that were pulled;
@@ -34,7 +37,7 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
       atomhub list --remote --source cifar10 --ipc 10 --sort accuracy
     """
     if remote:
-        _list_remote(author, source, ipc, sort, as_json)
+        _list_remote(author, source, ipc, sort, protocol, as_json)
         return
     if author or source or ipc:
         raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
@@ -54,13 +57,14 @@ def list_sets(remote: bool, author: str | None, source: str | None, ipc: int | N
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
+        columns = sorted({column for _, m in entries for column in m.results.columns})
         rows = []
         for name, m in entries:
-            shown = m.results.headline
-            measured = f"{accuracy(shown.score)} ({shown.protocol})" if shown else "not measured"
+            found = m.results.columns
+            shown = [accuracy(found[c].score if c in found else None) for c in columns]
             made = (m.provenance.created or "-")[:10]
-            rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, measured, made])
-        print_table(["name", "source", "ipc", "recipe", "accuracy %", "made"], rows)
+            rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, *shown, made])
+        print_table(["name", "source", "ipc", "recipe", *(f"% ({c})" for c in columns), "made"], rows)
         for run in unfinished():
             say(f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume goes on.")
     for error in bad:
@@ -72,22 +76,30 @@ def _summary(m: Manifest) -> dict[str, Any]:
     return {"source": m.provenance.source_id, "ipc": m.format.ipc, "recipe": m.provenance.method, "results": results}
 
 
-def _list_remote(author: str | None, source: str | None, ipc: int | None, sort: Any, as_json: bool) -> None:
+def _list_remote(
+    author: str | None, source: str | None, ipc: int | None, sort: Any, protocol: str, as_json: bool
+) -> None:
     from dataclasses import asdict
 
     from atomhub.hub.find import search
+    from atomhub.results import column
 
-    found = search(author, source, ipc, sort)
+    found = search(author, source, ipc, sort, protocol)
     if as_json:
-        print_json({"sets": [asdict(item) for item in found]})
+        sets = [asdict(item) | {"claims": [c.model_dump() for c in item.claims]} for item in found]
+        print_json({"sets": sets})
         return
     if not found:
         say("There are no such sets on the Hub.")
-    rows = []
-    for item in found:
-        claim = f"{item.claim['mean']:.1f} ± {item.claim['std']:.1f} ({item.claim['protocol']})" if item.claim else "-"
-        rows.append([item.name, item.source, str(item.ipc), item.recipe, claim, size(item.size), str(item.downloads)])
-    print_table(["name", "source", "ipc", "recipe", "claimed accuracy %", "size", "downloads"], rows)
+    claims = [{column(c.protocol, c.network): f"{c.mean:.1f} ± {c.std:.1f}" for c in item.claims} for item in found]
+    columns = sorted({name for own in claims for name in own if name})
+    rows = [
+        [item.name, item.source, str(item.ipc), item.recipe, *(own.get(c, "-") for c in columns), size(item.size),
+         str(item.downloads)]
+        for item, own in zip(found, claims, strict=True)
+    ]  # fmt: skip
+    names = [f"claimed % ({c})" for c in columns]
+    print_table(["name", "source", "ipc", "recipe", *names, "size", "downloads"], rows)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from .output import print_data, print_json, say
 
 @click.command()
 @click.argument("name")
-@click.option("--network", metavar="NAME", help="Network to train.  [default: the one that the set was distilled with]")
+@click.option("--network", metavar="NAME", help="Network to train.  [default: the protocol's]")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder to write to.  [default: NAME-NETWORK]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing network.")
@@ -41,9 +41,10 @@ def train(
     from atomhub.hub.push import check_account
     from atomhub.training.measure import network_for
     from atomhub.training.networks import split_spec
+    from atomhub.training.protocols import find_protocol
 
     distilled = atomhub.load(name)
-    network = network_for(distilled, network).spec
+    network = network_for(distilled, network, find_protocol(protocol)).spec
     plain = split_spec(network)[0].replace("/", "-")
     target = (output or Path(f"{distilled.name}-{plain}")).expanduser().absolute()
     check_target(target, overwrite, models.CONFIG)

@@ -24,7 +24,7 @@ def objective(network, real, synthetic, u, recipe, trained=None):
     means = []  # of each side, of each class: what is matched
     moments = None  # batch norm's, of every layer: first those of the real images
     for side in (real, synthetic):
-        augmented = [[augment(image, u[k], recipe.augmentation) for image in side[k]] for k in range(len(side))]
+        augmented = [[augment_all(image, u[k], recipe) for image in side[k]] for k in range(len(side))]
         shared = moments if recipe.statistics == "real" else None
         flat, moments = embed(network, [image for images in augmented for image in images], recipe, shared)
         by_class = []
@@ -41,7 +41,7 @@ def objective(network, real, synthetic, u, recipe, trained=None):
         for weight, a, b in zip(weights, means[0][k], means[1][k], strict=True):
             total = total + weight * ((a - b) ** 2).sum()
     if recipe.calibration:
-        augmented = [[augment(image, u[k], recipe.augmentation) for image in side] for k, side in enumerate(synthetic)]
+        augmented = [[augment_all(image, u[k], recipe) for image in side] for k, side in enumerate(synthetic)]
         flat, _ = embed(trained, [image for images in augmented for image in images], recipe)
         for k, images in enumerate(augmented):
             own, flat = flat[: len(images)], flat[len(images) :]
@@ -105,6 +105,15 @@ def normalise(images, norm, mean, variance):
     return [torch.stack([(c - c.mean()) / torch.sqrt(((c - c.mean()) ** 2).mean() + 1e-5) for c in x]) for x in images]
 
 
+def augment_all(image, u, recipe):
+    """Return an image after the recipe's augmentation: one of the operations, or all of them in their order."""
+    if recipe.augmentation_draw == "one":
+        return augment(image, u, recipe.augmentation)
+    for name in recipe.augmentation:
+        image = augment(image, u, [name])
+    return image
+
+
 def augment(image, u, operations):
     """Return one augmented (C, H, W) image; DSA, with the operation and its parameters read off ``u``."""
     if not operations:
@@ -122,10 +131,11 @@ def augment(image, u, operations):
         padded = F.pad(image, (reach, reach, reach, reach))
         return padded[:, reach - dy : reach - dy + side, reach - dx : reach - dx + side]
     if name == "cutout":
-        x0, y0 = (int(v * side) - (side // 2) // 2 for v in (u[6], u[7]))
+        hole = side // 2
+        x0, y0 = (int(v * (side + 1 - hole % 2)) - hole // 2 for v in (u[6], u[7]))
         rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-        hole = (rows >= y0) & (rows < y0 + side // 2) & (columns >= x0) & (columns < x0 + side // 2)
-        return torch.where(hole, 0.0, image)
+        inside = (rows >= y0) & (rows < y0 + hole) & (columns >= x0) & (columns < x0 + hole)
+        return torch.where(inside, 0.0, image)
     if name == "flip":
         return image.flip(-1) if u[8] < 0.5 else image
     if name == "scale":

@@ -2,6 +2,9 @@
 
 A group is augmented with one draw: all real and synthetic images of a class in distillation, one image in training.
 Images are normalised, so 0 is the mean colour. G groups, M images a group; ``u`` is (G, DRAWS) uniform in [0, 1).
+
+An augmentation is stages, one after the other; of each stage ONE operation is drawn, by the same number in all of them
+(those of the literature have one stage that leaves a choice).
 """
 
 import math
@@ -10,6 +13,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Stages = Sequence[Sequence[str]]
+"""Names of operations: one of each stage is applied."""
+DSA: tuple[tuple[str, ...], ...] = (("color", "crop", "cutout", "flip", "scale", "rotate"),)
+"""One of six operations (DSA, and DC's, DM's and DataDAM's evaluation)."""
+IDC: tuple[tuple[str, ...], ...] = (("flip",), ("color",), ("crop", "scale", "rotate"))
+"""A pipeline (IDC, ICML 2022; DANCE): flip and colour always, then one of three; cutout is left out beside CutMix."""
+NCFM: tuple[tuple[str, ...], ...] = (*IDC, ("cutout",))
+"""IDC's, and cutout always (NCFM, CVPR 2025)."""
 
 DRAWS = 12
 """Uniform numbers a group consumes; their columns follow."""
@@ -28,34 +40,43 @@ ANGLE = 15.0
 """Largest rotation in degrees."""
 
 
-def augment(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
-    """Apply to each group ONE of the operations, chosen and parametrised by its row of ``u``.
+def augment(images: Tensor, u: Tensor, stages: Stages) -> Tensor:
+    """Apply to each group ONE operation of each stage, chosen and parametrised by its row of ``u``.
 
     Args:
         images: (G, M, C, H, W), normalised.
         u: (G, DRAWS) float, uniform in [0, 1). On the CPU each group goes through its operation alone; elsewhere all
             go through all, and nothing waits for the choice (:func:`augment_static`).
-        operations: Names among ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``; none: no change.
+        stages: Names among ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``; a stage of none changes
+            nothing.
 
     Returns:
         (G, M, C, H, W), differentiable with respect to the images.
     """
-    if not operations:
-        return images
     if u.device.type != "cpu":
-        return augment_static(images, u, operations)
-    chosen = (u[:, _OPERATION] * len(operations)).long()
-    out = images.clone()
-    for index, name in enumerate(operations):
-        groups = (chosen == index).nonzero().squeeze(1)
-        if len(groups):
-            on = groups.to(images.device)
-            out[on] = OPERATIONS[name](images[on], u[groups].to(images))
-    return out
+        return augment_static(images, u, stages)
+    for operations in stages:
+        chosen = (u[:, _OPERATION] * len(operations)).long()
+        out = images.clone() if len(operations) > 1 else images
+        for index, name in enumerate(operations):
+            groups = (chosen == index).nonzero().squeeze(1)
+            if len(groups) == len(u):
+                out = OPERATIONS[name](images, u.to(images))
+            elif len(groups):
+                on = groups.to(images.device)
+                out[on] = OPERATIONS[name](images[on], u[groups].to(images))
+        images = out
+    return images
 
 
-def augment_static(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
+def augment_static(images: Tensor, u: Tensor, stages: Stages) -> Tensor:
     """Return what :func:`augment` returns, by the same operations on tensors of the same shapes every time."""
+    for operations in stages:
+        images = _one_of(images, u, operations)
+    return images
+
+
+def _one_of(images: Tensor, u: Tensor, operations: Sequence[str]) -> Tensor:
     chosen = (u[:, _OPERATION] * len(operations)).floor()
     u = u.to(images)
     warped, theta = chosen < 0, _identity(u)
@@ -102,11 +123,11 @@ def _shift(x: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Zero a square of half the side, centred on any pixel (so it may hang over the edge)."""
+    """Zero a square of half the side, centred anywhere between two pixels (so it may hang over the edge)."""
 
     def inside(column: int, side: int) -> Tensor:  # (G, side): rows or columns that the square covers
         width = int(side * HOLE + 0.5)
-        start = (u[:, column] * side).floor() - width // 2
+        start = (u[:, column] * (side + 1 - width % 2)).floor() - width // 2
         offset = torch.arange(side, device=x.device)[None, :] - start[:, None]
         return (offset >= 0) & (offset < width)
 
@@ -167,6 +188,14 @@ def _warp(x: Tensor, theta: Tensor) -> Tensor:
     return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(x)
 
 
-def augment_each(images: Tensor, operations: Sequence[str]) -> Tensor:
-    """Augment every image with a draw of its own, from torch's global generator: (N, C, H, W) to the same."""
-    return augment(images[:, None], torch.rand(len(images), DRAWS), operations)[:, 0]
+def one_choice(u: Tensor) -> Tensor:
+    """Return draws (..., B, DRAWS or more) that choose the same operations for all images of a batch of B.
+
+    Their parameters remain each image's own. So do DC's, DM's, DataDAM's and IDC's code when they train a network.
+    """
+    return torch.cat([u[..., :1, :1].expand(*u.shape[:-1], 1), u[..., 1:]], -1)
+
+
+def augment_batch(images: Tensor, stages: Stages) -> Tensor:
+    """Augment a batch (B, C, H, W) as :func:`one_choice` says, with draws from torch's global generator."""
+    return augment(images[:, None], one_choice(torch.rand(len(images), DRAWS)), stages)[:, 0]

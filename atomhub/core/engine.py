@@ -191,7 +191,7 @@ class Engine:
                 ready.clear()
                 k, m = plan.chunks[i]
                 pixels = self.real[draw.indices[k, m]]
-                views = augment.augment(pixels, draw.augmentation[k], self.recipe.augmentation).flatten(0, 1)
+                views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
                 own = plan.members(i)
                 parts = self.embedding.prepare(views, network.padding).split([length(plan.real[j]) for j in own])
                 ready.update(zip(own, parts, strict=True))
@@ -261,7 +261,7 @@ class Engine:
     def _views(self, images: Tensor, m: slice, u: Tensor) -> Tensor:
         """Return some views of every class, augmented, (k*m, C, H, W)."""
         views = to_views(images, self.recipe.formation)[:, m]
-        return augment.augment(views, u, self.recipe.augmentation).flatten(0, 1)
+        return augment.augment(views, u, self.recipe.stages).flatten(0, 1)
 
     def step(self, iteration: int) -> Tensor:
         """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""

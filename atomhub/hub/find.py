@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -13,11 +14,25 @@ from pydantic import BaseModel, Field, ValidationError
 
 from atomhub import limits
 from atomhub.requests import call_hub
+from atomhub.results import convnet_norm
 from atomhub.storage import cards
 from atomhub.text import plain
+from atomhub.training.protocols import find_protocol
 
 _MOST = 1000
 """Most sets that are listed."""
+_CLAIMS = 20
+"""Most results of a card that are read."""
+
+
+class Claim(BaseModel, frozen=True, allow_inf_nan=False):
+    """An accuracy that a card claims: mean and standard deviation over some networks, in percent."""
+
+    protocol: limits.Word
+    network: limits.Word
+    mean: float = Field(ge=0, le=100)
+    std: float = Field(ge=0, le=100)
+    runs: int = Field(ge=1, le=limits.RUNS)
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class Listed:
     Attributes:
         name: ``user/name``.
         source, ipc, recipe: From its tags.
-        claim: ``mean``, ``std`` and ``protocol`` of its first result, if it has one.
+        claims: Of its results.
         size, downloads, modified: Bytes of its images, the Hub's count, date of the last change (ISO 8601).
     """
 
@@ -35,7 +50,7 @@ class Listed:
     source: str
     ipc: int
     recipe: str
-    claim: dict[str, Any] | None
+    claims: tuple[Claim, ...]
     size: int | None
     downloads: int
     modified: str
@@ -43,7 +58,7 @@ class Listed:
 
 def search(
     author: str | None = None, source: str | None = None, ipc: int | None = None,
-    sort: Literal["accuracy", "downloads", "recent"] = "downloads", token: str | None = None,
+    sort: Literal["accuracy", "downloads", "recent"] = "downloads", protocol: str = "dm", token: str | None = None,
 ) -> list[Listed]:  # fmt: skip
     """Return the distilled sets on the Hub, by their tags.
 
@@ -51,7 +66,8 @@ def search(
         author: User or organisation.
         source: Such as ``cifar10``.
         ipc: Images per class.
-        sort: By claimed accuracy, downloads, or date of the last change.
+        sort: By the accuracy claimed under a protocol for its network, by downloads, or by date of the last change.
+        protocol: The protocol to sort by.
         token: To see private ones.
     """
     wanted = ["atomhub", "dataset-distillation"]
@@ -64,8 +80,14 @@ def search(
     # the JSON as it is: huggingface_hub's own reading fails for all where one card is odd
     found = call_hub(lambda: [dict(e) for e in islice(paginate(address, asked, headers), _MOST)], "the Hub", token)
     listed = [item for entry in found if (item := _listed(entry))]
+    rules = find_protocol(protocol)
+
+    def claimed(item: Listed) -> float:
+        norms = [(c.mean, convnet_norm(c.network)) for c in item.claims if c.protocol == protocol]
+        return max((mean for mean, norm in norms if norm and rules.norm in (None, norm)), default=-1.0)
+
     keys: dict[str, Callable[[Listed], Any]] = {
-        "accuracy": lambda item: (item.claim or {}).get("mean", -1.0),
+        "accuracy": claimed,
         "downloads": lambda item: item.downloads,
         "recent": lambda item: item.modified,
     }
@@ -84,22 +106,15 @@ def _listed(entry: dict[str, Any]) -> Listed | None:
     digits = tags.get("ipc", "")
     ipc = int(digits) if re.fullmatch(r"[0-9]{1,9}", digits) and int(digits) <= limits.IPC else 0
     size, downloads = ours.get("size"), entry.get("downloads")
-    try:
-        claim = Claim.model_validate(ours.get("result"), strict=True).model_dump()
-    except ValidationError:
-        claim = None
+    claims: list[Claim] = []
+    results = ours.get("results")
+    for result in results[:_CLAIMS] if isinstance(results, list) else ():
+        with suppress(ValidationError):
+            claims.append(Claim.model_validate(result, strict=True))
     return Listed(
         name=plain(entry["id"], 200), source=plain(tags.get("source", "?"), 100), ipc=ipc,
-        recipe=plain(tags.get("recipe", "?"), 100), claim=claim,
+        recipe=plain(tags.get("recipe", "?"), 100), claims=tuple(claims),
         size=size if type(size) is int and 0 <= size <= limits.IMAGES else None,
         downloads=downloads if type(downloads) is int and 0 <= downloads < 10**15 else 0,
         modified=plain(entry.get("lastModified") or "", 40),
     )  # fmt: skip
-
-
-class Claim(BaseModel, allow_inf_nan=False):
-    """An accuracy that a card claims, in percent."""
-
-    mean: float = Field(ge=0, le=100)
-    std: float = Field(ge=0, le=100)
-    protocol: limits.Word

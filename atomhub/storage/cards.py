@@ -58,7 +58,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
                 dataset_type=source,
                 dataset_name=f"{source} (test split)",
                 metric_type="accuracy",
-                metric_name=f"test accuracy (%), protocol {result.protocol}",
+                metric_name=f"test accuracy (%), protocol {result.protocol}, {result.network}",
                 metric_value=result.score.mean,
             )  # fmt: skip
         ],
@@ -178,8 +178,10 @@ def _metadata(manifest: Manifest) -> str:
     form, p = manifest.format, manifest.provenance
     alias = ALIASES.get(p.source_id)
     repo = alias.repo if alias else p.source_id if p.source and p.source.kind == "hub" else None
-    result = manifest.results.headline
-    claim = {"mean": result.score.mean, "std": result.score.std, "protocol": result.protocol} if result else None
+    claims = [
+        {"protocol": r.protocol, "network": r.network, "mean": r.score.mean, "std": r.score.std, "runs": r.score.runs}
+        for r in manifest.results.columns.values()
+    ]  # fmt: skip
     count = form.shape[0]
     files = [{"split": "train", "path": "data/train-*.parquet"}]
     if form.formation > 1:
@@ -197,7 +199,7 @@ def _metadata(manifest: Manifest) -> str:
             f"ipc:{form.ipc}",
             f"recipe:{slug(p.method)}",
         ],  # fmt: skip
-        atomhub={"size": form.bytes} | ({"result": claim} if claim else {}),
+        atomhub={"size": form.bytes} | ({"results": claims} if claims else {}),
         configs=[{"config_name": "default", "data_files": files}],
     ).to_yaml()
 

@@ -187,7 +187,7 @@ class Trials:
         good = [c for c in ranked if not c.failed]
         spread = sorted({round(i) for i in np.linspace(0, len(good) - 1, min(count, len(good)))}) if good else []
         whole, test = whole_real(self.distilled, self.real), self.real.test_tensors()
-        rules = Protocol(epochs, 256, "dm's optimiser on the whole training set")
+        rules = Protocol(epochs, 256, "dm's optimiser on the whole training set", drops=(round(epochs / 2),))
         checks: list[Check] = []
         for done, place in enumerate(spread, 1):
             spec = good[place].network
@@ -213,7 +213,7 @@ class Trials:
             if "cannot take" not in error.message:
                 raise
             return Candidate(spec, 0.0, 0, 0.0, error.message)
-        operations, classes = self.distilled.operations(rules.augmentation), len(self.distilled.class_names)
+        stages, classes = self.distilled.safe(rules.augmentation), len(self.distilled.class_names)
         start = time.perf_counter()
         with seeded(self.seed, self.device):
             model = network.build().to(self.device)
@@ -221,7 +221,7 @@ class Trials:
         try:
             with enough_memory("use a space of smaller networks"):
                 own, wanted = images.to(self.device), labels.to(self.device)
-                fit([model], [own], wanted, rules, operations, classes, [self.seed], record=True)
+                fit([model], [own], wanted, rules, stages, classes, [self.seed], record=True)
                 percent = accuracy(model, *test, self.distilled.normalization, self.device, classes)
         except AtomhubError as error:
             return Candidate(spec, 0.0, parameters, 0.0, error.message)

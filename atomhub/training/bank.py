@@ -14,9 +14,9 @@ from atomhub.recipe import Recipe
 from atomhub.training.fit import fit
 from atomhub.training.protocols import Protocol
 
-VERSION = 1
+VERSION = 2
 """Version of the training below: networks of another version are trained anew."""
-DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "augmentation", "precision")
+DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "augmentation", "augmentation_draw", "precision")
 """Fields of a recipe that a network of a bank depends on."""
 _SEED = 0
 """One bank serves all seeds of a source."""
@@ -27,8 +27,8 @@ BATCH = 64
 def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list[int]) -> list[Bank]:
     """Train some networks of a bank together, and return each as a bank of one.
 
-    SGD (learning rate 0.01, momentum 0.9, decay 5e-4, batch 64) under the recipe's augmentation, one operation per
-    image; norm layers stay the identity.
+    SGD (learning rate 0.01, momentum 0.9, decay 5e-4, batch 64) under the recipe's augmentation, with parameters for
+    every image; norm layers stay the identity.
 
     Args:
         real: The source.
@@ -50,12 +50,12 @@ def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list
         networks.append(network.to(images.device))
     initial = [_weights(network) for network in networks]
     labels = torch.from_numpy(real.train.labels).to(images.device)
-    protocol = Protocol(recipe.bank_epochs, BATCH, "DANCE", drops=())
+    protocol = Protocol(recipe.bank_epochs, BATCH, "DANCE")
     half = recipe.precision == "bfloat16"
     # its cache would keep the weights of the first step to the end
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         fit(
-            networks, [images] * len(networks), labels, protocol, recipe.augmentation, len(real.class_names), seeds,
+            networks, [images] * len(networks), labels, protocol, recipe.stages, len(real.class_names), seeds,
             (members[0], recipe.bank), record=True,
         )  # fmt: skip
     seconds = round((time.perf_counter() - start) / len(members), 2)

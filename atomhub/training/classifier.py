@@ -44,10 +44,10 @@ def train(
 
     Args:
         model: A module, trained in place; a function that returns a new one; the name of a network
-            (:func:`atomhub.training.networks.find_network`); or None: the one that the set was distilled with. It maps
-            normalised (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``.
+            (:func:`atomhub.training.networks.find_network`); or None: the protocol's own. It maps normalised
+            (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``.
         distilled: The set.
-        protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
+        protocol: One of :data:`atomhub.training.protocols.PROTOCOLS`.
         labels: ``soft``: train on the set's soft labels.
         seed: Seed of the weights of a new network, and of order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -59,14 +59,16 @@ def train(
     """
     check_whole("seed", seed, 0)
     rules, where, targets = find_protocol(protocol), find_device(device), targets_of(distilled, labels)
-    build: Callable[[], nn.Module] = (lambda: model) if isinstance(model, nn.Module) else builder(model, distilled)[0]
+    build: Callable[[], nn.Module] = (
+        (lambda: model) if isinstance(model, nn.Module) else builder(model, distilled, rules)[0]
+    )
     keep_large_buffers()
     with enough_memory("use a smaller network"):
         with seeded(seed, where):
             trained = build().to(where)
-        operations = distilled.operations(rules.augmentation)
+        stages = distilled.safe(rules.augmentation)
         images = distilled.as_tensors()[0].to(where)
-        fit([trained], [images], targets.to(where), rules, operations, len(distilled.class_names), [seed])
+        fit([trained], [images], targets.to(where), rules, stages, len(distilled.class_names), [seed])
     return trained
 
 
@@ -186,8 +188,8 @@ def train_classifier(
 
     Args:
         distilled: The set.
-        network: Name of a network; None: the one that the set was distilled with.
-        protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
+        network: Name of a network; None: the protocol's own.
+        protocol: One of :data:`atomhub.training.protocols.PROTOCOLS`.
         labels: ``soft``: train on the set's soft labels.
         seed: Seed of weights, order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -202,7 +204,7 @@ def train_classifier(
             f"The network cannot be {type(network).__name__}: one that is kept is built again by its name.",
             "Give a name, such as resnet18, or use atomhub.train for a network of your own.",
         )
-    found = network_for(distilled, network)
+    found = network_for(distilled, network, find_protocol(protocol))
     test_images, test_labels = distilled.test_split(source)  # before the work, not after
     start = time.perf_counter()
     model = train(found.spec, distilled, protocol, labels=labels, seed=seed, device=device)

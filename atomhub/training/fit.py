@@ -49,7 +49,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
-    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
+    stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
     record: bool = False,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
@@ -64,7 +64,7 @@ def fit(
         images: R times N images, (C, H, W) float32, normalised; may be the same ones.
         labels: (N,) int64, or (N, K) float probabilities.
         protocol: Epochs, batch, optimiser, schedule, CutMix.
-        operations: DSA operations, one drawn per image (the protocol's, less those that change a class).
+        stages: The augmentation: the protocol's, less what changes a class.
         classes: K.
         seeds: R seeds.
         place: Which of how many networks the first one is, for errors.
@@ -74,7 +74,7 @@ def fit(
         UsageError: a network that cannot take the images, or gives something else than (B, K).
         AtomhubError: a loss is not finite (names the network and the epoch).
     """
-    arguments = (images, labels, protocol, operations, classes, seeds)
+    arguments = (images, labels, protocol, stages, classes, seeds)
     first, total = place or (0, len(models))
     known = [p.numel() for p in models[0].parameters() if not isinstance(p, nn.UninitializedParameter)]
     large = images[0].device.type == "cpu" and sum(known) > _FEW
@@ -109,27 +109,25 @@ def _random(model: nn.Module) -> bool:
 
 def _fit(
     networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
-    operations: Sequence[str], classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
+    stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
-    optimizer = torch.optim.SGD(
-        networks.parameters, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.decay
-    )
-    milestones = [round(share * protocol.epochs) for share in protocol.drops]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, protocol.factor)
+    optimizer = _optimizer(networks.parameters, protocol)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, protocol.drops, protocol.factor)
     device = images[0].device
     losses: list[Tensor] = []
 
     def gradients(rows: Tensor, u: Tensor, mix: Tensor) -> list[Tensor]:
         """Return the losses (R,) of a batch, and the gradients of all parameters that have one."""
         batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
-        batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), operations)[:, 0].view_as(batch)
+        batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), stages)[:, 0].view_as(batch)
         targets = labels[rows] if labels.is_floating_point() else one_hot[labels[rows]].to(batch.dtype)
-        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix)
+        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix, u[..., augment.DRAWS :].argsort(1)[..., 0])
         output = networks(batch)
         check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
-        loss = -(wanted * output.float().log_softmax(-1)).sum(-1).mean(1)
+        precise = output if output.dtype == torch.float64 else output.float()
+        loss = -(wanted * precise.log_softmax(-1)).sum(-1).mean(1)
         if not loss.requires_grad:
             raise UsageError(
                 f"The network {networks.name} gives outputs without a gradient.", "Do not detach them in forward()."
@@ -152,7 +150,15 @@ def _fit(
             _check(torch.stack(losses), epoch + 1 - len(losses), protocol.epochs, place)
             losses = []
         schedule.step()
+        if protocol.restart and epoch + 1 in protocol.drops:
+            optimizer.state.clear()
     networks.finish()
+
+
+def _optimizer(parameters: Sequence[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(list(parameters), lr=protocol.lr, weight_decay=protocol.decay)
+    return torch.optim.SGD(list(parameters), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.decay)
 
 
 def _on_gpu(images: Rows) -> bool:
@@ -163,8 +169,9 @@ def _on_gpu(images: Rows) -> bool:
 def _drawn(
     count: int, protocol: Protocol, seeds: Sequence[int], device: torch.device
 ) -> Iterator[Iterator[tuple[Tensor, ...]]]:
-    """Yield the batches of every epoch, for R networks: rows (R, B), draws of augmentation (R, B, DRAWS) and of CutMix.
+    """Yield the batches of every epoch, for R networks: rows (R, B), draws (R, B, DRAWS + 1), draws (R, 4) of CutMix.
 
+    The first draws are for every image, and the last of them orders the partners of CutMix.
     Every network has them from its own seed: an order of the images, then of each batch the one and the other.
     """
     generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
@@ -175,11 +182,11 @@ def _drawn(
     def epoch(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         order, u, mix = torch.randperm(count, generator=g), [], []
         for size in sizes:
-            u.append(torch.rand(size, augment.DRAWS, generator=g))
+            u.append(augment.one_choice(torch.rand(size, augment.DRAWS + 1, generator=g)))
             mix.append(torch.rand(4 if protocol.cutmix else 0, generator=g))  # coin, share kept, centre
         return order, torch.cat(u), torch.stack(mix)
 
-    each = len(seeds) * count * (8 + 4 * augment.DRAWS)
+    each = len(seeds) * count * (12 + 4 * augment.DRAWS)
     for ahead in torch.arange(protocol.epochs).split(max(1, _DRAWN // each)):
         drawn = [[epoch(g) for g in generators] for _ in ahead]
         orders, us, mixes = (
@@ -201,27 +208,32 @@ def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> 
         )
 
 
-def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor) -> tuple[Tensor, Tensor]:
+def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
     """Mix each network's batch with probability ``probability`` by CutMix (Yun et al., ICCV 2019, section 3.1).
+
+    The box has whole pixels, as many on either side of its centre, and may hang over the edge.
 
     Args:
         batch: (R, B, C, H, W).
         targets: (R, B, K) probabilities.
         probability: That a batch is mixed.
         u: (R, 4) uniform in [0, 1): coin, share kept, centre.
+        partners: (R, B) int64: which image of the batch is pasted into which.
     """
     if not probability:
         return batch, targets
     u = u.to(batch.dtype)
-    reach = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt() / 2  # (R,)
+    cut = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt()  # (R,): side of the box, as a share
 
     def inside(side: int, centre: Tensor) -> Tensor:  # (R, side): rows or columns that the box covers
-        low, high = ((centre * side + sign * (reach * side)).round().clamp(0, side)[:, None] for sign in (-1, 1))
+        half = ((cut * side).floor() / 2).floor()
+        low, high = ((centre * side).floor() + sign * half for sign in (-1, 1))
         span = torch.arange(side, device=batch.device)
-        return (span >= low) & (span < high)
+        return (span >= low[:, None]) & (span < high[:, None])
 
     x, y = inside(batch.shape[-1], u[:, 2]), inside(batch.shape[-2], u[:, 3])
     box = (y[:, :, None] & x[:, None, :])[:, None, None]  # (R, 1, 1, H, W)
     share = box.to(batch).mean((-1, -2)).view(-1, 1, 1)
-    mixed = torch.where(box, batch.roll(1, 1), batch)
-    return mixed, targets * (1 - share) + targets.roll(1, 1) * share
+    pasted = batch.take_along_dim(partners[..., None, None, None], 1)
+    theirs = targets.take_along_dim(partners[..., None], 1)
+    return torch.where(box, pasted, batch), targets * (1 - share) + theirs * share

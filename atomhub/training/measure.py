@@ -22,7 +22,7 @@ from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fastest_group, fit, seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
-from atomhub.training.protocols import find_protocol
+from atomhub.training.protocols import Protocol, find_protocol
 
 Baseline = Literal["random", "herding", "whole"]
 AnyNetwork = str | Callable[[], nn.Module]
@@ -45,8 +45,10 @@ def measure(
         distilled: The set.
         network: Name of a network, with options if need be (:func:`atomhub.training.networks.find_network`); or a
             function without arguments that returns a new untrained model from normalised (B, C, H, W) to (B, K) logits;
-            None: the network that the set was distilled with.
-        protocol: ``dm``, ``datadam``, ``mix`` or ``quick``.
+            None: the protocol's own, a ConvNet with the norm that its published figures are of; ``quick`` has none, and
+            takes the network that the set was distilled with.
+        protocol: ``dm``, ``datadam``, ``idc``, ``dance``, ``ncfm`` or ``quick``
+            (:data:`atomhub.training.protocols.PROTOCOLS`).
         runs: Networks to train; the literature asks for 5 or more.
         baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
             mean is closest to the class mean; ``whole``: the whole training set; empty: none of them; None: not
@@ -73,10 +75,10 @@ def measure(
     rules, where = find_protocol(protocol), find_device(device)
     kinds = _kinds(distilled, baseline)
     targets = targets_of(distilled, labels)
-    build, label = builder(network, distilled)
+    build, label = builder(network, distilled, rules)
     real = distilled.real(source)
     test = real.test_tensors()
-    operations = distilled.operations(rules.augmentation)
+    stages = distilled.safe(rules.augmentation)
     classes = len(distilled.class_names)
     trained = 0
     keep_large_buffers()
@@ -101,7 +103,7 @@ def measure(
                 own = same or [training_set(s)[0].to(where) for s in seeds]
                 # a function of the user's may give a network that does something else in every step
                 known = network is None or isinstance(network, str)
-                fit(models, own, target, rules, operations, classes, seeds, (first, runs), record=known)
+                fit(models, own, target, rules, stages, classes, seeds, (first, runs), record=known)
                 found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
                 trained += len(seeds)
                 if progress:
@@ -171,10 +173,12 @@ def summary(accuracies: Sequence[float], seconds: float) -> Score:
     )  # fmt: skip
 
 
-def builder(network: AnyNetwork | None, distilled: DistilledDataset) -> tuple[Callable[[], nn.Module], str]:
+def builder(
+    network: AnyNetwork | None, distilled: DistilledDataset, rules: Protocol
+) -> tuple[Callable[[], nn.Module], str]:
     """Return how to build a network, and the label it is reported under."""
     if network is None or isinstance(network, str):
-        found = network_for(distilled, network)
+        found = network_for(distilled, network, rules)
         return found.build, found.spec
     if isinstance(network, nn.Module) or not callable(network):
         raise UsageError(
@@ -188,14 +192,22 @@ def builder(network: AnyNetwork | None, distilled: DistilledDataset) -> tuple[Ca
     return network, f"{named}()"  # never the name of one of ours
 
 
-def network_for(distilled: DistilledDataset, spec: str | None = None, tried: bool = True) -> Network:
-    """Return a network by name for the images of a set; None: the one that the set was distilled with.
+def network_for(
+    distilled: DistilledDataset, spec: str | None = None, rules: Protocol | None = None, tried: bool = True
+) -> Network:
+    """Return a network by name for the images of a set.
 
-    Arguments and errors as in :func:`atomhub.training.networks.find_network`.
+    Args:
+        distilled: The set.
+        spec: The name; None: the protocol's own network, or else the one that the set was distilled with, whose norm
+            other networks have as well.
+        rules: The protocol, if it is trained under one.
+        tried: As in :func:`atomhub.training.networks.find_network`, where the errors are named.
     """
     f = distilled.manifest.format
     inputs = InputSpec(f.channels, len(f.class_names), f.size)
-    return find_network(spec, inputs, distilled.manifest.results.network, tried)
+    usual = f"convnet:norm={rules.norm}" if rules and rules.norm else distilled.manifest.results.network
+    return find_network(spec, inputs, usual, tried)
 
 
 def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple[Tensor, Tensor]:

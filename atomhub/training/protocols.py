@@ -1,49 +1,65 @@
 """The evaluation protocols of the literature as data. Results of different protocols are never comparable."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from atomhub.core.augment import DSA, IDC, NCFM, Stages
 from atomhub.errors import UsageError, closest
-from atomhub.recipe import Operation
-
-_DSA: tuple[Operation, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a network is trained: SGD with momentum on cross-entropy, accuracy taken after the last epoch.
+    """How a network is trained on cross-entropy; its accuracy is taken after the last epoch.
 
     Attributes:
         epochs: Passes over the training set.
         batch: Images in a batch.
-        lr: Initial learning rate.
-        momentum, decay: SGD's momentum and L2 weight decay.
-        drops: Shares of the epochs after which the learning rate is multiplied by ``factor``.
-        factor: See ``drops``.
-        augmentation: DSA operations, one drawn for every image of a batch.
-        cutmix: Probability that a batch is mixed by CutMix (Yun et al., ICCV 2019).
         source: Where the protocol comes from.
+        norm: Norm of the ConvNet (width 128, depth by resolution) that the published figures are of; None: the network
+            that a set was distilled with.
+        optimizer: ``sgd``, with momentum and L2 weight decay, or ``adamw`` (betas 0.9 and 0.999).
+        lr: Initial learning rate.
+        momentum: SGD's.
+        decay: Weight decay: in the gradient (SGD), or of the weights themselves (AdamW).
+        drops: Epochs after which the learning rate is multiplied by ``factor``, counted from 1.
+        factor: See ``drops``.
+        restart: Whether the optimiser begins anew at a drop, and so forgets its momentum (DC's code).
+        augmentation: Stages of operations; one of each is drawn for a batch, with parameters for every image.
+        cutmix: Probability that a batch is mixed by CutMix (Yun et al., ICCV 2019), with a share from Beta(1, 1).
     """
 
     epochs: int
     batch: int
     source: str
+    norm: Literal["instance", "batch"] | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     decay: float = 5e-4
-    drops: tuple[float, ...] = (1 / 2,)
+    drops: tuple[int, ...] = ()
     factor: float = 0.1
-    augmentation: tuple[Operation, ...] = _DSA
+    restart: bool = False
+    augmentation: Stages = DSA
     cutmix: float = 0.0
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "dm": Protocol(1000, 256, "DM (WACV 2023): the field's default"),
-    "datadam": Protocol(1800, 64, "DataDAM (ICCV 2023)"),
-    "mix": Protocol(
-        1500, 64, "DANCE (IJCAI 2024), NCFM (CVPR 2025), but for the last epoch in place of the best",
-        drops=(2 / 3, 5 / 6), factor=0.2, cutmix=0.5, augmentation=tuple(op for op in _DSA if op != "cutout"),
+    # DC's code trains one epoch more than it says, and restarts its optimiser after epoch Epoch // 2 + 2
+    "dm": Protocol(1001, 256, "DC, DSA, DM (WACV 2023): the field's default", "instance", drops=(502,), restart=True),
+    "datadam": Protocol(1801, 64, "DataDAM (ICCV 2023), its code", "batch", drops=(902,), restart=True),
+    "idc": Protocol(
+        1000, 64, "IDC (ICML 2022)", "instance", drops=(666, 833), factor=0.2, augmentation=IDC, cutmix=0.5
     ),
-    "quick": Protocol(200, 256, "atomhub: dm with a fifth of the epochs, for demos and smoke tests"),
+    "dance": Protocol(
+        1500, 64, "DANCE (IJCAI 2024)", "instance", drops=(1000, 1250), factor=0.2, augmentation=IDC, cutmix=0.5
+    ),
+    "ncfm": Protocol(
+        2000, 128, "NCFM (CVPR 2025)", "instance", "adamw", 0.001, decay=0.01, drops=(400, 800, 1200, 1600),
+        factor=0.5, augmentation=NCFM, cutmix=0.5,
+    ),
+    "quick": Protocol(
+        201, 256, "atomhub: dm with a fifth of the epochs, for demos and smoke tests", drops=(102,), restart=True
+    ),
 }  # fmt: skip
 
 

@@ -52,15 +52,15 @@ def soften(
     where = find_device(device)
     network = network_for(distilled, teacher)
     real = distilled.real(source, tested=False)
-    rules = Protocol(epochs, 256, "dm's optimiser on the whole training set")
+    rules = Protocol(epochs, 256, "dm's optimiser on the whole training set", drops=(round(epochs / 2),))
     images, labels = whole_real(distilled, real)
     keep_large_buffers()
     classes, own = len(distilled.class_names), None
     with enough_memory("use a smaller teacher"):
         with seeded(seed, where):
             model = network.build().to(where)
-        operations = distilled.operations(rules.augmentation)
-        fit([model], [images.to(where)], labels.to(where), rules, operations, classes, [seed], record=True)
+        stages = distilled.safe(rules.augmentation)
+        fit([model], [images.to(where)], labels.to(where), rules, stages, classes, [seed], record=True)
         with torch.no_grad():
             found = torch.cat([logits(model, part.to(where)).cpu() for part in distilled.as_tensors()[0].split(512)])
         if real.test is not None:

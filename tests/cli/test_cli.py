@@ -67,7 +67,7 @@ def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
     code, out, _ = run("list")
     assert code == 0
     assert "digits-ipc1" in out
-    assert "(quick)" in out
+    assert "% (quick, ConvNet, instance norm)" in " ".join(out.split())
 
     code, out, _ = run("info", "digits-ipc1")
     assert code == 0
@@ -166,7 +166,7 @@ def test_distil_push_list_pull_verify(run, hub, home, monkeypatch):
     code, out, _ = run("list", "--remote", "--source", "digits", "--sort", "accuracy")
     assert code == 0
     assert f"alice/{name}" in out
-    assert "(quick)" in out
+    assert "claimed % (quick, ConvNet, instance norm)" in " ".join(out.split())
     assert json.loads(run("list", "--remote", "--ipc", 7, "--json")[1])["sets"] == []
     assert "add --remote" in run("list", "--ipc", 1)[2]
 
@@ -331,14 +331,17 @@ def test_the_rate_counts_steps_alone(capsys, monkeypatch):
     assert "Distilling: 10/20  loss 1  0.5 it/s  20 s left" in capsys.readouterr().err
 
 
-def test_a_list_shows_the_own_network_of_a_set_and_ones_own_sets_first(run):
+def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_own_sets_first(run):
     assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", "zebra")[0] == 0
     brief = ("--protocol", "quick", "--runs", 1, "--no-baseline")
-    assert run("evaluate", "zebra", "--network", "convnet", "--network", "mlp:width=2", *brief)[0] == 0
-    (own, other) = atomhub.load("zebra").manifest.results.measured
+    both = ("--network", "convnet", "--network", "mlp:width=2", "--network", "convnet:norm=batch")
+    assert run("evaluate", "zebra", *both, *brief)[0] == 0
+    own, other, batch = (f"{r.score.mean:.1f}" for r in atomhub.load("zebra").manifest.results.measured)
     rows = [line.split() for line in run("list")[1].splitlines() if "digits" in line or "zebra" in line]
-    assert rows[0][:5] == ["zebra", "digits", "1", "atom", f"{own.score.mean:.1f}"]
-    assert own.score.mean != other.score.mean
+    assert rows[0][:4] == ["zebra", "digits", "1", "atom"]
+    shown = [cell for cell in rows[0][4:-1] if cell not in ("-", "±", "0.0")]
+    assert shown == [batch, own]
+    assert other not in shown
 
 
 def test_a_damaged_set_does_not_hide_the_others(run, home):

@@ -22,7 +22,7 @@ def u():
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_images_of_a_group_share_their_parameters(name, images, u):
     same = images[:, :1].expand_as(images)
-    out = augment.augment(same, u, [name])
+    out = augment.augment(same, u, [[name]])
     assert torch.equal(out, out[:, :1].expand_as(out))
 
 
@@ -30,7 +30,7 @@ def test_images_of_a_group_share_their_parameters(name, images, u):
 def test_what_a_gpu_does_is_the_same(operations, images):
     """There all groups go through all operations, so that nothing waits for the choice."""
     u = torch.rand(G, augment.DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(len(operations)))
-    a, b = (f(images.requires_grad_(), u, operations) for f in (augment.augment, augment.augment_static))
+    a, b = (f(images.requires_grad_(), u, [operations]) for f in (augment.augment, augment.augment_static))
     assert torch.allclose(a, b, rtol=0, atol=1e-12)
     (grad_a,), (grad_b,) = (torch.autograd.grad(x.square().sum(), images) for x in (a, b))
     assert torch.allclose(grad_a, grad_b, rtol=0, atol=1e-12)
@@ -39,7 +39,7 @@ def test_what_a_gpu_does_is_the_same(operations, images):
 @pytest.mark.parametrize("name", augment.OPERATIONS)
 def test_every_operation_is_differentiable(name, u):
     images = torch.randn(2, 1, 2, 8, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: augment.augment(x, u[:2], [name]), images)
+    assert torch.autograd.gradcheck(lambda x: augment.augment(x, u[:2], [[name]]), images)
 
 
 def test_rotation_agrees_with_torchvision(images, u):
@@ -71,7 +71,7 @@ def test_holes_agree_with_torchvision(images, u):
     u[:, 6:8] = 0.25 + u[:, 6:8] / 2  # within the image, where torchvision can erase
     out = augment.cutout(images, u)
     for g in range(G):
-        x, y = (int(v * SIDE) - SIDE // 4 for v in (u[g, 6], u[g, 7]))
+        x, y = (int(v * (SIDE + 1)) - SIDE // 4 for v in (u[g, 6], u[g, 7]))
         assert torch.equal(out[g], TF.erase(images[g], y, x, SIDE // 2, SIDE // 2, torch.zeros(()).double()))
 
 
@@ -120,15 +120,26 @@ def test_all_operations_are_drawn_equally_often():
     counts = torch.bincount((u[:, 0] * len(names)).long(), minlength=len(names))
     assert (counts - 10_000).abs().max() < 500
     images = torch.ones(len(u[:600]), 1, 1, 4, 4)
-    changed = (augment.augment(images, u[:600], names) != 1).flatten(1).any(1).float().mean()
+    changed = (augment.augment(images, u[:600], [names]) != 1).flatten(1).any(1).float().mean()
     assert 0.4 < changed < 0.9  # flips of ones and small shifts change nothing
 
 
 def test_no_operations_change_nothing(images, u):
-    assert augment.augment(images, u, ()) is images
+    assert augment.augment(images, u, []) is images
+    assert augment.augment(images, u, [[]]) is images
 
 
-def test_each_image_draws_its_own_in_training():
+def test_stages_follow_one_another(images, u):
+    expected = augment.cutout(augment.rotate(augment.color(images, u), u), u)
+    assert torch.equal(augment.augment(images, u, [["color"], ["rotate"], [], ["cutout"]]), expected)
+
+
+def test_a_batch_has_one_operation_and_every_image_its_own_numbers():
     torch.manual_seed(0)
-    out = augment.augment_each(torch.randn(1, 3, 16, 16).expand(8, -1, -1, -1), ["crop"])
-    assert len({tuple(image.flatten().tolist()) for image in out}) > 2
+    same, seen = torch.randn(1, 3, 16, 16).expand(8, -1, -1, -1), set()
+    for _ in range(20):
+        out = augment.augment_batch(same, [["cutout", "color"]])
+        seen.add(kind := bool((out == 0).any()))
+        assert all(bool((image == 0).any()) == kind for image in out)
+        assert len({tuple(image.flatten().tolist()) for image in out}) > 2
+    assert seen == {True, False}

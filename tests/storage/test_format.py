@@ -365,7 +365,7 @@ class TestTampering:
         atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)
         text = card.read_text()
         assert "## My own words" in text
-        assert "| quick |" in text
+        assert "| trained on | quick, " in text
         assert "Not measured yet" not in text
         card.write_text("all mine")
         atomhub.evaluate(atomhub.load(saved.path), protocol="quick", runs=1, baseline=None)

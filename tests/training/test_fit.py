@@ -26,7 +26,7 @@ def prepared(spec="convnet:width=8,norm=batch", number=3, device="cpu"):
         with fitting.seeded(seed, torch.device("cpu")), torch.device(device):
             models.append(network.build())
     labels = (torch.arange(20) % 10).to(device)
-    return models, [images] * number, labels, RULES, OPERATIONS, 10, list(range(number))
+    return models, [images] * number, labels, RULES, [OPERATIONS], 10, list(range(number))
 
 
 def trained(record=False, **options):
@@ -114,7 +114,7 @@ def test_a_network_without_a_gradient_is_refused():
         models = [Detached(256, 10) for _ in range(number)]
         images = [torch.randn(20, 1, 16, 16)] * number
         with pytest.raises(UsageError, match="Detached gives outputs without a gradient"):
-            fitting.fit(models, images, torch.arange(20) % 10, RULES, (), 10, list(range(number)))
+            fitting.fit(models, images, torch.arange(20) % 10, RULES, [], 10, list(range(number)))
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -1,0 +1,191 @@
+"""Do our protocols measure what the papers' code measures: the same images through both, CIFAR-10, last epoch.
+
+    git clone https://github.com/VICO-UoE/DatasetCondensation DC     # and DataDistillation/DataDAM, Hansong-Zhang/DANCE
+    python benchmarks/protocols.py --code dm=DC --code datadam=DataDAM --code dance=DANCE [--ipc 1] [--networks 5]
+        [--atom NAME] [--side field|ours]
+
+Sets: random real images; ``--atom``: a set of the local store; DataDAM's initial images, from its repository. A cell is
+a set under a protocol, by one side, and is kept in ``benchmarks/results/protocols-cpu.json`` as soon as it is done, so
+the script continues where it was. Both sides may run at the same time, each in a process (``--side``) on one core.
+The papers' code is imported as it lies in its folder, and none of it is here; what it needs of a GPU is sent to the CPU.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import torch
+from common import RESULTS, environment
+
+import atomhub
+from atomhub.files import locked
+from atomhub.interop.importing import import_set
+from atomhub.training.measure import random_real
+
+KEPT = RESULTS / "protocols-cpu.json"
+
+
+def tensors(ipc, atom, code):
+    """Return what is measured: name to (images (N, 3, 32, 32) uint8 or float in 0..1, labels)."""
+    model = atomhub.load(f"cifar10-ipc{ipc}")  # for the normalisation
+    real = atomhub.open_source("cifar10")
+    one = model.subset(ipc=ipc)
+    sets = {"random": random_real(one, real, 0)}
+    if atom:
+        sets["atom"] = atomhub.load(atom).as_tensors()
+    if "datadam" in code:
+        place = code["datadam"] / f"Initial_Synthetic_Dataset/CIFAR10_IPC{ipc}_images.pt"
+        sets["DataDAM's initial images"] = import_set(place, real).as_tensors()
+    return sets
+
+
+class OnCpu:
+    """Let code that asks for a GPU work on the CPU."""
+
+    def __enter__(self):
+        self.before = torch.Tensor.cuda, torch.nn.Module.cuda, torch.tensor
+        torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+        torch.nn.Module.cuda = lambda module, *_, **__: module
+        torch.tensor = lambda *a, **k: self.before[2](*a, **{key: v for key, v in k.items() if key != "device"})
+        setattr(np, "int", int)  # removed from NumPy since
+
+    def __exit__(self, *_):
+        torch.Tensor.cuda, torch.nn.Module.cuda, torch.tensor = self.before
+        delattr(np, "int")
+
+
+def imported(folder, *names):
+    """Import modules of a folder of the papers' code, with stand-ins for packages that they name and do not need."""
+    rotate = types.ModuleType("scipy.ndimage.interpolation")
+    rotate.rotate = None
+    sys.modules.setdefault("scipy.ndimage.interpolation", rotate)
+    for missing, name in (("efficientnet_pytorch", "EfficientNet"), ("kornia", "K"), ("tqdm", "tqdm")):
+        stand_in = types.ModuleType(missing)
+        setattr(stand_in, name, lambda iterable=None, *_, **__: iterable)
+        try:
+            __import__(missing)
+        except ImportError:
+            sys.modules[missing] = stand_in
+    sys.path.insert(0, str(folder))
+    sys.argv = [sys.argv[0]]
+    try:
+        return [__import__(name) for name in names]
+    finally:
+        sys.path.remove(str(folder))
+
+
+def dc(folder, protocol):
+    """Return DC's or DataDAM's ``evaluate_synset`` as a function of images, labels and the test images."""
+    networks, utils = imported(folder, "networks", "utils")
+    norm, epochs, batch = ("batchnorm", 1800, 64) if protocol == "datadam" else ("instancenorm", 1000, 256)
+
+    def accuracy(images, labels, test):
+        network = networks.ConvNet(3, 10, 128, 3, "relu", norm, "avgpooling", (32, 32))
+        options = types.SimpleNamespace(
+            device="cpu", lr_net=0.01, epoch_eval_train=epochs, batch_train=batch, dsa=True,
+            dsa_strategy="color_crop_cutout_flip_scale_rotate", dsa_param=utils.ParamDiffAug(), dc_aug_param=None,
+        )  # fmt: skip
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*test), batch_size=256)
+        return 100 * utils.evaluate_synset(0, network, images.clone(), labels.clone(), loader, options)[2]
+
+    return accuracy
+
+
+def dance(folder):
+    """Return DANCE's ``test_data`` in the same way."""
+    with OnCpu():
+        sys.path.insert(0, str(folder))
+        train, common, data = imported(folder, "train", "common", "data")
+        options = types.SimpleNamespace(
+            dataset="cifar10", net_type="convnet", depth=3, width=1.0, norm_type="instance", nch=3, size=32, nclass=10,
+            epochs=1500, batch_size=64, lr=0.01, momentum=0.9, weight_decay=5e-4, mixup="cut", beta=1.0, mix_p=0.5,
+            dsa=True, dsa_strategy="color_crop_flip_scale_rotate", epoch_print_freq=1500, epoch_eval_interval=1500,
+        )  # fmt: skip
+
+    def accuracy(images, labels, test):
+        with OnCpu():
+            network = common.define_model(options, 10)
+            kinds = {"batch_size": 64, "shuffle": True, "num_workers": 0}
+            loader = data.MultiEpochsDataLoader(data.TensorDataset(images, labels), **kinds)
+            tests = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*test), batch_size=256)
+            return float(train.train(options, network, loader, tests, logger=lambda _: None)[1])
+
+    return accuracy
+
+
+def ours(protocol, images, labels, test, networks):
+    """Return our accuracies of the same."""
+    from atomhub.training.fit import fit, seeded
+    from atomhub.training.nets import InputSpec
+    from atomhub.training.networks import find_network
+    from atomhub.training.protocols import PROTOCOLS
+
+    rules, found = PROTOCOLS[protocol], []
+    network = find_network(f"convnet:norm={rules.norm}", InputSpec(3, 10, 32))
+    for seed in range(networks):
+        with seeded(seed, torch.device("cpu")):
+            model = network.build()
+        fit([model], [images], labels, rules, rules.augmentation, 10, [seed])
+        with torch.no_grad():
+            right = sum(
+                (model(x).argmax(1) == y).sum() for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
+            )
+        found.append(100 * int(right) / len(test[1]))
+    return found
+
+
+def cell(rows, wanted, work):
+    """Measure a cell unless it is there; return the rows with it."""
+    if any(all(row[key] == value for key, value in wanted.items()) for row in rows):
+        return
+    start = time.perf_counter()
+    found = [round(a, 2) for a in work()]
+    row = {**wanted, "accuracies": found, "mean": round(statistics.fmean(found), 2),
+           "std": round(statistics.stdev(found), 2), "seconds": round(time.perf_counter() - start)}  # fmt: skip
+    with locked(KEPT):
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        kept = environment(torch.device("cpu")) | {"rows": [*kept.get("rows", []), row]}
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", action="append", required=True, metavar="PROTOCOL=DIR")
+    parser.add_argument("--commit", action="append", default=[], metavar="PROTOCOL=SHA", help="where DIR is no clone")
+    parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--networks", type=int, default=5)
+    parser.add_argument("--atom", metavar="NAME")
+    parser.add_argument("--side", choices=["field", "ours"])
+    o = parser.parse_args()
+    code = {name: Path(place) for name, place in (c.split("=", 1) for c in o.code)}
+    commits = dict(c.split("=", 1) for c in o.commit)
+    sets = tensors(o.ipc, o.atom, code)
+    distilled = atomhub.load("cifar10-ipc1")
+    images, labels = atomhub.open_source("cifar10").test_tensors()
+    test = distilled.normalize(images), labels
+    for protocol, folder in code.items():
+        commit = commits.get(protocol) or subprocess.check_output(
+            ["git", "-C", folder, "rev-parse", "HEAD"], text=True
+        ).strip()  # fmt: skip
+        for name, (x, y) in sets.items():
+            rows = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else []
+            where = {"set": name, "ipc": o.ipc, "protocol": protocol}
+            if o.side != "ours":
+                theirs = {**where, "side": commit}
+                field = dance(folder) if protocol == "dance" else dc(folder, protocol)
+                cell(rows, theirs, lambda field=field, x=x, y=y: [field(x, y, test) for _ in range(o.networks)])
+                for module in ("networks", "utils", "train", "common", "data", "misc", "models"):
+                    sys.modules.pop(module, None)
+            if o.side != "field":
+                mine = {**where, "side": "atomhub"}
+                cell(rows, mine, lambda p=protocol, x=x, y=y: ours(p, x, y, test, o.networks))
+
+
+if __name__ == "__main__":
+    main()

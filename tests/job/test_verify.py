@@ -1,0 +1,66 @@
+"""Whether claims of accuracy hold: networks are trained anew, and means compared by their standard errors."""
+
+import statistics
+
+import pytest
+from scipy.stats import ttest_ind
+
+import atomhub
+from atomhub.errors import NotFoundError, UsageError
+from atomhub.job.evaluation import distances
+from atomhub.training.measure import summary
+
+
+@pytest.fixture
+def measured(home):
+    distilled = atomhub.distill("digits", 1, overrides={"iterations": 40}).save()
+    atomhub.evaluate(distilled, protocol="quick", runs=3, baseline=None)
+    return distilled
+
+
+def test_an_honest_claim_holds(measured):
+    (verdict,) = atomhub.verify(measured, runs=2)
+    assert verdict.holds
+    assert verdict.measured.seed != verdict.claim.seed
+    assert len(atomhub.load(measured.name).manifest.results.measured) == 1  # nothing is stored
+
+
+def test_a_claim_of_ten_networks_that_is_a_point_and_a_half_too_high_does_not_hold(home):
+    distilled = atomhub.load("digits-ipc10")
+    claim = atomhub.evaluate(distilled, protocol="quick", runs=10, baseline=None)
+    score = claim.score.model_copy(update={"mean": claim.score.mean + 1.5})
+    lie = claim.model_copy(update={"score": score})
+    distilled.manifest = distilled.manifest.replace(results={"measured": (claim, lie)})
+    honest, found_out = atomhub.verify(distilled, runs=10)
+    assert honest.holds
+    assert not found_out.holds
+    assert honest.allowed < honest.seen < 1.5
+
+
+def test_distances_are_those_of_welchs_test():
+    """Against SciPy's own test of two samples: the p-value is 1 % where the distance of the means is the allowed."""
+    a, b = [70.0, 71.5, 69.5, 70.2], [68.0, 68.9, 68.7]
+    allowed, seen = distances(summary(a, 1), summary(b, 1), 0.01)
+    away = statistics.fmean(a) - statistics.fmean(b) - allowed
+    assert ttest_ind(a, [x + away for x in b], equal_var=False).pvalue == pytest.approx(0.01, rel=1e-3)
+    assert seen > allowed
+
+
+def test_one_network_is_taken_to_have_the_spread_of_the_others():
+    allowed, _ = distances(summary([70.0], 1), summary([69.0, 70.0, 71.0], 1), 0.01)
+    assert allowed == pytest.approx(9.925 * (1 + 1 / 3) ** 0.5, rel=1e-3)  # t with 2 degrees of freedom
+
+
+def test_equal_accuracies_have_the_spread_of_one_test_image():
+    allowed, _ = distances(summary([97.5, 97.5], 1), summary([97.5, 97.5], 1), 0.28)
+    assert allowed > 0.28
+
+
+def test_one_network_cannot_verify(digits1):
+    with pytest.raises(UsageError, match="(?s)runs cannot be 1.*Use 2 or more"):
+        atomhub.verify(digits1, runs=1)
+
+
+def test_a_set_that_claims_nothing(digits1):
+    with pytest.raises(NotFoundError, match="claims no accuracy"):
+        atomhub.verify(digits1)
