@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "datadam": {"spatial": 1.0},
     "channel": {"channel": 1.0},
     "atom": {"spatial": 1.0, "channel": 1.0},
-    # beyond the papers: every part is there because benchmarks/results/atom-plus.md shows that it pays
+    # beyond the papers: benchmarks/ablation.py --parts takes it apart
     "atom-plus": {
         "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "bank": 5, "bank_epochs": 3,
         "calibration": 0.3, "statistics": "real",
@@ -17,8 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Recipe name to fields."""
 
 TUNED: dict[str, dict[str, Any]] = {
-    # 16x16 images on a CPU: small and short; instance norm was a little better than batch norm on held-out training
-    # images (benchmarks/ablation.py)
+    # 16x16 images on a CPU: small and short
     "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "bank_epochs": 30}
 }
 """What the size of a source asks for, by the source's name; applied to presets unless the user sets the field."""

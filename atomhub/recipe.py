@@ -42,10 +42,10 @@ class Recipe(BaseModel):
         0.0, "weight of the cross-entropy under trained networks; needs a bank", "-", "DANCE", ge=0, le=1e6
     )
     loss_scale: float = _knob(100.0, "factor on the whole loss", "-", "DataDAM's code", gt=0, le=1e9)
-    # the papers say p 4 and instance norm, DataDAM's code does p 1 and batch norm: benchmarks/ablation.py decided
-    power: float = _knob(1.0, "p of the attention maps, sum of |f|^p", "-", "DataDAM's code; ablation", ge=1, le=8)
+    # the papers say p 4 and instance norm, DataDAM's code does p 1 and batch norm
+    power: float = _knob(1.0, "p of the attention maps, sum of |f|^p", "-", "DataDAM's code", ge=1, le=8)
     norm: Literal["instance", "batch", "none"] = _knob(
-        "batch", "norm layers of the ConvNet, also when it is measured", "-", "DataDAM's code; ablation"
+        "batch", "norm layers of the ConvNet that images are matched under", "-", "DataDAM's code"
     )
     statistics: Literal["own", "real"] = _knob(
         "own", "batch norm's mean and variance for synthetic images: their own, or those of the real batch"

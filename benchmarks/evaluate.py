@@ -25,7 +25,6 @@ from atomhub.training.nets import InputSpec
 from atomhub.training.networks import find_network
 from atomhub.training.protocols import Protocol
 
-OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 CIFAR, DIGITS = InputSpec(3, 10, 32), InputSpec(1, 10, 16)
 SHAPES = [  # what, network, images of what kind, how many, batch, epochs
     ("CIFAR-10, ipc 10", "convnet:norm=batch", CIFAR, 100, 256, 8),
@@ -44,7 +43,7 @@ def plain(network, images, labels, rules, device):
     for _ in range(rules.epochs):
         for rows in torch.randperm(len(images)).to(device).split(rules.batch):
             optimizer.zero_grad()
-            F.cross_entropy(model(augment.augment_each(images[rows], OPERATIONS)), labels[rows]).backward()
+            F.cross_entropy(model(augment.augment_batch(images[rows], augment.DSA)), labels[rows]).backward()
             optimizer.step()
 
 
@@ -83,7 +82,7 @@ def main():
         def fit(number, long, network=network, images=images, labels=labels, rules=rules):
             fitting._LONG, fitting._FEW = long, 10**18
             models = [network.build().to(device) for _ in range(number)]
-            fitting.fit(models, [images] * number, labels, rules, OPERATIONS, 10, list(range(number)), record=True)
+            fitting.fit(models, [images] * number, labels, rules, augment.DSA, 10, list(range(number)), record=True)
 
         ways = {
             "plain": (1, lambda network=network, i=images, t=labels, r=rules: plain(network, i, t, r, device)),

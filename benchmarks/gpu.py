@@ -219,7 +219,7 @@ def evaluation(checks, quick):
 
     def train(count):
         models = [network.build().to(device) for _ in range(count)]
-        augmentation, seeds_of = ("flip", "crop", "color"), list(range(count))
+        augmentation, seeds_of = [("flip", "crop", "color")], list(range(count))
         fitting.fit(models, [images] * count, labels, rules, augmentation, 10, seeds_of, record=True)
 
     each = {count: seconds(lambda count=count: train(count), device, 1) / count for count in (1, number)}

@@ -7,7 +7,7 @@
 Sets: random real images; ``--atom``: a set of the local store; DataDAM's initial images, from its repository. A cell is
 a set under a protocol, by one side, and is kept in ``benchmarks/results/protocols-cpu.json`` as soon as it is done, so
 the script continues where it was. Both sides may run at the same time, each in a process (``--side``) on one core.
-The papers' code is imported as it lies in its folder, and none of it is here; what it needs of a GPU is sent to the CPU.
+The papers' code is imported as it lies in its folder, and none of it is here; where it asks for a GPU it gets the CPU.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import time
 import types
 from pathlib import Path
 
+import numpy
 import torch
 from common import RESULTS, environment
 
@@ -52,11 +53,11 @@ class OnCpu:
         torch.Tensor.cuda = lambda tensor, *_, **__: tensor
         torch.nn.Module.cuda = lambda module, *_, **__: module
         torch.tensor = lambda *a, **k: self.before[2](*a, **{key: v for key, v in k.items() if key != "device"})
-        setattr(np, "int", int)  # removed from NumPy since
+        numpy.__dict__["int"] = int  # removed from NumPy since
 
     def __exit__(self, *_):
         torch.Tensor.cuda, torch.nn.Module.cuda, torch.tensor = self.before
-        delattr(np, "int")
+        del numpy.__dict__["int"]
 
 
 def imported(folder, *names):
@@ -120,23 +121,21 @@ def dance(folder):
 
 def ours(protocol, images, labels, test, networks):
     """Return our accuracies of the same."""
+    from atomhub.core.whitening import Normalization
+    from atomhub.training.accuracy import accuracy
     from atomhub.training.fit import fit, seeded
     from atomhub.training.nets import InputSpec
     from atomhub.training.networks import find_network
     from atomhub.training.protocols import PROTOCOLS
 
-    rules, found = PROTOCOLS[protocol], []
+    rules, models = PROTOCOLS[protocol], []
     network = find_network(f"convnet:norm={rules.norm}", InputSpec(3, 10, 32))
     for seed in range(networks):
         with seeded(seed, torch.device("cpu")):
-            model = network.build()
-        fit([model], [images], labels, rules, rules.augmentation, 10, [seed])
-        with torch.no_grad():
-            right = sum(
-                (model(x).argmax(1) == y).sum() for x, y in zip(test[0].split(500), test[1].split(500), strict=True)
-            )
-        found.append(100 * int(right) / len(test[1]))
-    return found
+            models.append(network.build())
+    fit(models, [images] * networks, labels, rules, rules.augmentation, 10, list(range(networks)))
+    plain = Normalization((0.0,) * 3, (1.0,) * 3)  # the test images are normalised
+    return [accuracy(model, *test, plain, torch.device("cpu"), 10) for model in models]
 
 
 def cell(rows, wanted, work):

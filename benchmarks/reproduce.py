@@ -30,6 +30,12 @@ MISSING = ("datasets>=4.0", "lazy-loader>=0.4", "pydantic>=2.7", "platformdirs>=
 """What a staged machine may not have, beside atomhub itself."""
 
 
+OLD_RANDOM = (
+    "The published figures of random images (and of herding) come from an older evaluation without DSA: they are no "
+    "anchor for these."
+)
+
+
 def of(config, key, ipc):
     """Return a value of the config that may differ between ipcs: itself, or what it says under this one."""
     value = config[key]
@@ -89,9 +95,10 @@ def markdown(config, rows):
     published, parts = config.get("published", {}), []
     for ipc in config["ipcs"]:
         mine = {r["recipe"]: r for r in rows if r["ipc"] == ipc}
+        network = next((r["network"] for r in mine.values()), "")
         lines = [
             f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, protocol "
-            f"{of(config, 'protocol', ipc)}, last epoch",
+            f"{of(config, 'protocol', ipc)}, {network}, last epoch",
             "",
             "| recipe | accuracy | published | seconds to distil | peak memory |",
             "|---|---|---|---|---|",
@@ -104,6 +111,8 @@ def markdown(config, rows):
                 memory = f"{r['memory'] / 1e9:.1f} GB"
             known = published.get(recipe, {}).get(str(ipc), "")
             lines.append(f"| {recipe} | {r['mean']:.1f} ± {r['std']:.1f} | {known} | {seconds} | {memory} |")
+        if "random" in published:
+            lines += ["", OLD_RANDOM]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -79,9 +79,9 @@ class Naive:
         for k in range(CLASSES):
             rows = self.random.permutation(500)[: self.recipe.real_batch] + self.offsets[k]
             u = torch.rand(1, augment.DRAWS)
-            real = augment.augment(self.real[rows][None], u, self.recipe.augmentation)[0]
+            real = augment.augment(self.real[rows][None], u, self.recipe.stages)[0]
             own = self.synthetic[k * self.ipc : (k + 1) * self.ipc]
-            own = augment.augment(own[None], u, self.recipe.augmentation)[0]
+            own = augment.augment(own[None], u, self.recipe.stages)[0]
             real_features, real_maps = self.maps(network, real)
             features, maps = self.maps(network, own)
             if self.recipe.spatial or self.recipe.channel:

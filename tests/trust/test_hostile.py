@@ -358,15 +358,15 @@ class TestHub:
 
     def test_one_stranger_does_not_stop_the_search(self, hub, saved, writer):
         push(saved, "alice/found")
-        base = "---\natomhub: {size: %s, result: %s}\ntags: [atomhub, dataset-distillation, 'ipc:%s', %s]\n---\n"
+        base = "---\natomhub: {size: %s, results: %s}\ntags: [atomhub, dataset-distillation, 'ipc:%s', %s]\n---\n"
         for n, (size, result, ipc, tag) in enumerate([
-            ("1" + "0" * 400, "{mean: 1, std: .inf, protocol: dm}", "9" * 30, "5"), ("-1", "5", "\u0663", "[]"),
-            ("yes", "{mean: 1e400, std: 0, protocol: {}}", "1", '"source:\\e[31m\\u202e"'),
+            ("1" + "0" * 400, "[{mean: 1, std: .inf, protocol: dm, network: a, runs: 2}, 7]", "9" * 30, "5"),
+            ("-1", "5", "\u0663", "[]"), ("yes", "[{mean: 1e400, std: 0, protocol: {}, network: a, runs: 1}]", "1", '"source:\\e[31m\\u202e"'),
         ]):  # fmt: skip
             hub.add(f"bob/odd-{n}", {"README.md": (base % (size, result, ipc, tag)).encode()})
         found = {item.name: item for item in search()}
         assert {"alice/found", "bob/odd-0", "bob/odd-1", "bob/odd-2"} <= set(found)
-        assert (found["bob/odd-0"].ipc, found["bob/odd-0"].size, found["bob/odd-0"].claim) == (0, None, None)
+        assert (found["bob/odd-0"].ipc, found["bob/odd-0"].size, found["bob/odd-0"].claims) == (0, None, ())
         assert found["bob/odd-2"].source.isprintable()
 
 
