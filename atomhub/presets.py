@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "datadam": {"spatial": 1.0},
     "channel": {"channel": 1.0},
     "atom": {"spatial": 1.0, "channel": 1.0},
-    # beyond the papers: benchmarks/ablation.py --parts takes it apart
+    # beyond the papers: benchmarks/ablation/parts.toml takes it apart
     "atom-plus": {
         "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "bank": 5, "bank_epochs": 3,
         "calibration": 0.3, "statistics": "real",

@@ -1,127 +1,109 @@
-"""Which terms, power and norm match best: {feature, + spatial, + channel, both} x p x norm, and the precision.
+"""Change one thing at a time in a recipe: a table of ``benchmarks/ablation/``, one distillation and measurement a cell.
 
-    python benchmarks/ablation.py [--seeds 3] [--iterations 300] [--only digits]
-    python benchmarks/ablation.py --parts [--seeds 2] [--iterations 300] [--ipc 1] [--lines atom-plus --lines ...]
-    python benchmarks/ablation.py --fields --only digits [--seeds 2] [--iterations 300] [--ipc 1]
+    python benchmarks/ablation.py benchmarks/ablation/terms.toml [--only LINE ...] [--ipc N ...] [--results DIR]
 
-The second takes ``atom-plus`` apart on CIFAR-10, and compares stored pixels of 8 and 32 bits; ``--lines`` picks some
-lines of it. The third varies single fields on the digits. Paired seeds, mean and standard deviation over them of the
-accuracy of 3 networks under ``quick``, measured on images held out of the TRAINING split: the test split is never
-looked at, so recipes may follow what this says. CIFAR-10 is read from ATOMHUB_DATA, at width 32 or 64; the precision is
-compared at the width of 128 at which bfloat16 is used.
+A config names a source, a recipe with its overrides, images per class, seeds, protocols, and lines: what each changes.
+Where it says ``held_out``, test images are as many of the TRAINING split, held out of it, so that recipes may follow
+what the table says; the test split is never looked at. Seeds are paired: a line's run of a seed has the draws of all
+others'. Every cell is kept as it ends, and an interrupted distillation continues; a cell whose settings changed is made
+again. Accuracies are those of the last epoch; no column has two protocols, networks or norms.
 """
 
 import argparse
+import hashlib
+import json
 import statistics
-import time
+import tomllib
+from pathlib import Path
 
 import torch
-from common import held_out, write
-from rich.console import Console
-from rich.table import Table
+from common import RESULTS, environment, held_out
 
 import atomhub
-
-TERMS = {
-    "feature": {"spatial": 0, "channel": 0},
-    "+ spatial": {"spatial": 1, "channel": 0},
-    "+ channel": {"spatial": 0, "channel": 1},
-    "both": {"spatial": 1, "channel": 1},
-}
+from atomhub.errors import NotFoundError
 
 
-PARTS = {
-    "atom": ("atom", {}),
-    "atom-plus": ("atom-plus", {}),
-    "without views": ("atom-plus", {"formation": 1}),
-    "without calibration": ("atom-plus", {"calibration": 0.0}),
-    "without calibration and bank": ("atom-plus", {"calibration": 0.0, "bank": 0}),
-    "without schedule": ("atom-plus", {"image_schedule": "constant"}),
-    "without attention": ("atom-plus", {"spatial": 0.0, "channel": 0.0}),
-    "without real statistics": ("atom-plus", {"statistics": "own"}),
-    "atom-plus, float32 pixels": ("atom-plus", {"pixels": "float32"}),
-    "atom, float32 pixels": ("atom", {"pixels": "float32"}),
-}
-"""The second table: recipe and what is changed."""
-FIELDS = {
-    "base": {}, "feature 0.1": {"feature": 0.1}, "feature 1": {"feature": 1.0}, "power 2": {"power": 2.0},
-    "power 4": {"power": 4.0}, "lr 0.3": {"image_lr": 0.3}, "lr 3": {"image_lr": 3.0},
-    "batch 128": {"real_batch": 128}, "no augmentation": {"augmentation": ()}, "width 64": {"width": 64},
-}  # fmt: skip
-"""The third table: what is changed in ``atom`` at width 32, batch 64, instance norm."""
+def planned(real, config, line, ipc, seed):
+    """Return the recipe of a cell, and a digest of all that decides its images."""
+    fields = config.get("overrides", {}) | config["lines"][line]
+    recipe = atomhub.Recipe.named(fields.pop("recipe", config["recipe"]), fields)
+    text = f"{real.info.fingerprint} {ipc} {seed} {recipe.to_toml()}"
+    return recipe, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def settings(iterations):
-    """Yield (name, overrides): the grid at width 32, then both terms at width 128 in either precision."""
-    base = {"width": 32, "real_batch": 64, "iterations": iterations, "precision": "float32"}
-    for norm in ("instance", "batch"):
-        for term, weights in TERMS.items():
-            for power in (1, 2, 4) if term != "feature" else (1,):  # without attention there is no power
-                yield f"{term}, p {power}, {norm}", {**base, **weights, "power": power, "norm": norm}
+def cell(real, config, line, ipc, seed):
+    """Distil what a line says, measure it under every protocol, and return the rows."""
+    recipe, mark = planned(real, config, line, ipc, seed)
+    name = f"ablation-{mark}"
+    try:
+        one = atomhub.load(name)
+    except NotFoundError:
+        how = {"save": True, "checkpoints": True, "resume": True, "checkpoint_every": 200}
+        one = atomhub.distill(real, ipc, recipe, seed=seed, name=name, **how)
+    rows = []
+    for protocol in config["protocols"]:
+        found = atomhub.evaluate(one, None, protocol, config["networks"], baseline=(), seed=100 * seed, source=real)
+        rows.append({
+            "line": line, "ipc": ipc, "seed": seed, "protocol": protocol, "network": found.network,
+            "accuracies": list(found.score.accuracies), "evaluate_seconds": found.score.seconds,
+            "distil_seconds": one.manifest.provenance.seconds, "recipe": recipe.describe(), "mark": mark,
+        })  # fmt: skip
+    return rows
 
 
-def precisions(iterations):
-    """Yield (name, overrides) of the paired runs that compare the precision."""
-    for precision in ("float32", "bfloat16"):
-        fields = {"width": 128, "real_batch": 64, "iterations": iterations, "power": 1, "norm": "instance",
-                  "precision": precision}  # fmt: skip
-        yield f"both, p 1, instance, width 128, {precision}", fields
+def markdown(config, rows):
+    """Return the table: a line each, a column for every ipc, protocol and network."""
+    columns = sorted({(r["ipc"], r["protocol"], r["network"]) for r in rows})
+    head = [f"ipc {ipc}, {protocol}, {network}" for ipc, protocol, network in columns]
+    text = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(columns)]
+    for line in config["lines"]:
+        own = [[r for r in rows if (r["line"], r["ipc"], r["protocol"], r["network"]) == (line, *c)] for c in columns]
+        if any(own):
+            text.append(f"| {line} | {' | '.join(shown(cells) for cells in own)} |")
+    return "\n".join(text)
 
 
-def measured(real, ipc, recipe, seeds):
-    """Distil and measure with paired seeds; return a row of a table."""
-    means, random, start = [], [], time.perf_counter()
-    for seed in range(seeds):
-        distilled = atomhub.distill(real, ipc, recipe, seed=seed)
-        result = atomhub.evaluate(distilled, protocol="quick", runs=3, seed=100 * seed, source=real)
-        means.append(result.score.mean)
-        random.append(result.baseline["random"].mean)
-    return {
-        "accuracies": means, "mean": statistics.fmean(means), "std": statistics.stdev(means) if seeds > 1 else 0.0,
-        "random": statistics.fmean(random), "seconds": (time.perf_counter() - start) / seeds,
-    }  # fmt: skip
+def shown(rows):
+    """Return mean and spread: over seeds if there are several, else over the networks of the one."""
+    if not rows:
+        return "–"
+    means = [statistics.fmean(r["accuracies"]) for r in rows]
+    spread = means if len(means) > 1 else rows[0]["accuracies"]
+    return f"{statistics.fmean(means):.1f}" + (f" ± {statistics.stdev(spread):.1f}" if len(spread) > 1 else "")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=300)
-    parser.add_argument("--ipc", type=int, default=1)
-    parser.add_argument("--only", choices=["digits", "cifar10"])
-    parser.add_argument("--parts", action="store_true")
-    parser.add_argument("--fields", action="store_true")
-    parser.add_argument("--lines", action="append", choices=PARTS, metavar="LINE")
-    arguments = parser.parse_args()
-    if arguments.lines and not arguments.parts:
-        parser.error("--lines picks lines of the second table: give --parts as well.")
-    rows, table = [], Table(title=f"accuracy (%) on held-out training images, ipc {arguments.ipc}")
-    for column in ("source", "setting", "accuracy", "random", "s a run"):
-        table.add_column(column, justify="right")
-    for source in ("digits", "cifar10") if not arguments.parts else ("cifar10",):
-        if arguments.only not in (None, source):
-            continue
-        real = held_out(atomhub.open_source(source), test=2500)
-        if arguments.parts:
-            base = {"width": 64, "real_batch": 64, "iterations": arguments.iterations, "precision": "float32"}
-            runs = [(name, PARTS[name][0], base | PARTS[name][1]) for name in arguments.lines or PARTS]
-        elif arguments.fields:
-            base = {"width": 32, "real_batch": 64, "iterations": arguments.iterations, "norm": "instance"}
-            runs = [(name, "atom", base | fields) for name, fields in FIELDS.items()]
-        else:
-            runs = [(name, "atom", fields) for name, fields in settings(arguments.iterations)]
-            if source == "cifar10":
-                runs += [(name, "atom", fields) for name, fields in precisions(arguments.iterations)]
-        for name, recipe, fields in runs:
-            row = {"source": source, "setting": name, "recipe": {"name": recipe, **fields}}
-            row |= measured(real, arguments.ipc, atomhub.Recipe.named(recipe, fields), arguments.seeds)
-            rows.append(row)
-            table.add_row(source, name, f"{row['mean']:.1f} ± {row['std']:.1f}", f"{row['random']:.1f}",
-                          f"{row['seconds']:.0f}")  # fmt: skip
-            print(f"{source}  {name:45} {row['mean']:.1f} ± {row['std']:.1f}  ({row['seconds']:.0f} s)", flush=True)
-            kind = "lines" if arguments.lines else "parts" if arguments.parts else "fields"
-            kind = f"{kind}-ipc{arguments.ipc}" if arguments.parts or arguments.fields else "ablation"
-            write(kind, torch.device("cpu"), ipc=arguments.ipc, seeds=arguments.seeds, rows=rows)
-    Console(width=120).print(table)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--only", action="append", metavar="LINE")
+    parser.add_argument("--ipc", action="append", type=int)
+    parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS, help="where the table goes")
+    o = parser.parse_args()
+    config = tomllib.loads(o.config.read_text())
+    if unknown := set(o.only or ()) - set(config["lines"]):
+        parser.error(f"There is no line {min(unknown)!r} in {o.config}.")
+    real = atomhub.open_source(config["source"])
+    if config.get("held_out"):
+        real = held_out(real, test=config["held_out"])
+    kept = o.results / f"ablation-{o.config.stem}-cpu.json"
+    rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    for ipc in o.ipc or config["ipcs"]:
+        for line in o.only or config["lines"]:
+            for seed in range(config["seeds"]):
+                own = [r for r in rows if (r["line"], r["ipc"], r["seed"]) == (line, ipc, seed)]
+                mark = planned(real, config, line, ipc, seed)[1]
+                done = {r["protocol"] for r in own if r["mark"] == mark and len(r["accuracies"]) >= config["networks"]}
+                if done >= set(config["protocols"]):
+                    continue
+                found = cell(real, config, line, ipc, seed)
+                rows = [*(r for r in rows if r not in own), *found]
+                for r in found:
+                    print(f"{line}, ipc {ipc}, seed {seed}, {r['protocol']}: {shown([r])}", flush=True)
+                about = environment(torch.device("cpu")) | {"question": config["question"]}
+                kept.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    table = f"{config['question']}\n\n{markdown(config, rows)}\n"
+    kept.with_suffix(".md").write_text(table)
+    print(f"\n{table}")
 
 
 if __name__ == "__main__":

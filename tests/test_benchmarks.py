@@ -112,39 +112,65 @@ def test_a_set_of_other_settings_is_not_taken_for_a_cell(script, config, home):
         run(config, "--quick", "--results", config.parent)
 
 
-def test_single_lines_of_the_table_of_parts(script, config, home, tmp_path, monkeypatch, capsys):
+ABLATION = """
+question = "Does batch norm pay?"
+source = "digits"
+held_out = 50
+ipcs = [1]
+seeds = 2
+networks = 2
+protocols = ["quick"]
+recipe = "atom"
+overrides = { width = 4, iterations = 1, real_batch = 4, precision = "float32" }
+
+[lines]
+"instance norm" = { norm = "instance" }
+"atom-plus" = { recipe = "atom-plus", bank = 0, calibration = 0, norm = "batch" }
+"""
+
+
+def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, home, tmp_path, monkeypatch, capsys):
     _, run = script("ablation")
-    common, _ = script("common")
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
-    run("--parts", "--iterations", 1, "--seeds", 1, "--lines", "atom", "--lines", "without real statistics")
-    kept = json.loads((tmp_path / "lines-ipc1-cpu.json").read_text())
-    assert [(row["setting"], row["recipe"]["name"]) for row in kept["rows"]] == [
-        ("atom", "atom"),
-        ("without real statistics", "atom-plus"),
-    ]
+    config, results = tmp_path / "norms.toml", tmp_path / "ablation-norms-cpu.json"
+    config.write_text(ABLATION)
+    run(config, "--results", tmp_path)
+    first = json.loads(results.read_text())["rows"]
+    assert [(r["line"], r["seed"], len(r["accuracies"])) for r in first] == [
+        ("instance norm", 0, 2), ("instance norm", 1, 2), ("atom-plus", 0, 2), ("atom-plus", 1, 2),
+    ]  # fmt: skip
+    table = (tmp_path / "ablation-norms-cpu.md").read_text()
+    assert all(f"convnet:width=4,depth=2,norm={norm}" in table for norm in ("instance", "batch"))
+    assert "| – |" in table  # no column has two norms
+
+    config.write_text(ABLATION.replace('norm = "batch"', 'norm = "batch", iterations = 2'))
+    run(config, "--results", tmp_path)
+    second = json.loads(results.read_text())["rows"]
+    assert [r for r in second if r["line"] == "instance norm"] == first[:2]
+    assert not any(r in first for r in second if r["line"] == "atom-plus")
+
     with pytest.raises(SystemExit):
-        run("--lines", "atom")
-    assert "give --parts as well" in capsys.readouterr().err
+        run(config, "--only", "instance")
+    assert "There is no line 'instance'" in capsys.readouterr().err
 
 
-def test_recipes_are_compared_on_images_held_out_of_the_training_split(script, home, tmp_path, monkeypatch):
-    module, run = script("ablation")
+def test_images_are_held_out_of_the_training_split(script, home):
     common, _ = script("common")
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
-    monkeypatch.setattr(module, "TERMS", {"feature": module.TERMS["feature"]})
-    run("--only", "digits", "--iterations", 1, "--seeds", 2)
-    kept = json.loads((tmp_path / "ablation-cpu.json").read_text())
-    assert [row["setting"] for row in kept["rows"]] == ["feature, p 1, instance", "feature, p 1, batch"]
-    assert all(len(row["accuracies"]) == 2 for row in kept["rows"])
-
     real = atomhub.open_source("digits")
-    tried = module.held_out(real, test=50)
+    tried = common.held_out(real, test=50)
     images = {image.tobytes() for image in real.train.images}
     assert len(tried.test.images) == 50
     assert all(image.tobytes() in images for image in tried.test.images)
     assert not {image.tobytes() for image in tried.test.images} & {image.tobytes() for image in tried.train.images}
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "benchmarks" / "ablation").glob("*.toml")))
+def test_every_line_of_the_tables_is_a_recipe(name):
+    config = tomllib.loads((ROOT / "benchmarks" / "ablation" / name).read_text())
+    for line in config["lines"].values():
+        fields = config["overrides"] | line
+        atomhub.Recipe.named(fields.pop("recipe", config["recipe"]), fields)
+    assert set(config["protocols"]) <= set(PROTOCOLS)
 
 
 def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, capsys):
