@@ -103,6 +103,11 @@ class Format(Images, frozen=True):
         return math.prod(self.shape) * (4 if self.pixels == "float32" else 1)
 
     @property
+    def bytes_per_class(self) -> int:
+        """Bytes of a class's stored images: what accuracies are to be compared at, as a float32 image weighs four."""
+        return self.bytes // len(self.class_names)
+
+    @property
     def views_per_image(self) -> int:
         """Views that one stored image holds."""
         return self.formation**2

@@ -62,6 +62,21 @@ class Measurement(_Open):
     test_images: limits.Count
     device: limits.Word
 
+    @property
+    def ior(self) -> float | None:
+        """Improvement over random images in points, as DD-Ranking names it (arXiv 2505.13300), of last epochs' means.
+
+        DD-Ranking itself takes the best epoch and learning rate on the test images. None: random was not measured.
+        """
+        random = self.baseline.get("random")
+        return round(self.score.mean - random.mean, 4) if random and self.labels == "hard" else None
+
+    @property
+    def hlr(self) -> float | None:
+        """Points that hard labels lose against the whole training set (DD-Ranking's HLR; see :attr:`ior`)."""
+        whole = self.baseline.get("whole")
+        return round(whole.mean - self.score.mean, 4) if whole and self.labels == "hard" else None
+
 
 def convnet_norm(network: str) -> str | None:
     """Return the norm of a ConvNet by its full name; None for another network."""

@@ -80,7 +80,8 @@ def cells(config, ipc, recipe, plain, device):
     result = atomhub.evaluate(one, None, protocol, runs, baseline=plain, device=device, seed=config["seed"])
     m = one.manifest.provenance
     rows = [{"recipe": recipe, **row(result.score), "set": one.name, "command": m.command, "seconds": m.seconds,
-             "memory": m.peak_memory, "device": m.device, "settings": m.recipe.model_dump(mode="json")}]  # fmt: skip
+             "memory": m.peak_memory, "device": m.device, "settings": m.recipe.model_dump(mode="json"),
+             "bytes_per_class": one.manifest.format.bytes_per_class}]  # fmt: skip
     rows += [{"recipe": kind, **row(result.baseline[kind])} for kind in plain]
     return [r | {"ipc": ipc, "protocol": result.protocol, "network": result.network} for r in rows]
 
@@ -100,8 +101,8 @@ def markdown(config, rows):
             f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, protocol "
             f"{of(config, 'protocol', ipc)}, {network}, last epoch",
             "",
-            "| recipe | accuracy | published | seconds to distil | peak memory |",
-            "|---|---|---|---|---|",
+            "| recipe | accuracy | published | bytes per class | seconds to distil | peak memory |",
+            "|---|---|---|---|---|---|",
         ]
         for recipe in config["order"]:
             if (r := mine.get(recipe)) is None:
@@ -110,7 +111,8 @@ def markdown(config, rows):
             if r.get("memory"):
                 memory = f"{r['memory'] / 1e9:.1f} GB"
             known = published.get(recipe, {}).get(str(ipc), "")
-            lines.append(f"| {recipe} | {r['mean']:.1f} ± {r['std']:.1f} | {known} | {seconds} | {memory} |")
+            size = r.get("bytes_per_class", "")
+            lines.append(f"| {recipe} | {r['mean']:.1f} ± {r['std']:.1f} | {known} | {size} | {seconds} | {memory} |")
         if "random" in published:
             lines += ["", OLD_RANDOM]
         parts.append("\n".join(lines))

@@ -13,6 +13,7 @@ from .output import Steps, accuracy, print_json, print_table, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from atomhub.dataset import DistilledDataset
     from atomhub.results import Measurement
 
 
@@ -65,15 +66,20 @@ def evaluate(
             )  # fmt: skip
         results.append(result)
     if as_json:
-        print_json(_report(distilled.name, results))
+        print_json(_report(distilled, results))
         return
     intervals = [f"± {r.score.interval:.1f}" if r.score.runs > 1 else "-" for r in results]
     rows = [["distilled", *(accuracy(r.score) for r in results)], ["95 % interval of the mean", *intervals]]
     rows += [[BASELINES[kind], *(accuracy(r.baseline[kind]) for r in results)] for kind in results[0].baseline]
+    for said, points in (("above random (DD-Ranking's IOR)", [r.ior for r in results]),
+                         ("below the whole set (its HLR)", [r.hlr for r in results])):  # fmt: skip
+        if any(p is not None for p in points):
+            rows.append([said, *("-" if p is None else f"{p:.1f} points" for p in points)])
     rows.append(["time (distilled)", *(f"{r.score.seconds:.0f} s" for r in results)])
     title = (
         f"{distilled.name}: accuracy in % on {results[0].test_images} real test images after the last epoch, "
-        f"mean ± std of {runs} networks, protocol {protocol}" + ", soft labels" * (labels == "soft")
+        f"mean ± std of {runs} networks, protocol {protocol}{', soft labels' * (labels == 'soft')}, "
+        f"{distilled.manifest.format.bytes_per_class} bytes per class"
     )
     print_table(["trained on", *(r.network for r in results)], rows, title)
     if not store.keeps_results(distilled):
@@ -88,7 +94,7 @@ def _baselines(random: bool, whole: bool, herding: bool = False) -> Any:
     return ("random",) * random + ("herding",) * herding + ("whole",) * whole
 
 
-def _report(name: str, results: Sequence[Measurement]) -> dict[str, Any]:
+def _report(distilled: DistilledDataset, results: Sequence[Measurement]) -> dict[str, Any]:
     keep = {"mean", "std", "runs"}
 
     def summary(result: Measurement) -> dict[str, Any]:
@@ -96,9 +102,11 @@ def _report(name: str, results: Sequence[Measurement]) -> dict[str, Any]:
         interval = round(score.interval, 4) if score.runs > 1 else None
         baseline = {kind: s.model_dump(include=keep) for kind, s in result.baseline.items()}
         return {"network": result.network, "labels": result.labels, **score.model_dump(include=keep | {"seconds"}),
-                "interval95": interval, "test_images": result.test_images, "baseline": baseline}  # fmt: skip
+                "interval95": interval, "ior": result.ior, "hlr": result.hlr, "test_images": result.test_images,
+                "baseline": baseline}  # fmt: skip
 
-    return {"name": name, "protocol": results[0].protocol, "results": [summary(r) for r in results]}
+    return {"name": distilled.name, "bytes_per_class": distilled.manifest.format.bytes_per_class,
+            "protocol": results[0].protocol, "results": [summary(r) for r in results]}  # fmt: skip
 
 
 @click.command()
@@ -132,7 +140,7 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
                 progress=steps.networks,
             )  # fmt: skip
         whole = whole or result.baseline["whole"]  # the same for both
-        reports.append(_report(distilled.name, [result]))
+        reports.append(_report(distilled, [result]))
         random = result.baseline["random"]
         rows.append([str(ipc), accuracy(random), accuracy(result.score), accuracy(whole)])
     if as_json:

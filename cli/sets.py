@@ -63,8 +63,10 @@ def list_sets(
             found = m.results.columns
             shown = [accuracy(found[c].score if c in found else None) for c in columns]
             made = (m.provenance.created or "-")[:10]
-            rows.append([name, m.provenance.source_id, str(m.format.ipc), m.provenance.method, *shown, made])
-        print_table(["name", "source", "ipc", "recipe", *(f"% ({c})" for c in columns), "made"], rows)
+            stored = [str(m.format.ipc), str(m.format.bytes_per_class)]
+            rows.append([name, m.provenance.source_id, *stored, m.provenance.method, *shown, made])
+        figures = [f"% ({c})" for c in columns]
+        print_table(["name", "source", "ipc", "bytes per class", "recipe", *figures, "made"], rows)
         for run in unfinished():
             say(f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume goes on.")
     for error in bad:
@@ -73,7 +75,8 @@ def list_sets(
 
 def _summary(m: Manifest) -> dict[str, Any]:
     results = [r.model_dump(mode="json") for r in m.results.measured]
-    return {"source": m.provenance.source_id, "ipc": m.format.ipc, "recipe": m.provenance.method, "results": results}
+    return {"source": m.provenance.source_id, "ipc": m.format.ipc, "bytes_per_class": m.format.bytes_per_class,
+            "recipe": m.provenance.method, "results": results}  # fmt: skip
 
 
 def _list_remote(
@@ -125,6 +128,7 @@ def info(name: str, as_json: bool) -> None:
     views = f", {f.formation}x{f.formation} views each" * (f.formation > 1)
     rows = [["name", m.name],
             ["images", f"{len(distilled)} of {shape} {f.pixels}: {len(f.class_names)} classes x ipc {f.ipc}{views}"],
+            ["size", f"{f.bytes} bytes, {f.bytes_per_class} per class"],
             ["classes", ", ".join(f.class_names)],
             ["normalisation", f"mean {list(f.mean)}, std {list(f.std)}"]]  # fmt: skip
     if s := p.source:

@@ -72,6 +72,7 @@ def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
     code, out, _ = run("info", "digits-ipc1")
     assert code == 0
     assert "10 of 1x16x16 uint8: 10 classes x ipc 1" in out
+    assert "2560 bytes, 256 per class" in out
     assert "all digests verified" in out
     assert "atomhub distill digits --ipc 1 --recipe atom --seed 0 --set width=4" in out
 
@@ -338,8 +339,8 @@ def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_o
     assert run("evaluate", "zebra", *both, *brief)[0] == 0
     own, other, batch = (f"{r.score.mean:.1f}" for r in atomhub.load("zebra").manifest.results.measured)
     rows = [line.split() for line in run("list")[1].splitlines() if "digits" in line or "zebra" in line]
-    assert rows[0][:4] == ["zebra", "digits", "1", "atom"]
-    shown = [cell for cell in rows[0][4:-1] if cell not in ("-", "±", "0.0")]
+    assert rows[0][:5] == ["zebra", "digits", "1", "256", "atom"]
+    shown = [cell for cell in rows[0][5:-1] if cell not in ("-", "±", "0.0")]
     assert shown == [batch, own]
     assert other not in shown
 

@@ -477,3 +477,13 @@ def test_a_source_without_a_test_split_cannot_be_measured_on(home, photos):
     )
     with pytest.raises(AtomhubError, match="(?s)has no test split.*test_fraction"):
         atomhub.evaluate(distilled, protocol="quick", runs=1)
+
+
+def test_dd_rankings_measures_are_differences_of_last_epochs_means(home, digits1, short):
+    result = atomhub.evaluate(digits1, tiny, "quick", runs=1, baseline=("random", "whole"))
+    assert result.ior == pytest.approx(result.score.mean - result.baseline["random"].mean, abs=1e-3)
+    assert result.hlr == pytest.approx(result.baseline["whole"].mean - result.score.mean, abs=1e-3)
+    alone = result.model_copy(update={"baseline": {}})
+    assert (alone.ior, alone.hlr) == (None, None)
+    soft = result.model_copy(update={"labels": "soft"})
+    assert (soft.ior, soft.hlr) == (None, None)
