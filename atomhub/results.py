@@ -1,11 +1,13 @@
 """What was measured of a distilled set: a part of its manifest. Plain data."""
 
 import math
-import re
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from atomhub import limits
+
+REVISION = 2
+"""Grows when a protocol changes its meaning: accuracies of another revision are not repeated, nor shown beside ours."""
 
 
 class _Open(BaseModel):
@@ -49,6 +51,7 @@ class Measurement(_Open):
             nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,
             for float32 sets.
         seed: Seed of the first run; run r uses ``seed + r``.
+        revision: Of atomhub's protocols (:data:`REVISION`): others cannot be compared.
         test_images: Real test images behind each accuracy.
         device: Where it ran.
     """
@@ -59,6 +62,7 @@ class Measurement(_Open):
     score: Score
     baseline: dict[limits.Word, Score] = Field(default={}, max_length=20)
     seed: limits.Seed
+    revision: int = Field(default=1, exclude_if=lambda value: value == 1)  # as before there was one
     test_images: limits.Count
     device: limits.Word
 
@@ -78,21 +82,6 @@ class Measurement(_Open):
         return round(whole.mean - self.score.mean, 4) if whole and self.labels == "hard" else None
 
 
-def convnet_norm(network: str) -> str | None:
-    """Return the norm of a ConvNet by its full name; None for another network."""
-    found = re.match(r"convnet:(?:.*,)?norm=(\w{1,20})", network)
-    return found[1] if found else None
-
-
-def column(protocol: str, network: str) -> str | None:
-    """Return where an accuracy belongs in a table of sets, as ``dm, ConvNet, instance norm``; None: no ConvNet's.
-
-    Accuracies of different protocols, networks or norms cannot be compared, and have columns of their own.
-    """
-    norm = convnet_norm(network)
-    return f"{protocol}, ConvNet, {norm} norm" if norm else None
-
-
 class Results(_Open):
     """What was measured.
 
@@ -103,9 +92,3 @@ class Results(_Open):
 
     network: limits.Word = "convnet"
     measured: tuple[Measurement, ...] = Field(default=(), max_length=limits.RESULTS)
-
-    @property
-    def columns(self) -> dict[str, Measurement]:
-        """The results that a table of sets shows, those of ConvNets and hard labels, by :func:`column`; the latest."""
-        hard = [r for r in self.measured if r.labels == "hard"]
-        return {name: r for r in hard if (name := column(r.protocol, r.network))}

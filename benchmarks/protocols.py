@@ -11,6 +11,7 @@ The papers' code is imported as it lies in its folder, and none of it is here; w
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -62,6 +63,8 @@ class OnCpu:
 
 def imported(folder, *names):
     """Import modules of a folder of the papers' code, with stand-ins for packages that they name and do not need."""
+    for clash in ("networks", "utils", "train", "common", "data", "misc", "models"):
+        sys.modules.pop(clash, None)
     rotate = types.ModuleType("scipy.ndimage.interpolation")
     rotate.rotate = None
     sys.modules.setdefault("scipy.ndimage.interpolation", rotate)
@@ -100,8 +103,9 @@ def dc(folder, protocol):
 def dance(folder):
     """Return DANCE's ``test_data`` in the same way."""
     with OnCpu():
-        sys.path.insert(0, str(folder))
         train, common, data = imported(folder, "train", "common", "data")
+        mixed = train.random_indices
+        train.random_indices = lambda labels, **options: mixed(labels, **options, device="cpu")
         options = types.SimpleNamespace(
             dataset="cifar10", net_type="convnet", depth=3, width=1.0, norm_type="instance", nch=3, size=32, nclass=10,
             epochs=1500, batch_size=64, lr=0.01, momentum=0.9, weight_decay=5e-4, mixup="cut", beta=1.0, mix_p=0.5,
@@ -138,6 +142,11 @@ def ours(protocol, images, labels, test, networks):
     return [accuracy(model, *test, plain, torch.device("cpu"), 10) for model in models]
 
 
+def digest(images):
+    """Return a digest of what is measured."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 def cell(rows, wanted, work):
     """Measure a cell unless it is there; return the rows with it."""
     if any(all(row[key] == value for key, value in wanted.items()) for row in rows):
@@ -150,7 +159,36 @@ def cell(rows, wanted, work):
         kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
         kept = environment(torch.device("cpu")) | {"rows": [*kept.get("rows", []), row]}
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+        KEPT.with_suffix(".md").write_text(markdown(kept["rows"]))
     print(json.dumps(row), flush=True)
+
+
+def markdown(rows):
+    """Return the table: a line for each set and ipc, for each protocol the papers' code, ours, and the difference."""
+    from atomhub.training.protocols import PROTOCOLS
+
+    protocols = [p for p in PROTOCOLS if any(r["protocol"] == p for r in rows)]
+    code = {p: next((r["side"] for r in rows if r["protocol"] == p and r["side"] != "atomhub"), "") for p in protocols}
+    head, lines = ["set", "ipc"], []
+    for p in protocols:
+        name = f"{p}, ConvNet, {PROTOCOLS[p].norm} norm"
+        head += [f"{name}: its code ({code[p][:7]})", f"{name}: atomhub", "difference"]
+    for ipc, name in dict.fromkeys((r["ipc"], r["set"]) for r in sorted(rows, key=lambda r: r["ipc"])):
+        cells = [name, str(ipc)]
+        for p in protocols:
+            own = {
+                r["side"] == "atomhub": r for r in rows if (r["ipc"], r["set"], r["protocol"]) == (ipc, name, p)
+            }  # fmt: skip
+            for side in (False, True):
+                cells.append(f"{own[side]['mean']:.1f} ± {own[side]['std']:.1f}" if side in own else "–")
+            cells.append(f"{own[True]['mean'] - own[False]['mean']:+.1f}" if len(own) == 2 else "–")
+        lines.append(cells)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *lines))
+    title = (
+        "CIFAR-10, the same images through the papers' code and through ours: test accuracy in % after the last epoch, "
+        "mean ± std of the networks"
+    )
+    return f"{title}\n\n{table}\n"
 
 
 def main():
@@ -174,13 +212,11 @@ def main():
         ).strip()  # fmt: skip
         for name, (x, y) in sets.items():
             rows = json.loads(KEPT.read_text())["rows"] if KEPT.exists() else []
-            where = {"set": name, "ipc": o.ipc, "protocol": protocol}
+            where = {"set": name, "ipc": o.ipc, "protocol": protocol, "images": digest(x), "networks": o.networks}
             if o.side != "ours":
                 theirs = {**where, "side": commit}
                 field = dance(folder) if protocol == "dance" else dc(folder, protocol)
                 cell(rows, theirs, lambda field=field, x=x, y=y: [field(x, y, test) for _ in range(o.networks)])
-                for module in ("networks", "utils", "train", "common", "data", "misc", "models"):
-                    sys.modules.pop(module, None)
             if o.side != "field":
                 mine = {**where, "side": "atomhub"}
                 cell(rows, mine, lambda p=protocol, x=x, y=y: ours(p, x, y, test, o.networks))

@@ -26,7 +26,7 @@ from atomhub.recipe import choose_recipe
 from atomhub.storage import store
 
 PLAIN = ("random", "herding")
-MISSING = ("datasets>=4.0", "lazy-loader>=0.4", "pydantic>=2.7", "platformdirs>=4")
+MISSING = ("datasets>=4.0", "lazy-loader>=0.4", "pydantic>=2.12", "platformdirs>=4")
 """What a staged machine may not have, beside atomhub itself."""
 
 

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 @click.option("--author", metavar="USER", help="User or organisation on the Hub.")
 @click.option("--source", metavar="NAME", help="Real dataset of the sets on the Hub, such as cifar10.")
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
-@click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]), default="downloads", show_default=True,
-              help="Order of the sets on the Hub.")  # fmt: skip
-@click.option("--protocol", default="dm", show_default=True, metavar="NAME", help="Protocol of --sort accuracy.")
+@click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]),
+              help="Order of the sets on the Hub.  [default: downloads]")  # fmt: skip
+@click.option("--protocol", metavar="NAME", help="Protocol of the accuracies on the Hub.  [default: dm]")
 @options.as_json
 def list_sets(
-    remote: bool, author: str | None, source: str | None, ipc: int | None, sort: Any, protocol: str, as_json: bool
+    remote: bool,
+    author: str | None,
+    source: str | None,
+    ipc: int | None,
+    sort: Any,
+    protocol: str | None,
+    as_json: bool,
 ) -> None:
     """List the sets on this machine, or search the Hub.
 
@@ -37,13 +43,14 @@ def list_sets(
       atomhub list --remote --source cifar10 --ipc 10 --sort accuracy
     """
     if remote:
-        _list_remote(author, source, ipc, sort, protocol, as_json)
+        _list_remote(author, source, ipc, sort or "downloads", protocol or "dm", as_json)
         return
-    if author or source or ipc:
-        raise click.UsageError("--author, --source and --ipc search the Hub: add --remote.")
+    if author or source or ipc or sort or protocol:
+        raise click.UsageError("--author, --source, --ipc, --sort and --protocol search the Hub: add --remote.")
     from atomhub.hub.pull import pulled
     from atomhub.job.cleaning import unfinished
     from atomhub.storage import format_v1, store
+    from atomhub.training.protocols import columns
 
     good, bad = store.manifests()
     starters = {name: format_v1.read_manifest(store.STARTER / name) for name in store.starters()}
@@ -57,15 +64,15 @@ def list_sets(
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
-        columns = sorted({column for _, m in entries for column in m.results.columns})
+        measured = [columns(m.results.measured) for _, m in entries]
+        names = sorted({name for found in measured for name in found})
         rows = []
-        for name, m in entries:
-            found = m.results.columns
-            shown = [accuracy(found[c].score if c in found else None) for c in columns]
+        for (name, m), found in zip(entries, measured, strict=True):
+            shown = [accuracy(found[n].score if n in found else None) for n in names]
             made = (m.provenance.created or "-")[:10]
             stored = [str(m.format.ipc), str(m.format.bytes_per_class)]
             rows.append([name, m.provenance.source_id, *stored, m.provenance.method, *shown, made])
-        figures = [f"% ({c})" for c in columns]
+        figures = [f"% ({n})" for n in names]
         print_table(["name", "source", "ipc", "bytes per class", "recipe", *figures, "made"], rows)
         for run in unfinished():
             say(f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume goes on.")
@@ -85,7 +92,6 @@ def _list_remote(
     from dataclasses import asdict
 
     from atomhub.hub.find import search
-    from atomhub.results import column
 
     found = search(author, source, ipc, sort, protocol)
     if as_json:
@@ -94,8 +100,11 @@ def _list_remote(
         return
     if not found:
         say("There are no such sets on the Hub.")
-    claims = [{column(c.protocol, c.network): f"{c.mean:.1f} ± {c.std:.1f}" for c in item.claims} for item in found]
-    columns = sorted({name for own in claims for name in own if name})
+    claims = [
+        {c.column: f"{c.mean:.1f} ± {c.std:.1f}" for c in item.claims if c.column and c.protocol == protocol}
+        for item in found
+    ]
+    columns = sorted({name for own in claims for name in own})
     rows = [
         [item.name, item.source, str(item.ipc), item.recipe, *(own.get(c, "-") for c in columns), size(item.size),
          str(item.downloads)]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 Stages = Sequence[Sequence[str]]
 """Names of operations: one of each stage is applied."""
 DSA: tuple[tuple[str, ...], ...] = (("color", "crop", "cutout", "flip", "scale", "rotate"),)
-"""One of six operations (DSA, and DC's, DM's and DataDAM's evaluation)."""
+"""One of six operations (DSA, ICML 2021, and DM's and DataDAM's evaluation)."""
 IDC: tuple[tuple[str, ...], ...] = (("flip",), ("color",), ("crop", "scale", "rotate"))
 """A pipeline (IDC, ICML 2022; DANCE): flip and colour always, then one of three; cutout is left out beside CutMix."""
 NCFM: tuple[tuple[str, ...], ...] = (*IDC, ("cutout",))

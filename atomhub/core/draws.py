@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES = range(10)
 """Streams: independent draws of one (seed, iteration, class)."""
 
+VERSION = 2
+"""Grows when the same key gives another draw, or a draw means something else: runs do not go on across it."""
 _ROUNDS = 16
 
 

@@ -13,11 +13,12 @@ from huggingface_hub.utils._pagination import paginate
 from pydantic import BaseModel, Field, ValidationError
 
 from atomhub import limits
+from atomhub.errors import UsageError
 from atomhub.requests import call_hub
-from atomhub.results import convnet_norm
+from atomhub.results import REVISION
 from atomhub.storage import cards
 from atomhub.text import plain
-from atomhub.training.protocols import find_protocol
+from atomhub.training.protocols import column, find_protocol
 
 _MOST = 1000
 """Most sets that are listed."""
@@ -33,6 +34,12 @@ class Claim(BaseModel, frozen=True, allow_inf_nan=False):
     mean: float = Field(ge=0, le=100)
     std: float = Field(ge=0, le=100)
     runs: int = Field(ge=1, le=limits.RUNS)
+    revision: int = 1
+
+    @property
+    def column(self) -> str | None:
+        """Where it belongs in a table (:func:`atomhub.training.protocols.column`)."""
+        return column(self.protocol, self.network) if self.revision == REVISION else None
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,11 @@ def search(
     # the JSON as it is: huggingface_hub's own reading fails for all where one card is odd
     found = call_hub(lambda: [dict(e) for e in islice(paginate(address, asked, headers), _MOST)], "the Hub", token)
     listed = [item for entry in found if (item := _listed(entry))]
-    rules = find_protocol(protocol)
+    if sort == "accuracy" and find_protocol(protocol).norm is None:
+        raise UsageError(f"Sets cannot be ordered by the protocol {protocol!r}: each has another network in it.")
 
     def claimed(item: Listed) -> float:
-        norms = [(c.mean, convnet_norm(c.network)) for c in item.claims if c.protocol == protocol]
-        return max((mean for mean, norm in norms if norm and rules.norm in (None, norm)), default=-1.0)
+        return max((c.mean for c in item.claims if c.protocol == protocol and c.column), default=-1.0)
 
     keys: dict[str, Callable[[Listed], Any]] = {
         "accuracy": claimed,

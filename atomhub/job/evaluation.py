@@ -10,7 +10,7 @@ from atomhub.data.real import RealData, check_again
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.interrupts import heeded
-from atomhub.results import Measurement, Score
+from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import format_v1, store
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
@@ -55,7 +55,8 @@ class Verdict:
 
     Attributes:
         claim: What the set's manifest claims.
-        measured: What came out; None: it cannot be repeated, as atomhub does not know the network or the protocol.
+        measured: What came out; None: it cannot be repeated, as atomhub does not know the network or the protocol, or
+            the protocol has changed since.
         holds: Whether the means differ by no more than ``allowed``.
         allowed: Points: how far the means of true claims are apart, in 99 of 100 cases.
         seen: Points: a claim that is as much off would have been found out in 4 of 5 cases.
@@ -89,8 +90,8 @@ def verify(
         NotFoundError: the set claims nothing, or its source is not at hand.
         UsageError: fewer than 2 runs.
     """
-    if runs == 1:
-        raise UsageError("runs cannot be 1: the spread of one network is not known.", "Use 2 or more.")
+    if runs is not None and runs < 2:
+        raise UsageError(f"runs cannot be {runs}: the spread of one network is not known.", "Use 2 or more.")
     claims = distilled.manifest.results.measured
     if not claims:
         raise NotFoundError(f"{distilled.name!r} claims no accuracy.", "Measure it first: atomhub evaluate")
@@ -100,6 +101,8 @@ def verify(
     for claim in claims:
         try:
             network_for(distilled, claim.network, find_protocol(claim.protocol))
+            if claim.revision != REVISION:
+                raise UsageError("The protocol has changed since.")
             labels: Any = claim.labels
             targets_of(distilled, labels)
         except UsageError:  # a network that only its author has, say
@@ -109,7 +112,10 @@ def verify(
             distilled, claim.network, claim.protocol, runs or max(2, min(5, claim.score.runs)), baseline=None,
             labels=labels, seed=seed, device=device, source=source, progress=progress,
         )  # fmt: skip
-        allowed, seen = distances(claim.score, found.score, 100 / claim.test_images)
+        # a claim must not make its own test a weak one
+        spread = min(claim.score.std, 3 * max(found.score.std, 100 / found.test_images))
+        step = 100 / found.test_images
+        allowed, seen = distances(claim.score.model_copy(update={"std": spread}), found.score, step)
         holds = abs(claim.score.mean - found.score.mean) <= allowed
         verdicts.append(Verdict(claim, found, holds, allowed, seen))
     return verdicts

@@ -12,6 +12,7 @@ import torch
 
 from atomhub import devices
 from atomhub.command import command
+from atomhub.core import draws
 from atomhub.core.engine import Engine
 from atomhub.core.plan import worth_compiling
 from atomhub.core.whitening import Normalization, fit_zca
@@ -102,7 +103,7 @@ def distill(
         kept = None
         if checkpoints is not False:
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
-            identity = {"source": real.info.fingerprint, "ipc": ipc, "seed": seed}
+            identity = {"draws": draws.VERSION, "source": real.info.fingerprint, "ipc": ipc, "seed": seed}
             kept = Checkpoints(folder, identity | {"recipe": resolved.model_dump(mode="json")})
         for path in (target, kept.folder if kept is not None else None):
             if path is not None and team.rank == 0:  # now, and not when the work is done

@@ -15,7 +15,7 @@ from atomhub.data.places import ALIASES
 from atomhub.manifest import Manifest
 from atomhub.provenance import recipe_name
 from atomhub.recipe import Recipe
-from atomhub.results import Measurement
+from atomhub.results import REVISION, Measurement
 from atomhub.text import plain
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as the templates know it: ``f`` format, ``p`` provenance, ``results`` what was measured."""
     p = manifest.provenance
     return {
-        "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
+        "revision": REVISION, "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
         "recipe": p.recipe if isinstance(p.recipe, Recipe) else None, "images": manifest.format.shape[0],
     }  # fmt: skip
 
@@ -179,8 +179,10 @@ def _metadata(manifest: Manifest) -> str:
     alias = ALIASES.get(p.source_id)
     repo = alias.repo if alias else p.source_id if p.source and p.source.kind == "hub" else None
     claims = [
-        {"protocol": r.protocol, "network": r.network, "mean": r.score.mean, "std": r.score.std, "runs": r.score.runs}
-        for r in manifest.results.columns.values()
+        {"protocol": r.protocol, "revision": r.revision, "network": r.network, "mean": r.score.mean,
+         "std": r.score.std, "runs": r.score.runs}
+        for r in manifest.results.measured[-20:]
+        if r.labels == "hard"
     ]  # fmt: skip
     count = form.shape[0]
     files = [{"split": "train", "path": "data/train-*.parquet"}]

@@ -21,7 +21,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import Images
-from atomhub.results import Measurement
+from atomhub.results import REVISION, Measurement
 from atomhub.storage import cards
 from atomhub.training.accuracy import accuracy as right, logits
 from atomhub.training.fit import fit, seeded
@@ -215,7 +215,7 @@ def train_classifier(
     parameters = sum(p.numel() for p in model.parameters())
     result = Measurement(
         protocol=protocol, network=found.spec, labels=labels, score=summary([percent], seconds), seed=seed,
-        test_images=len(test_labels), device=describe_device(where),
+        revision=REVISION, test_images=len(test_labels), device=describe_device(where),
     )  # fmt: skip
     config = ModelConfig(
         network=found.spec, channels=f.channels, size=f.size, class_names=f.class_names, mean=f.mean, std=f.std,

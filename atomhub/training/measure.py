@@ -17,7 +17,7 @@ from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import NotFoundError, UsageError, check_whole
-from atomhub.results import Measurement, Score
+from atomhub.results import REVISION, Measurement, Score
 from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fastest_group, fit, seeded
 from atomhub.training.nets import InputSpec
@@ -124,7 +124,7 @@ def measure(
         if not stop():
             baselines[kind] = score(kind, sets[kind])
     return Measurement(
-        protocol=protocol, network=label, labels=labels, score=found, baseline=baselines, seed=seed,
+        protocol=protocol, network=label, labels=labels, score=found, baseline=baselines, seed=seed, revision=REVISION,
         test_images=len(test[1]), device=describe_device(where),
     )  # fmt: skip
 

@@ -1,10 +1,13 @@
 """The evaluation protocols of the literature as data. Results of different protocols are never comparable."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from atomhub.core.augment import DSA, IDC, NCFM, Stages
 from atomhub.errors import UsageError, closest
+from atomhub.results import REVISION, Measurement
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Protocol:
 
 PROTOCOLS: dict[str, Protocol] = {
     # DC's code trains one epoch more than it says, and restarts its optimiser after epoch Epoch // 2 + 2
-    "dm": Protocol(1001, 256, "DC, DSA, DM (WACV 2023): the field's default", "instance", drops=(502,), restart=True),
+    "dm": Protocol(1001, 256, "DSA, DM (WACV 2023): the field's default", "instance", drops=(502,), restart=True),
     "datadam": Protocol(1801, 64, "DataDAM (ICCV 2023), its code", "batch", drops=(902,), restart=True),
     "idc": Protocol(
         1000, 64, "IDC (ICML 2022)", "instance", drops=(666, 833), factor=0.2, augmentation=IDC, cutmix=0.5
@@ -68,3 +71,22 @@ def find_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UsageError(f"There is no protocol {name!r}.", closest(name, PROTOCOLS))
     return PROTOCOLS[name]
+
+
+def column(protocol: str, network: str) -> str | None:
+    """Return where an accuracy belongs in a table of sets: ``dm, ConvNet, instance norm``; None: nowhere.
+
+    Accuracies of different protocols, networks or norms cannot be compared and have columns of their own. Tables of
+    sets show the protocol's own network alone; ``quick`` has none, so that the column names the ConvNet.
+    """
+    rules = PROTOCOLS.get(protocol)
+    if rules and rules.norm:
+        return f"{protocol}, ConvNet, {rules.norm} norm" if network == f"convnet:width=128,norm={rules.norm}" else None
+    known = rules and re.fullmatch(r"convnet:width=\d{1,4}(,depth=\d)?,norm=(instance|batch|none)", network)
+    return f"{protocol}, {network}" if known else None
+
+
+def columns(measured: Iterable[Measurement]) -> dict[str, Measurement]:
+    """Return those of a set's results that a table of sets shows, by :func:`column`; of each the latest."""
+    good = [r for r in measured if r.labels == "hard" and r.revision == REVISION]
+    return {name: r for r in good if (name := column(r.protocol, r.network))}

@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order of the classes, and of the networks")
     o = parser.parse_args()
     distilled = atomhub.load(o.name)
+    if not 1 <= o.steps <= len(distilled.class_names):
+        parser.error(f"--steps cannot be {o.steps}: the set has {len(distilled.class_names)} classes.")
     order = np.random.default_rng(o.seed).permutation(len(distilled.class_names))
     memory, title = None, ["classes", "distilled", "random", "herding"]
     for new in np.array_split(order, o.steps):

@@ -31,6 +31,7 @@ from atomhub.hub.find import search
 from atomhub.hub.pull import pulled
 from atomhub.hub.push import push
 from atomhub.manifest import digest
+from atomhub.results import REVISION
 from atomhub.storage import cards, format_v1
 from atomhub.training.protocols import PROTOCOLS
 
@@ -266,19 +267,38 @@ class TestSearch:
         (result,) = saved.manifest.results.measured
         score = result.score
         assert [c.model_dump() for c in found.claims] == [
-            {"protocol": "quick", "network": result.network, "mean": score.mean, "std": score.std, "runs": 2}
+            {
+                "protocol": "quick",
+                "network": result.network,
+                "mean": score.mean,
+                "std": score.std,
+                "runs": 2,
+                "revision": REVISION,
+            }
         ]
 
-    def test_sets_are_ordered_by_one_protocol_and_norm(self, hub):
-        """Figures of others cannot be compared, however high they are."""
+    def test_sets_are_ordered_by_one_protocol_and_its_network(self, hub):
+        """Figures of others cannot be compared, however high they are, nor those of an older revision."""
         claims = {
-            "low": [("dm", "instance", 40.0), ("dance", "instance", 90.0), ("dm", "batch", 99.0)],
+            "low": [
+                ("dm", "instance", 40.0),
+                ("dance", "instance", 90.0),
+                ("dm", "batch", 99.0),
+                ("dm", "instance,pooling=max", 99.0),
+            ],
             "high": [("dm", "instance", 50.0)],
-            "none": [("quick", "instance", 95.0)],
+            "none": [("quick", "instance", 95.0), ("dm", "instance", 60.0)],
         }
         for name, results in claims.items():
             rows = [
-                {"protocol": protocol, "network": f"convnet:width=128,norm={norm}", "mean": mean, "std": 1.0, "runs": 5}
+                {
+                    "protocol": protocol,
+                    "network": f"convnet:width=128,norm={norm}",
+                    "mean": mean,
+                    "std": 1.0,
+                    "runs": 5,
+                    "revision": REVISION if mean != 60 else 1,
+                }
                 for protocol, norm, mean in results
             ]
             metadata = {"tags": ["atomhub", "dataset-distillation"], "atomhub": {"results": rows}}
@@ -288,6 +308,8 @@ class TestSearch:
         assert [item.name for item in search(sort="accuracy", protocol="dance")][0] == "bob/low"
         with pytest.raises(UsageError, match="no protocol 'dance2'"):
             search(sort="accuracy", protocol="dance2")
+        with pytest.raises(UsageError, match="cannot be ordered by the protocol 'quick'"):
+            search(sort="accuracy", protocol="quick")
 
     def test_a_card_of_nonsense_does_not_stop_the_search(self, hub, saved):
         saved.push_to_hub()

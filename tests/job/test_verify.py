@@ -9,6 +9,7 @@ import atomhub
 from atomhub.errors import NotFoundError, UsageError
 from atomhub.job.evaluation import distances
 from atomhub.training.measure import summary
+from atomhub.training.protocols import PROTOCOLS, Protocol, columns
 
 
 @pytest.fixture
@@ -64,3 +65,25 @@ def test_one_network_cannot_verify(digits1):
 def test_a_set_that_claims_nothing(digits1):
     with pytest.raises(NotFoundError, match="claims no accuracy"):
         atomhub.verify(digits1)
+
+
+def test_a_claim_cannot_make_its_own_test_a_weak_one(home, monkeypatch):
+    """Neither by a spread of its own making, nor by a test split of one image or none."""
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(20, 256, "test"))
+    distilled = atomhub.load("digits-ipc10")
+    claim = atomhub.evaluate(distilled, protocol="quick", runs=3, baseline=None)
+    lies = []
+    for change in ({"std": 60.0}, {}, {}):
+        score = claim.score.model_copy(update={"mean": claim.score.mean - 25, **change})
+        lies.append(claim.model_copy(update={"score": score, "test_images": len(lies)}))
+    distilled.manifest = distilled.manifest.replace(results={"measured": tuple(lies)})
+    assert not any(verdict.holds for verdict in atomhub.verify(distilled, runs=4))
+
+
+def test_a_claim_under_an_older_revision_of_a_protocol_cannot_be_repeated(home):
+    distilled = atomhub.load("digits-ipc1")
+    old = distilled.manifest.results.measured[0].model_copy(update={"revision": 1})
+    distilled.manifest = distilled.manifest.replace(results={"measured": (old,)})
+    (verdict,) = atomhub.verify(distilled)
+    assert verdict.measured is None
+    assert columns([old]) == {}

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT, image_folder
 from hostile import described, signed
 from hub_server import Fault
@@ -31,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 import atomhub
 from atomhub import limits, requests, text
-from atomhub.cli.main import main
+from atomhub.cli.main import cli, main
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, SourceError, UsageError
 from atomhub.hub.find import search
 from atomhub.hub.push import push
@@ -368,6 +369,21 @@ class TestHub:
         assert {"alice/found", "bob/odd-0", "bob/odd-1", "bob/odd-2"} <= set(found)
         assert (found["bob/odd-0"].ipc, found["bob/odd-0"].size, found["bob/odd-0"].claims) == (0, None, ())
         assert found["bob/odd-2"].source.isprintable()
+
+    def test_words_of_a_claim_are_no_markup_in_a_table(self, home, digits1):
+        """Tables of results have them in their heads."""
+        saved = digits1.save()
+        odd = atomhub.evaluate(saved, lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)),
+                               "quick", runs=2, baseline=None)  # fmt: skip
+        odd = odd.model_copy(update={"protocol": "dm[/b]", "network": "[link=https://example.org]convnet:norm=batch"})
+        format_v1.add_result(saved.path, saved.manifest, odd)
+        for command in (["list"], ["verify", saved.name], ["info", saved.name]):
+            done = CliRunner().invoke(cli, command)
+            assert done.exception is None or isinstance(done.exception, SystemExit)
+            assert "Traceback" not in done.output
+        assert "dm[/b], [link=https://example.org]convnet:norm=batch" in " ".join(
+            CliRunner().invoke(cli, ["verify", saved.name]).output.split()
+        )
 
 
 class TestKept:
