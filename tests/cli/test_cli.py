@@ -94,7 +94,19 @@ def test_json_is_one_object_and_nothing_else(run):
     report = json.loads(out)
     assert set(report) == {"name", "bytes_per_class", "protocol", "results"}
     assert (report["name"], report["protocol"]) == ("mine", "quick")
-    keys = {"network", "labels", "mean", "std", "runs", "seconds", "interval95", "ior", "hlr", "test_images", "baseline"}
+    keys = {
+        "network",
+        "labels",
+        "mean",
+        "std",
+        "runs",
+        "seconds",
+        "interval95",
+        "ior",
+        "hlr",
+        "test_images",
+        "baseline",
+    }
     assert set(report["results"][0]) == keys
     assert set(report["results"][0]["baseline"]["random"]) == {"mean", "std", "runs"}
     assert 0 <= report["results"][0]["mean"] <= 100
