@@ -101,7 +101,7 @@ def markdown(config, rows):
             f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, protocol "
             f"{of(config, 'protocol', ipc)}, {network}, last epoch",
             "",
-            "| recipe | accuracy | published (own protocol, own norm) | bytes per class | seconds to distil | peak memory |",
+            "| recipe | accuracy | published (own protocol, norm) | bytes per class | seconds | peak memory |",
             "|---|---|---|---|---|---|",
         ]
         for recipe in config["order"]:
