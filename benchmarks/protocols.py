@@ -30,6 +30,11 @@ from atomhub.interop.importing import import_set
 from atomhub.training.measure import random_real
 
 KEPT = RESULTS / "protocols-cpu.json"
+UNUSED = {
+    "scipy.ndimage.interpolation": ["rotate"], "efficientnet_pytorch": ["EfficientNet"], "kornia": [],
+    "tqdm": ["tqdm"], "einops": ["rearrange", "repeat"], "einops.layers": [], "einops.layers.torch": ["Rearrange"],
+}  # fmt: skip
+"""Packages that the papers' code imports and the evaluation of a ConvNet does not use, or only to show progress."""
 
 
 def tensors(ipc, atom, code):
@@ -65,16 +70,13 @@ def imported(folder, *names):
     """Import modules of a folder of the papers' code, with stand-ins for packages that they name and do not need."""
     for clash in ("networks", "utils", "train", "common", "data", "misc", "models"):
         sys.modules.pop(clash, None)
-    rotate = types.ModuleType("scipy.ndimage.interpolation")
-    rotate.rotate = None
-    sys.modules.setdefault("scipy.ndimage.interpolation", rotate)
-    for missing, name in (("efficientnet_pytorch", "EfficientNet"), ("kornia", "K"), ("tqdm", "tqdm")):
-        stand_in = types.ModuleType(missing)
-        setattr(stand_in, name, lambda iterable=None, *_, **__: iterable)
+    for name, attributes in UNUSED.items():
         try:
-            __import__(missing)
+            __import__(name)
         except ImportError:
-            sys.modules[missing] = stand_in
+            stand_in = types.ModuleType(name)
+            stand_in.__dict__.update(dict.fromkeys(attributes, lambda iterable=None, *_, **__: iterable))
+            sys.modules[name] = stand_in
     sys.path.insert(0, str(folder))
     sys.argv = [sys.argv[0]]
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from atomhub.provenance import Provenance
+from atomhub.recipe import Recipe
 
 
 def draw_curve(name: str, p: Provenance, path: Path) -> None:
@@ -34,6 +35,7 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
     if p.accuracy_history:
         right = axes.twinx()
         right.plot(*zip(*p.accuracy_history, strict=True), "o-", color="tab:orange")
-        right.set_ylabel("test accuracy of one network (%)", color="tab:orange")
+        norm = f", {p.recipe.norm} norm" if isinstance(p.recipe, Recipe) else ""
+        right.set_ylabel(f"test accuracy of one ConvNet{norm}, quick (%)", color="tab:orange")
     axes.set_title(name, loc="left")
     figure.savefig(path, dpi=120)

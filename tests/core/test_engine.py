@@ -62,6 +62,7 @@ def test_every_augmentation_agrees_with_the_reference(operation):
         {"depth": 3, "pixels": "float32", "augmentation": ()},
         {"norm": "batch"},
         {"norm": "batch", "statistics": "real"},
+        {"augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all"},
         {"norm": "none"},
         {"spatial": 0.5, "channel": 2.0, "feature": 0.0},
         {"power": 3.0},
