@@ -15,7 +15,7 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
 
     figure = Figure(figsize=(6, 3.5 + bool(p.clipped_history)))
     # fixed, as the layouts that matplotlib finds draw everything twice
-    figure.subplots_adjust(left=0.16, right=0.87 if p.accuracy_history else 0.97, bottom=0.13, top=0.92, hspace=0.08)
+    figure.subplots_adjust(left=0.16, right=0.84 if p.accuracy_history else 0.97, bottom=0.13, top=0.92, hspace=0.08)
     if p.clipped_history:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         iterations, shares = zip(*p.clipped_history, strict=True)
@@ -36,6 +36,6 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         right = axes.twinx()
         right.plot(*zip(*p.accuracy_history, strict=True), "o-", color="tab:orange")
         norm = f", {p.recipe.norm} norm" if isinstance(p.recipe, Recipe) else ""
-        right.set_ylabel(f"test accuracy of one ConvNet{norm}, quick (%)", color="tab:orange")
+        right.set_ylabel(f"test accuracy of one network (%)\nquick, ConvNet{norm}", color="tab:orange")
     axes.set_title(name, loc="left")
     figure.savefig(path, dpi=120)

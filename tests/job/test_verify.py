@@ -27,8 +27,8 @@ def test_an_honest_claim_holds(measured):
 
 
 def test_a_claim_of_ten_networks_that_is_a_point_and_a_half_too_high_does_not_hold(home):
-    distilled = atomhub.load("digits-ipc10")
-    claim = atomhub.evaluate(distilled, protocol="quick", runs=10, baseline=None)
+    distilled = atomhub.load("digits-ipc1")
+    claim = atomhub.evaluate(distilled, "convnet:width=16", "quick", 10, baseline=None)
     score = claim.score.model_copy(update={"mean": claim.score.mean + 1.5})
     lie = claim.model_copy(update={"score": score})
     distilled.manifest = distilled.manifest.replace(results={"measured": (claim, lie)})
@@ -70,7 +70,7 @@ def test_a_set_that_claims_nothing(digits1):
 def test_a_claim_cannot_make_its_own_test_a_weak_one(home, monkeypatch):
     """Neither by a spread of its own making, nor by a test split of one image or none."""
     monkeypatch.setitem(PROTOCOLS, "quick", Protocol(20, 256, "test"))
-    distilled = atomhub.load("digits-ipc10")
+    distilled = atomhub.load("digits-ipc1")
     claim = atomhub.evaluate(distilled, protocol="quick", runs=3, baseline=None)
     lies = []
     for change in ({"std": 60.0}, {}, {}):
