@@ -171,8 +171,15 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
         return self.model_copy(update=update)
 
     def with_result(self, new: Measurement) -> Manifest:
-        """Return a copy with a result added, in place of one of the same network and protocol with no more runs."""
+        """Return a copy with a result added, in place of one of the same network and protocol.
+
+        Unless that has more runs, of the same revision of the protocol.
+        """
         same = (new.network, new.protocol, new.labels)
         old = self.results.measured
-        kept = (r for r in old if (r.network, r.protocol, r.labels) != same or r.score.runs > new.score.runs)
+        kept = (
+            r for r in old
+            if (r.network, r.protocol, r.labels) != same
+            or (r.score.runs > new.score.runs and r.revision == new.revision)
+        )  # fmt: skip
         return self.replace(results={"measured": (*kept, new)})

@@ -113,8 +113,8 @@ def verify(
             labels=labels, seed=seed, device=device, source=source, progress=progress,
         )  # fmt: skip
         # a claim must not make its own test a weak one
-        spread = min(claim.score.std, 3 * max(found.score.std, 100 / found.test_images))
         step = 100 / found.test_images
+        spread = min(claim.score.std, 3 * max(found.score.std, step))
         allowed, seen = distances(claim.score.model_copy(update={"std": spread}), found.score, step)
         holds = abs(claim.score.mean - found.score.mean) <= allowed
         verdicts.append(Verdict(claim, found, holds, allowed, seen))
@@ -139,10 +139,11 @@ def distances(a: Score, b: Score, step: float, level: float = 0.01, power: float
     """
     from scipy.stats import t
 
-    spread = [max(score.std, step / math.sqrt(12)) for score in (a, b) if score.runs > 1]
-    parts = [s**2 / score.runs for s, score in zip([*spread, *spread], (a, b), strict=False)]
-    known = [(p, score.runs - 1) for p, score in zip(parts, (a, b), strict=True) if score.runs > 1]
-    freedom = sum(parts) ** 2 / sum(p**2 / n for p, n in known) if len(known) == 2 else known[0][1]
+    stds = [max(own.std if own.runs > 1 else other.std, step / math.sqrt(12)) for own, other in ((a, b), (b, a))]
+    parts = [std**2 / score.runs for std, score in zip(stds, (a, b), strict=True)]
     error = math.sqrt(sum(parts))
+    freedom: float = max(a.runs, b.runs) - 1
+    if min(a.runs, b.runs) > 1:
+        freedom = sum(parts) ** 2 / sum(part**2 / (s.runs - 1) for part, s in zip(parts, (a, b), strict=True))
     allowed = float(t.ppf(1 - level / 2, freedom)) * error
     return allowed, allowed + float(t.ppf(power, freedom)) * error

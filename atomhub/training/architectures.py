@@ -24,7 +24,7 @@ from atomhub.errors import AtomhubError, UsageError, closest, first_line
 from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fit, seeded
 from atomhub.training.measure import network_for, whole_real
-from atomhub.training.protocols import Protocol
+from atomhub.training.protocols import Protocol, of_whole_set
 
 _VALIDATION = 2000
 """Most real training images that rank the candidates."""
@@ -187,7 +187,7 @@ class Trials:
         good = [c for c in ranked if not c.failed]
         spread = sorted({round(i) for i in np.linspace(0, len(good) - 1, min(count, len(good)))}) if good else []
         whole, test = whole_real(self.distilled, self.real), self.real.test_tensors()
-        rules = Protocol(epochs, 256, "dm's optimiser on the whole training set", drops=(round(epochs / 2),))
+        rules = of_whole_set(epochs)
         checks: list[Check] = []
         for done, place in enumerate(spread, 1):
             spec = good[place].network

@@ -123,7 +123,7 @@ def _fit(
         batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
         batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), stages)[:, 0].view_as(batch)
         targets = labels[rows] if labels.is_floating_point() else one_hot[labels[rows]].to(batch.dtype)
-        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix, u[..., augment.DRAWS :].argsort(1)[..., 0])
+        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix, u[..., augment.DRAWS])
         output = networks(batch)
         check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
         precise = output if output.dtype == torch.float64 else output.float()
@@ -208,7 +208,7 @@ def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> 
         )
 
 
-def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Mix each network's batch with probability ``probability`` by CutMix (Yun et al., ICCV 2019, section 3.1).
 
     The box has whole pixels, as many on either side of its centre, and may hang over the edge.
@@ -218,7 +218,7 @@ def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, partn
         targets: (R, B, K) probabilities.
         probability: That a batch is mixed.
         u: (R, 4) uniform in [0, 1): coin, share kept, centre.
-        partners: (R, B) int64: which image of the batch is pasted into which.
+        order: (R, B) distinct numbers: image i gets the box of the one whose number is the i-th smallest.
     """
     if not probability:
         return batch, targets
@@ -234,6 +234,7 @@ def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, partn
     x, y = inside(batch.shape[-1], u[:, 2]), inside(batch.shape[-2], u[:, 3])
     box = (y[:, :, None] & x[:, None, :])[:, None, None]  # (R, 1, 1, H, W)
     share = box.to(batch).mean((-1, -2)).view(-1, 1, 1)
+    partners = order.argsort(1)
     pasted = batch.take_along_dim(partners[..., None, None, None], 1)
     theirs = targets.take_along_dim(partners[..., None], 1)
     return torch.where(box, pasted, batch), targets * (1 - share) + theirs * share

@@ -15,7 +15,7 @@ from atomhub.provenance import Teacher
 from atomhub.training.accuracy import accuracy, logits
 from atomhub.training.fit import fit, seeded
 from atomhub.training.measure import network_for, whole_real
-from atomhub.training.protocols import Protocol
+from atomhub.training.protocols import of_whole_set
 
 
 def soften(
@@ -52,7 +52,7 @@ def soften(
     where = find_device(device)
     network = network_for(distilled, teacher)
     real = distilled.real(source, tested=False)
-    rules = Protocol(epochs, 256, "dm's optimiser on the whole training set", drops=(round(epochs / 2),))
+    rules = of_whole_set(epochs)
     images, labels = whole_real(distilled, real)
     keep_large_buffers()
     classes, own = len(distilled.class_names), None
