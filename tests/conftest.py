@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -43,9 +44,11 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from pretended import pretended_gpu  # noqa: E402, F401 a fixture
 
+from atomhub import requests  # noqa: E402
 from atomhub.cli.main import main  # noqa: E402
 from atomhub.core import plan  # noqa: E402
 from atomhub.memory import used_memory  # noqa: E402
+from atomhub.training.protocols import PROTOCOLS  # noqa: E402
 
 
 @pytest.fixture
@@ -53,6 +56,23 @@ def home(tmp_path, monkeypatch):
     """A store and cache of the test's own."""
     monkeypatch.setenv("ATOMHUB_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def writer(hub, monkeypatch):
+    """Alice, logged in with a token that may write; nothing waits long."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setattr(requests, "_PATIENCE", 0.01)
+    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=40))
+    return hub
+
+
+@pytest.fixture
+def saved(digits1, home, tmp_path):
+    """Digits at ipc 1 in the store, under a name of the test's own (clients remember names)."""
+    name = re.sub(r"[^a-z0-9]+", "-", tmp_path.name)[:80].strip("-")
+    manifest = digits1.manifest.model_copy(update={"name": name})
+    return dataclasses.replace(digits1, manifest=manifest).save()
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The Hub: published in one commit, found, pulled and verified; whatever goes wrong, nothing is half done."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -22,44 +20,15 @@ from conftest import LIVE_TOKEN, ROOT
 from datasets import load_dataset
 from hub_server import Fault, HubServer
 from huggingface_hub import DatasetCard, HfApi, ModelCard
-from safetensors.torch import load_file, save_file
+from published import FILES
 
 import atomhub
-from atomhub import requests, text
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
-from atomhub.hub.find import search
 from atomhub.hub.pull import pulled
 from atomhub.hub.push import push
-from atomhub.manifest import digest
-from atomhub.results import REVISION
 from atomhub.storage import cards, format_v1
-from atomhub.training.protocols import PROTOCOLS
 
-FILES = {"README.md", "manifest.json", "distilled.safetensors", format_v1.PARQUET, "preview.png", "curve.png"}
-
-
-@pytest.fixture(autouse=True)
-def writer(hub, monkeypatch):
-    """Alice, logged in with a token that may write; nothing waits long."""
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    monkeypatch.setattr(requests, "_PATIENCE", 0.01)
-    monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=40))
-    return hub
-
-
-@pytest.fixture
-def saved(digits1, home, tmp_path):
-    """Digits at ipc 1 in the store, under a name of the test's own (clients remember names)."""
-    name = re.sub(r"[^a-z0-9]+", "-", tmp_path.name)[:80].strip("-")
-    manifest = digits1.manifest.model_copy(update={"name": name})
-    return dataclasses.replace(digits1, manifest=manifest).save()
-
-
-def content(folder):
-    """Return the files of a set but the card."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".md"
-    }
+pytestmark = pytest.mark.usefixtures("writer")
 
 
 def validate(card, kind):
@@ -246,78 +215,6 @@ class TestPull:
             atomhub.load(f"alice/{saved.name}")
 
 
-class TestSearch:
-    def test_sets_are_found_by_their_tags(self, hub, digits1):
-        for author, token, ipc in (("alice", "hf_writer", 1), ("alice", "hf_writer", 2), ("bob", "hf_other", 1)):
-            made = digits1 if ipc == 1 else atomhub.distill("digits", 2, overrides={"iterations": 1})
-            made.push_to_hub(f"{author}/search-digits-{ipc}", token=token)
-        hub.add("bob/holidays", {"README.md": b"---\ntags:\n- holidays\n---\n"})
-        hub.repos["alice/search-digits-2"].downloads = 7
-        assert [item.name for item in search()][0] == "alice/search-digits-2"
-        assert {item.name for item in search(ipc=1)} == {"alice/search-digits-1", "bob/search-digits-1"}
-        (found,) = search(author="bob", source="digits")
-        assert (found.source, found.ipc, found.recipe, found.claims) == ("digits", 1, "atom", ())
-        assert found.size == 10 * 16 * 16
-        assert search(source="cifar10") == []
-
-    def test_claims_are_shown_with_spread_and_protocol(self, hub, saved):
-        atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
-        saved.push_to_hub()
-        (found,) = search()
-        (result,) = saved.manifest.results.measured
-        score = result.score
-        assert [c.model_dump() for c in found.claims] == [
-            {
-                "protocol": "quick",
-                "network": result.network,
-                "mean": score.mean,
-                "std": score.std,
-                "runs": 2,
-                "revision": REVISION,
-            }
-        ]
-
-    def test_sets_are_ordered_by_one_protocol_and_its_network(self, hub):
-        """Figures of others cannot be compared, however high they are, nor those of an older revision."""
-        claims = {
-            "low": [
-                ("dm", "instance", 40.0),
-                ("dance", "instance", 90.0),
-                ("dm", "batch", 99.0),
-                ("dm", "instance,pooling=max", 99.0),
-            ],
-            "high": [("dm", "instance", 50.0)],
-            "none": [("quick", "instance", 95.0), ("dm", "instance", 60.0)],
-        }
-        for name, results in claims.items():
-            rows = [
-                {
-                    "protocol": protocol,
-                    "network": f"convnet:width=128,norm={norm}",
-                    "mean": mean,
-                    "std": 1.0,
-                    "runs": 5,
-                    "revision": REVISION if mean != 60 else 1,
-                }
-                for protocol, norm, mean in results
-            ]
-            metadata = {"tags": ["atomhub", "dataset-distillation"], "atomhub": {"results": rows}}
-            card = f"---\n{yaml.safe_dump(metadata)}---\n"
-            hub.add(f"bob/{name}", {"README.md": card.encode()})
-        assert [item.name for item in search(sort="accuracy")] == ["bob/high", "bob/low", "bob/none"]
-        assert [item.name for item in search(sort="accuracy", protocol="dance")][0] == "bob/low"
-        with pytest.raises(UsageError, match="no protocol 'dance2'"):
-            search(sort="accuracy", protocol="dance2")
-        with pytest.raises(UsageError, match="cannot be ordered by the protocol 'quick'"):
-            search(sort="accuracy", protocol="quick")
-
-    def test_a_card_of_nonsense_does_not_stop_the_search(self, hub, saved):
-        saved.push_to_hub()
-        nonsense = b"---\natomhub: [1]\ntags: [atomhub, dataset-distillation, 'ipc:many', 'source:']\n---\n"
-        hub.add("bob/nonsense", {"README.md": nonsense})
-        assert {item.name for item in search()} == {f"alice/{saved.name}", "bob/nonsense"}
-
-
 class TestFaults:
     """Every failure is a sentence; the remote is whole or untouched, and trying again succeeds."""
 
@@ -441,127 +338,6 @@ class TestFaults:
         with pytest.raises(IntegrityError, match="preview.png"):
             saved.push_to_hub()
         assert hub.repos == {}
-
-
-ONE = {"sha256": "0" * 64, "size": 1}
-EVIL = {name: ONE for name in FILES - {"README.md", "manifest.json"}}
-
-
-class TestAttacks:
-    """A stranger's repository can be refused, but never do harm."""
-
-    @pytest.fixture
-    def attack(self, hub, saved, tmp_path):
-        """Return a function that publishes altered files as somebody who knows the format would, and loads them."""
-        folder = tmp_path / "evil"
-        shutil.copytree(saved.path, folder)
-        count = iter(range(99))
-
-        def publish(files=None, manifest=None, tensors=None, digests=True):
-            for path, data in (files or {}).items():
-                (folder / path).write_bytes(data)
-            data = json.loads((folder / "manifest.json").read_text())
-            for key, value in (manifest or {}).items():
-                data[key] = data[key] | value if key == "format" else value
-            if tensors is not None:
-                header = {"atomhub": json.dumps({"manifest": digest(data)})}
-                save_file(
-                    {**load_file(saved.path / "distilled.safetensors"), **tensors},
-                    folder / "distilled.safetensors",
-                    header,
-                )
-            if digests:
-                there = {n: folder / n for n in data["files"] if (folder / n).exists()}
-                data["files"] |= {
-                    n: {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "size": p.stat().st_size}
-                    for n, p in there.items()
-                }
-            (folder / "manifest.json").write_text(json.dumps(data))
-            repo = f"alice/evil-{next(count)}-{saved.name}"
-            hub.add(repo, content(folder))
-            return atomhub.load(repo)
-
-        return publish
-
-    def test_the_way_attacks_are_made_is_sound(self, attack, saved):
-        assert torch.equal(attack(tensors={}).images, saved.images)
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"files": {"preview.png": b"x"}, "digests": False}, "preview.png has 1 bytes, and may have"),
-            ({"tensors": {"images": torch.zeros(10, 1, 16, 16, dtype=torch.uint8)}}, "does not hold the images"),
-            ({"tensors": {"images": torch.zeros(10, 1, 16, 16)}}, "'images' should be"),
-            ({"tensors": {"images": torch.full((10, 1, 16, 16), float("nan"))}}, "'images' should be"),
-            ({"tensors": {"labels": torch.full((10,), 77)}}, "the labels are not 1 of each class"),
-            ({"manifest": {"format": {"ipc": 10**12}}, "tensors": {}}, "should be"),
-            ({"manifest": {"files": EVIL | {"../../../etc/passwd": ONE}}}, r"names the file '\.\./"),
-            ({"manifest": {"files": EVIL | {"/etc/passwd": ONE}}}, "names the file '/etc/passwd'"),
-            ({"manifest": {"format": {"version": 99}}}, "Upgrade atomhub"),
-            ({"files": {"distilled.safetensors": (2**40).to_bytes(8, "little") + b"{}"}}, "not a readable safetensors"),
-            (
-                {"files": {"distilled.safetensors": b"\x80\x04cos\nsystem\n(S'touch /tmp/pwned'\ntR."}},
-                "not a readable safetensors",
-            ),
-            ({"files": {"distilled.safetensors": b"x" * 2**21}}, "more than such a set can have"),
-            ({"files": {format_v1.PARQUET: b"PAR1"}}, "cannot be read"),
-        ],
-        ids=lambda value: None if isinstance(value, dict) else value,
-    )
-    def test_refused(self, attack, change, message):
-        with pytest.raises(IntegrityError, match=message):
-            attack(**change)
-
-    def test_a_parquet_of_other_images(self, attack, saved, tmp_path):
-        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=9)
-        other.as_hf_dataset().to_parquet(str(tmp_path / "other.parquet"))
-        with pytest.raises(IntegrityError, match="does not hold the images and classes"):
-            attack(files={format_v1.PARQUET: (tmp_path / "other.parquet").read_bytes()})
-
-    def test_a_token_is_never_told(self, hub, saved, capfd, caplog, monkeypatch):
-        token = "hf_" + "S3cret" * 5
-        monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(AtomhubError) as caught:
-            saved.push_to_hub()
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
-        saved.push_to_hub()
-        told = str(caught.value) + str(capfd.readouterr()) + caplog.text
-        told += "".join(str(data) for data in hub.files(f"alice/{saved.name}").values())
-        assert token not in told
-        assert "hf_writer" not in told
-
-    @pytest.mark.parametrize(
-        "name",
-        ["<script>alert(1)</script>", "](http://evil)", "![x](http://evil/x.png)", "a\n---\nlicense: mit\n---", "`rm`",
-         "| a | b |", "{{ m }}", "{% raw %}", "<!-- /atomhub: results -->", "# title", "\u202etxt", "&lt;b&gt;",
-         "--- !!python/object"],
-    )  # fmt: skip
-    def test_hostile_class_names_mean_themselves(self, digits1, name):
-        pytest.importorskip("markdown_it")
-        from markdown_it import MarkdownIt
-
-        def card_with(text):
-            p = digits1.manifest.provenance
-            source = p.source.model_copy(update={"id": text, "license": text, "notes": (text,), "revision": text})
-            provenance = {
-                "source": source, "recipe": p.recipe.model_copy(update={"name": text}), "device": text,
-                "command": text, "versions": {"atomhub": text, text: text}, "created": text,
-            }  # fmt: skip
-            changed = digits1.manifest.replace(
-                format={"class_names": (text, *"123456789")}, provenance=provenance, results={"network": text}
-            )
-            return cards.dataset_card(changed)
-
-        card, plain = card_with(name), card_with("plain")
-        fronts, bodies = zip(*[whole.removeprefix("---\n").split("\n---\n", 1) for whole in (card, plain)], strict=True)
-        tokens, usual = (MarkdownIt("commonmark").enable("table").parse(body) for body in bodies)
-        assert [t.type for t in tokens] == [t.type for t in usual]
-        kinds = [[c.type for t in found for c in (t.children or []) if c.type != "text"] for found in (tokens, usual)]
-        assert kinds[0] == kinds[1]
-        hostile, usual = (yaml.safe_load(front) for front in fronts)
-        assert list(hostile) == list(usual)
-        assert hostile["license"] == text.plain(name)
-        assert hostile["configs"] == usual["configs"]
 
 
 class TestCards:
