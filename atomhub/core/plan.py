@@ -117,6 +117,10 @@ class Plan:
         return sorted({(k.start, k.stop): k for group in self.groups for k, _ in group}.values(), key=lambda k: k.start)
 
 
+_FILLED = 7 / 8
+"""Share of a limit that the work is cut to fill: freed pieces and scratch of the libraries lie between its tensors."""
+
+
 def plan(
     recipe: Recipe, network: ConvNet, classes: int, views: int, itemsize: int, budget: int, device: torch.device,
     memory: int | None = None,
@@ -159,6 +163,8 @@ def plan(
             f"{least / 2**20:.1f} MiB, and {left} left beside the program, its libraries and its images.",
             f"{more} {fewer}".strip(),
         )
+    if memory is not None:
+        budget = max(least, int(budget * _FILLED))
     free = budget - (least - work)
     largest = _LARGE if device.type == "cuda" else _CACHED * torch.get_num_threads()
     most = max(1, min(largest // maps[0], free // 2 // work))
