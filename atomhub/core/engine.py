@@ -159,12 +159,12 @@ class Engine:
             total += self._descend(draw, network, self.passes, given, group, matched, plan.first)
             if trained is not None:
                 total += self._descend(draw, trained, self.calibration, None, group, classified, plan.first)
-        self._keep_within()
+        self._keep_within(1 / 2)
         return total
 
-    def _keep_within(self) -> None:
-        """Give back what is not in use, where the limit is near."""
-        if self.memory is not None and used_memory(self.device) + LIBRARIES > self.memory / 2:
+    def _keep_within(self, share: float = 1) -> None:
+        """Give back what is not in use, where more than a share of the limit is taken."""
+        if self.memory is not None and used_memory(self.device) + LIBRARIES > self.memory * share:
             self.real.let_go()
             give_back()
 
@@ -176,6 +176,7 @@ class Engine:
         depth = len(network.weights)
 
         def found(level: int, i: int, values: list[Tensor]) -> None:
+            self._keep_within()
             (k, m), each = plan.real[i], draw.indices.shape[1]
             for j, value in enumerate(values):
                 own = mixer.means(value, k.stop - k.start, level < depth - 1)
@@ -200,7 +201,7 @@ class Engine:
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
         known = Side(self.passes, network, images, sizes, keep, None, found, True, plan.some).forward()
-        self._keep_within()
+        self._keep_within(1 / 2)
         return [means[position] for position in sorted(means)], [pair for pair in known if pair is not None]
 
     def _descend(
@@ -224,6 +225,7 @@ class Engine:
         stores = [Store(sizes) for _ in found]
 
         def keep(level: int, i: int, values: list[Tensor]) -> None:
+            self._keep_within()
             for j, value in enumerate(values, level * maps):
                 found[j].append(stores[j].put(i, value))  # pieces come in order
 
@@ -242,10 +244,12 @@ class Engine:
                 value = objective(leaves, slice(group[0][0].start, group[-1][0].stop))
             gradients = [list(g.split(sizes)) for g in torch.autograd.grad(value, leaves)]
             loss += value.detach()
-        of_images = side.backward(
-            gradients[-1],
-            lambda level, i: [g[i] for g in gradients[level * maps :][:maps]][: maps * (level < depth - 1)],
-        )
+
+        def attention(level: int, i: int) -> list[Tensor]:
+            self._keep_within()
+            return [g[i] for g in gradients[level * maps :][:maps]] if level < depth - 1 else []
+
+        of_images = side.backward(gradients[-1], attention)
         for (k, m), g in zip(group, of_images, strict=True):
             with torch.enable_grad():
                 seen = self._seen(draw, k).requires_grad_()
