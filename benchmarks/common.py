@@ -89,7 +89,8 @@ def environment(device: torch.device) -> dict:
 
 def write(name: str, device: torch.device, **results: object) -> Path:
     """Write results with device, versions and command to ``benchmarks/results/NAME-DEVICE.json``."""
-    kind = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    cpu = "cpu-bfloat16" if fast_bfloat16(device) else "cpu"  # two machines, two tables
+    kind = cpu if device.type == "cpu" else torch.cuda.get_device_name(device).lower().replace(" ", "-")
     path = RESULTS / f"{name}-{kind}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(environment(device) | results, indent=1) + "\n")
