@@ -166,3 +166,11 @@ def _power(z: Tensor, power: float) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return half precision as float32; anything wider as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def exact_float32(fast: bool = False) -> None:
+    """Let float32 mean float32 in this process's work on a GPU, and not TF32, unless ``fast``; repeat results."""
+    torch.backends.cuda.matmul.allow_tf32 = fast
+    torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cudnn.benchmark = False  # it would choose other algorithms in another run
+    torch.backends.cudnn.deterministic = True

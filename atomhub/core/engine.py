@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from atomhub.core import augment, graphs, initial, mixer
 from atomhub.core.bank import Bank
-from atomhub.core.blocks import Kind, Moments
+from atomhub.core.blocks import Kind, Moments, exact_float32
 from atomhub.core.embedding import Embedding
 from atomhub.core.parallel import Team
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
@@ -97,11 +97,12 @@ class Engine:
         add = self.team.add if self.team.size > 1 else None
         kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))
         self.compiler = Compiler(compiled)
-        self.passes = Passes(kind, self.compiler, add)
-        self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add)
+        self.real = RealImages(images, normalization, self.device, dtype, memory)
+        self._give_back = partial(_give_back, self.real, memory if self.device.type == "cpu" else None)
+        self.passes = Passes(kind, self.compiler, add, self._give_back)
+        self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add, self._give_back)
         self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding)
         self.numbers = torch.from_numpy(self.owned).to(self.device)
-        self.real = RealImages(images, normalization, self.device, dtype, memory)
         each = recipe.classes_per_iteration or self.classes
         largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
@@ -159,14 +160,8 @@ class Engine:
             total += self._descend(draw, network, self.passes, given, group, matched, plan.first)
             if trained is not None:
                 total += self._descend(draw, trained, self.calibration, None, group, classified, plan.first)
-        self._keep_within(1 / 2)
+        self._give_back(1 / 2)
         return total
-
-    def _keep_within(self, share: float = 1) -> None:
-        """Give back what is not in use, where more than a share of the limit is taken."""
-        if self.memory is not None and used_memory(self.device) + LIBRARIES > self.memory * share:
-            self.real.let_go()
-            give_back()
 
     @torch.no_grad()
     def real_side(self, draw: Draw) -> graphs.Targets:
@@ -176,7 +171,6 @@ class Engine:
         depth = len(network.weights)
 
         def found(level: int, i: int, values: list[Tensor]) -> None:
-            self._keep_within()
             (k, m), each = plan.real[i], draw.indices.shape[1]
             for j, value in enumerate(values):
                 own = mixer.means(value, k.stop - k.start, level < depth - 1)
@@ -201,7 +195,7 @@ class Engine:
         keep = frozenset(level for level in plan.keep if level < depth)
         sizes = [length(part) for part in plan.real]
         known = Side(self.passes, network, images, sizes, keep, None, found, True, plan.some).forward()
-        self._keep_within(1 / 2)
+        self._give_back(1 / 2)
         return [means[position] for position in sorted(means)], [pair for pair in known if pair is not None]
 
     def _descend(
@@ -225,7 +219,6 @@ class Engine:
         stores = [Store(sizes) for _ in found]
 
         def keep(level: int, i: int, values: list[Tensor]) -> None:
-            self._keep_within()
             for j, value in enumerate(values, level * maps):
                 found[j].append(stores[j].put(i, value))  # pieces come in order
 
@@ -244,12 +237,10 @@ class Engine:
                 value = objective(leaves, slice(group[0][0].start, group[-1][0].stop))
             gradients = [list(g.split(sizes)) for g in torch.autograd.grad(value, leaves)]
             loss += value.detach()
-
-        def attention(level: int, i: int) -> list[Tensor]:
-            self._keep_within()
-            return [g[i] for g in gradients[level * maps :][:maps]] if level < depth - 1 else []
-
-        of_images = side.backward(gradients[-1], attention)
+        of_images = side.backward(
+            gradients[-1],
+            lambda level, i: [g[i] for g in gradients[level * maps :][:maps]][: maps * (level < depth - 1)],
+        )
         for (k, m), g in zip(group, of_images, strict=True):
             with torch.enable_grad():
                 seen = self._seen(draw, k).requires_grad_()
@@ -347,9 +338,8 @@ class Engine:
         self.momentum.copy_(state["momentum"][self.owned])
 
 
-def exact_float32(fast: bool = False) -> None:
-    """Let float32 mean float32 in this process's work on a GPU, and not TF32, unless ``fast``; repeat results."""
-    torch.backends.cuda.matmul.allow_tf32 = fast
-    torch.backends.cudnn.allow_tf32 = fast
-    torch.backends.cudnn.benchmark = False  # it would choose other algorithms in another run
-    torch.backends.cudnn.deterministic = True
+def _give_back(real: RealImages, memory: int | None, share: float = 1) -> None:
+    """Give back what a CPU's work has freed and what was read of files, where more than a share of a limit is taken."""
+    if memory is not None and used_memory(real.device) + LIBRARIES > memory * share:
+        real.let_go()
+        give_back()

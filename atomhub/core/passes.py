@@ -54,10 +54,13 @@ class Passes:
         kind: What all blocks have in common.
         compiler: Compiles them, or not.
         reduce: Adds batch-norm statistics up over processes; None: there is one process.
+        before: Called before every piece of work on a level.
     """
 
-    def __init__(self, kind: Kind, compiler: Compiler, reduce: Reduce | None = None) -> None:
-        self.kind, self.reduce = kind, reduce
+    def __init__(
+        self, kind: Kind, compiler: Compiler, reduce: Reduce | None = None, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self.kind, self.reduce, self.before = kind, reduce, before
         self.enter, self.through, self.leave = compiler(blocks.enter), compiler(blocks.through), compiler(blocks.leave)
         self.totals, self.back = compiler(blocks.totals), compiler(blocks.back)
 
@@ -169,6 +172,7 @@ class Side:
 
     def _reach(self, level: int, i: int) -> tuple[Tensor, Moments | None]:
         """Return piece ``i`` at a level, and if it was computed now under batch norm the moments of its images."""
+        self.passes.before()
         kept, kind, network = self.kept[i], self.passes.kind, self.network
         start = max((at for at in kept if 0 <= at <= level), default=-1)
         if start >= 0:
