@@ -203,7 +203,7 @@ class DistilledDataset:
         return as_grid(self.pixels8().unflatten(0, (-1, self.ipc))[:, :ipc])
 
     def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
-        """Write the set in format v1, all or nothing, and return it with its path.
+        """Write the set in its format, all or nothing, and return it with its path.
 
         Args:
             folder: Where; None: under its name in the local store, where :func:`atomhub.load` finds it.

@@ -20,7 +20,10 @@ from atomhub.errors import UsageError
 from atomhub.provenance import Provenance, SetName, Sha256
 from atomhub.results import Measurement, Results
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The latest: of sets with several pixels in a byte. All others are of version 1, for readers that know no other."""
+BITS = {"uint8": 8, "uint4": 4, "uint2": 2, "float32": 32}
+"""Kinds of stored pixels to the bits of one."""
 TENSORS = "distilled.safetensors"
 """The file that holds the images of a set."""
 
@@ -74,23 +77,25 @@ class Format(Images, frozen=True):
     """All that a reader needs: what the tensors are, and how networks are to see them (``docs/format.md``).
 
     Attributes:
-        version: Version of the format.
+        version: Version of the format: 2 where pixels have 4 or 2 bits, else 1.
         ipc: Stored images per class.
-        pixels: ``uint8`` in 0..255, or ``float32`` in 0..1.
+        pixels: ``uint8`` in 0..255, ``uint4`` or ``uint2`` (16 or 4 levels of them), or ``float32`` in 0..1.
         formation: Views per side that each image holds; networks are trained on the views.
         labels: ``soft``: a teacher's probabilities lie with the labels.
         flip: Whether a mirrored image keeps its class; false for digits and text.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     ipc: int = Field(ge=1, le=limits.IPC)
-    pixels: Literal["uint8", "float32"] = "uint8"
+    pixels: Literal["uint8", "uint4", "uint2", "float32"] = "uint8"
     formation: int = Field(default=1, ge=1, le=8)
     labels: Literal["hard", "soft"] = "hard"
     flip: bool = True
 
     @model_validator(mode="after")
-    def _divides(self) -> Format:
+    def _possible(self) -> Format:
+        if self.packed is not (self.version == 2):
+            raise ValueError(f"pixels of {self.pixels} are not in version {self.version}")
         if self.size % self.formation:
             raise ValueError("formation must divide size")
         if self.bytes > limits.IMAGES:
@@ -100,7 +105,17 @@ class Format(Images, frozen=True):
     @property
     def bytes(self) -> int:
         """Size of the stored images in bytes."""
-        return math.prod(self.shape) * (4 if self.pixels == "float32" else 1)
+        return math.prod(self.shape[:-1]) * -(-self.size * self.bits // 8)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored pixel and channel."""
+        return BITS[self.pixels]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a byte of the file holds several pixels."""
+        return self.bits < 8
 
     @property
     def bytes_per_class(self) -> int:

@@ -88,8 +88,8 @@ class Recipe(BaseModel):
         "one", "whether one of these operations is drawn for each class, or all are applied in their order", "-",
         "DSA: one; DANCE, NCFM: all of color, crop, cutout", exclude_if=lambda value: value == "one",  # as before it
     )  # fmt: skip
-    pixels: Literal["uint8", "float32"] = _knob(
-        "uint8", "stored pixels; uint8 rounds inside the optimisation, so PNGs are exact", "-", "atomhub format v1"
+    pixels: Literal["uint8", "uint4", "uint2", "float32"] = _knob(
+        "uint8", "stored pixels; all but float32 round inside the optimisation, so PNGs are exact", "-", "atomhub"
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = _knob(
         "auto", "numbers the networks compute in; auto: bfloat16 where the device is fast at it; tf32: of NVIDIA's GPUs"

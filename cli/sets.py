@@ -49,11 +49,11 @@ def list_sets(
         raise click.UsageError("--author, --source, --ipc, --sort and --protocol search the Hub: add --remote.")
     from atomhub.hub.pull import pulled
     from atomhub.job.cleaning import unfinished
-    from atomhub.storage import format_v1, store
+    from atomhub.storage import formats, store
     from atomhub.training.protocols import columns
 
     good, bad = store.manifests()
-    starters = {name: format_v1.read_manifest(store.STARTER / name) for name in store.starters()}
+    starters = {name: formats.read_manifest(store.STARTER / name) for name in store.starters()}
     if as_json:
         print_json({"sets": [{"name": folder.name, **_summary(m), "path": str(folder)} for folder, m in good.items()],
                     "starter": [{"name": name, **_summary(m)} for name, m in starters.items()],

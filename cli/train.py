@@ -93,10 +93,10 @@ def soften(
     """
     import atomhub
     from atomhub.files import check_target
-    from atomhub.storage import format_v1, store
+    from atomhub.storage import formats, store
 
     distilled = atomhub.load(name)
-    check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, format_v1.MANIFEST)
+    check_target(store.place(new or f"{distilled.name}-soft").absolute(), overwrite, formats.MANIFEST)
     source = fetched(distilled, source, yes)
     if not as_json:
         say(f"Training the teacher on the real images of {distilled.name} ...")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, UsageError
-from atomhub.storage import format_v1
+from atomhub.storage import formats
 from atomhub.storage.parquet import check_parquet
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
@@ -194,7 +194,7 @@ class TestFormation:
     def test_views_that_were_changed_are_refused(self, home, views2, tmp_path):
         saved = views2.save(tmp_path / "set")
         atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, seed=1).save(tmp_path / "other")
-        shutil.copy(tmp_path / "other" / format_v1.VIEWS, saved.path / format_v1.VIEWS)
+        shutil.copy(tmp_path / "other" / formats.VIEWS, saved.path / formats.VIEWS)
         with pytest.raises(IntegrityError, match="views-00000.* is not the file its manifest describes"):
             atomhub.load(saved.path)
         with pytest.raises(IntegrityError, match="does not hold the images and classes"):

@@ -6,23 +6,26 @@ from torch.nn import functional as F
 
 from atomhub.core.whitening import Normalization
 
+LEVELS = {"uint8": 255, "uint4": 15, "uint2": 3}
+"""Kinds of stored pixels to their brightest level; a level is as many 255ths as make that one 255."""
+
 
 class Synthetic(nn.Module):
     """K*N images that are optimised in normalised space, where the field's learning rates are meant, and kept in 0..1.
 
-    With ``pixels = "uint8"`` networks see the images rounded to 8 bits, with the gradient passed straight through, so
-    what they see during distillation is exactly what is stored.
+    Where ``pixels`` has bits (8, 4 or 2) networks see the images rounded to as many levels, with the gradient passed
+    straight through, so what they see during distillation is exactly what is stored.
 
     Args:
         initial: (K, ipc, C, H, W) float pixels in 0..1.
-        pixels: ``uint8`` or ``float32``.
+        pixels: One of :data:`LEVELS`, or ``float32``.
         normalization: From pixels to the space of the networks.
     """
 
     def __init__(self, initial: Tensor, pixels: str, normalization: Normalization) -> None:
         super().__init__()
         self.normalization = normalization
-        self.rounds = pixels == "uint8"
+        self.levels = LEVELS.get(pixels)
         self.images = nn.Parameter(normalization.apply(initial))
         self.project()
 
@@ -30,9 +33,9 @@ class Synthetic(nn.Module):
     def seen(self, classes: slice | Tensor = slice(None)) -> Tensor:
         """Return the images of some classes as networks see them, (k, ipc, C, H, W), normalised; no gradient."""
         images = self.images[classes]
-        if not self.rounds:
+        if not self.levels:
             return images.clone()
-        return self.normalization.apply((self.normalization.undo(images) * 255).round() / 255)
+        return self.normalization.apply((self.normalization.undo(images) * self.levels).round() / self.levels)
 
     @torch.no_grad()
     def project(self, classes: slice | Tensor = slice(None)) -> Tensor:
@@ -45,7 +48,7 @@ class Synthetic(nn.Module):
     @torch.no_grad()
     def export(self) -> Tensor:
         """Return the images to store, (K*ipc, C, H, W) on the CPU: uint8 in 0..255, or float32 in 0..1."""
-        return stored(self.images, self.rounds, self.normalization)
+        return stored(self.images, self.levels, self.normalization)
 
 
 def to_views(images: Tensor, formation: int, size: int | None = None) -> Tensor:
@@ -93,7 +96,7 @@ def from_views(views: Tensor, formation: int) -> Tensor:
     return parts.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
 
 
-def stored(images: Tensor, rounds: bool, normalization: Normalization) -> Tensor:
+def stored(images: Tensor, levels: int | None, normalization: Normalization) -> Tensor:
     """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`."""
     pixels = normalization.undo(images).clamp(0, 1).flatten(0, 1).cpu()
-    return (pixels * 255).round().to(torch.uint8) if rounds else pixels.to(torch.float32)
+    return (pixels * levels).round().to(torch.uint8) * (255 // levels) if levels else pixels.to(torch.float32)

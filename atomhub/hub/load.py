@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from atomhub.dataset import DistilledDataset
-from atomhub.storage import format_v1, store
+from atomhub.storage import formats, store
 
 
 def load(
@@ -14,7 +14,7 @@ def load(
     """Load a distilled set and verify it.
 
     Args:
-        name_or_path: A folder in format v1; the name of a set in the local store, or of one that comes with atomhub; or
+        name_or_path: The folder of a set; the name of a set in the local store, or of one that comes with atomhub; or
             a set on the Hub, ``user/name`` or ``user/name@revision``, which is downloaded once. Any other bare name
             means ``$ATOMHUB_NAMESPACE/name``, where that is set. The first that is there counts.
         revision: Branch, tag or commit on the Hub.
@@ -27,7 +27,7 @@ def load(
         AtomhubError: the Hub cannot be reached and nothing was downloaded before.
     """
     if revision is None and (folder := store.find(name_or_path)):
-        return format_v1.read(folder)
+        return formats.read(folder)
     name = str(name_or_path)
     bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name) and os.environ.get("ATOMHUB_NAMESPACE")
     if isinstance(name_or_path, Path) or not (bare or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name)):

@@ -21,7 +21,7 @@ from atomhub.files import replace_file
 from atomhub.hub.push import Kind
 from atomhub.manifest import Manifest
 from atomhub.requests import Unreachable, at_most, call_hub
-from atomhub.storage import format_v1
+from atomhub.storage import formats
 from atomhub.storage.parquet import check_parquet
 
 _FILES = 10_000
@@ -34,7 +34,7 @@ def pull(
 ) -> DistilledDataset:
     """Download a set, verify it, and return it; afterwards it loads without a network as well.
 
-    Only the files of format v1 are fetched, and each only if it has the size that the manifest says.
+    Only the files of the format are fetched, and each only if it has the size that the manifest says.
 
     Args:
         name: ``user/name``, ``user/name@revision``, or a bare name under ``ATOMHUB_NAMESPACE``.
@@ -50,12 +50,12 @@ def pull(
     repo, revision = split_name(name, revision)
 
     def read(folder: Path) -> DistilledDataset:
-        found = format_v1.read(folder)
+        found = formats.read(folder)
         check_parquet(found, folder)
         return found
 
     found = download(
-        "dataset", repo, revision, {format_v1.MANIFEST: range(limits.MANIFEST + 1)}, _exact_sizes, read=read,
+        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, _exact_sizes, read=read,
         token=token, local_files_only=local_files_only, what="a distilled set",
     )  # fmt: skip
     found.repo = repo
@@ -65,7 +65,7 @@ def pull(
 
 def _exact_sizes(folder: Path) -> dict[str, range]:
     """Return the sizes that a manifest allows for the other files of a set."""
-    return {path: range(f.size, f.size + 1) for path, f in format_v1.read_manifest(folder).files.items()}
+    return {path: range(f.size, f.size + 1) for path, f in formats.read_manifest(folder).files.items()}
 
 
 def download(
@@ -206,9 +206,9 @@ def pulled() -> list[Pulled]:
     for repo in repos:
         for revision in sorted(repo.revisions, key=lambda r: -r.last_modified):
             names = {f.file_name for f in revision.files}
-            if repo.repo_type == "dataset" and {format_v1.MANIFEST, format_v1.TENSORS} <= names:
+            if repo.repo_type == "dataset" and {formats.MANIFEST, formats.TENSORS} <= names:
                 try:
-                    manifest = format_v1.read_manifest(revision.snapshot_path)
+                    manifest = formats.read_manifest(revision.snapshot_path)
                 except AtomhubError:
                     continue
                 found.append(Pulled(repo.repo_id, revision.commit_hash, manifest))

@@ -15,7 +15,7 @@ from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, UsageError
 from atomhub.requests import at_most, call_hub
-from atomhub.storage import cards, format_v1
+from atomhub.storage import cards, formats
 from atomhub.storage.parquet import check_parquet
 
 Kind = Literal["dataset", "model"]
@@ -57,24 +57,24 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
     """
     with tempfile.TemporaryDirectory() as temporary:
         if distilled.path is None:
-            distilled = format_v1.write(distilled, Path(temporary) / distilled.name)
+            distilled = formats.write(distilled, Path(temporary) / distilled.name)
         folder = Path(str(distilled.path))
-        whole = format_v1.read(folder)  # nothing broken is published
+        whole = formats.read(folder)  # nothing broken is published
         check_parquet(whole, folder)
         manifest = whole.manifest
-        own = format_v1.read_card(folder)
-        files = {path: _content(folder, path) for path in (*manifest.files, format_v1.MANIFEST)}
+        own = formats.read_card(folder)
+        files = {path: _content(folder, path) for path in (*manifest.files, formats.MANIFEST)}
         if any(hashlib.sha256(files[path]).hexdigest() != file.sha256 for path, file in manifest.files.items()):
             raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
-        "dataset", manifest.name, files, format_v1.MANIFEST, partial(cards.merged, own, manifest), repo_id,
-        stale=format_v1.OPTIONAL, **options,
+        "dataset", manifest.name, files, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
+        stale=formats.OPTIONAL, version=manifest.format.version, **options,
     )  # fmt: skip
 
 
 def _content(folder: Path, path: str) -> bytes:
     try:
-        with format_v1.open_file(folder, path) as file:
+        with formats.open_file(folder, path) as file:
             return file.read()
     except OSError as error:  # it was there a moment ago
         raise AtomhubError(f"{folder / path} cannot be read: {error.strerror}.", "Push again.") from error
@@ -84,12 +84,12 @@ def publish(
     kind: Kind, name: str, files: Mapping[str, bytes], marker: str, card: Callable[[str, str | None], str],
     repo_id: str | None, *, private: bool | None = None, token: str | None = None, revision: str | None = None,
     commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (), dry_run: bool = False,
-    stale: Sequence[str] = (),
+    stale: Sequence[str] = (), version: int = 1,
 ) -> Pushed:  # fmt: skip
     """Bring a repository to hold some files: create it if need be, upload what changed in one commit, tag it.
 
-    Unchanged content makes no new commit, and the owner's edits of the card on the Hub are kept. The tag ``format-v1``
-    follows the newest commit of the main branch.
+    Unchanged content makes no new commit, and the owner's edits of the card on the Hub are kept. The tag of the
+    format's version (``format-v1``) follows the newest commit of the main branch.
 
     Args:
         kind: ``dataset`` or ``model``.
@@ -106,6 +106,7 @@ def publish(
         tags: Tags to give to the commit.
         dry_run: Change nothing.
         stale: Files of ours that are deleted where they are not in ``files``.
+        version: Of the format.
 
     Raises:
         UsageError: an impossible id, a tag that names another commit.
@@ -123,12 +124,13 @@ def publish(
         repo = ask(api.create_repo, private=private, exist_ok=True).repo_id
 
     tagged: dict[str, None] = {}  # in all attempts
+    moves = formats.tag(version)  # the one tag that does
 
     def bring() -> Pushed:
         head, theirs = _there(ask, api, marker, repo, revision, new=dry_run)
         old = _card(ask, api, head, theirs) if marker in theirs else None
         text = card(repo, old)
-        wanted = {**files, format_v1.CARD: text.encode()}
+        wanted = {**files, formats.CARD: text.encode()}
         changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
         gone = [CommitOperationDelete(path) for path in stale if path in theirs and path not in wanted]
         changed, url = bool(changes or gone), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{repo}"
@@ -136,7 +138,7 @@ def publish(
         if dry_run:
             return Pushed(repo, url, None, changed, (), sizes, text)
         there = {t.name: t.target_commit for t in ask(api.list_repo_refs).tags}
-        for tag in set(tags) - {format_v1.TAG}:
+        for tag in set(tags) - {moves}:
             if there.get(tag) not in (None, head) or (tag in there and changed):
                 raise UsageError(f"{repo} has a tag {tag!r} already, of another commit.", "Choose another tag.")
         commit = head
@@ -146,12 +148,11 @@ def publish(
                 repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
             commit, url = made.oid, made.pr_url or url
-        # the one tag that moves
-        if revision in (None, "main") and not create_pr and there.get(format_v1.TAG) != commit:
-            if format_v1.TAG in there:
-                ask(api.delete_tag, tag=format_v1.TAG)
-            ask(api.create_tag, tag=format_v1.TAG, revision=commit)
-        tagged.update(dict.fromkeys(tag for tag in tags if tag not in (*there, format_v1.TAG)))
+        if revision in (None, "main") and not create_pr and there.get(moves) != commit:
+            if moves in there:
+                ask(api.delete_tag, tag=moves)
+            ask(api.create_tag, tag=moves, revision=commit)
+        tagged.update(dict.fromkeys(tag for tag in tags if tag not in (*there, moves)))
         for tag in tagged:
             if tag not in there:
                 ask(api.create_tag, tag=tag, revision=commit)
@@ -174,7 +175,7 @@ def _there(
             raise
         return None, {}
     theirs = {f.path: f for f in listed if isinstance(f, RepoFile)}
-    others = set(theirs) - {".gitattributes", format_v1.CARD}
+    others = set(theirs) - {".gitattributes", formats.CARD}
     if others and marker not in theirs:
         raise AtomhubError(
             f"{repo} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
@@ -185,10 +186,10 @@ def _there(
 
 def _card(ask: Callable[..., Any], api: HfApi, head: str | None, theirs: Mapping[str, Any]) -> str | None:
     """Return the card of a repository; None where it has none, or one that is too large to be one."""
-    if format_v1.CARD not in theirs or theirs[format_v1.CARD].size > limits.CARD:
+    if formats.CARD not in theirs or theirs[formats.CARD].size > limits.CARD:
         return None
     with at_most(limits.CARD):
-        path = Path(ask(api.hf_hub_download, format_v1.CARD, revision=head))
+        path = Path(ask(api.hf_hub_download, formats.CARD, revision=head))
     return path.read_text(encoding="utf-8", errors="replace")
 
 

@@ -11,7 +11,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.interrupts import heeded
 from atomhub.results import REVISION, Measurement, Score
-from atomhub.storage import format_v1, store
+from atomhub.storage import formats, store
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
 
@@ -43,7 +43,7 @@ def record(distilled: DistilledDataset, result: Measurement) -> None:
     """
     if distilled.path is not None and store.keeps_results(distilled):
         try:
-            format_v1.add_result(distilled.path, distilled.manifest, result)
+            formats.add_result(distilled.path, distilled.manifest, result)
         except Exception as error:
             warnings.warn(f"The result was not stored with the set: {error}", AtomhubWarning, stacklevel=3)
     distilled.manifest = distilled.manifest.with_result(result)

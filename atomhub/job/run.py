@@ -24,12 +24,12 @@ from atomhub.files import check_target, home, locked
 from atomhub.job.banks import find_bank
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
 from atomhub.job.loop import Progress, Run
-from atomhub.manifest import Format, Manifest, check_name
+from atomhub.manifest import BITS, Format, Manifest, check_name
 from atomhub.presets import PRESETS
 from atomhub.provenance import Provenance
 from atomhub.recipe import Recipe, choose_recipe
 from atomhub.results import Results
-from atomhub.storage import format_v1, store
+from atomhub.storage import formats, store
 from atomhub.version import versions
 
 
@@ -99,7 +99,7 @@ def distill(
         target = None
         if save is not False:
             target = (store.place(name) if save is True else Path(save)).expanduser().absolute()
-            check_target(target, overwrite, format_v1.MANIFEST)
+            check_target(target, overwrite, formats.MANIFEST)
         kept = None
         if checkpoints is not False:
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)
@@ -152,9 +152,9 @@ def _manifest(
     """Return all that is known of a set before it is distilled."""
     info = real.info
     form = Format(
-        class_names=real.class_names, ipc=ipc, channels=info.channels, size=info.size, pixels=resolved.pixels,
-        formation=resolved.formation, mean=real.mean, std=real.std, whitening="zca" if resolved.zca else "none",
-        flip=info.flip,
+        version=2 if BITS[resolved.pixels] < 8 else 1, class_names=real.class_names, ipc=ipc, channels=info.channels,
+        size=info.size, pixels=resolved.pixels, formation=resolved.formation, mean=real.mean, std=real.std,
+        whitening="zca" if resolved.zca else "none", flip=info.flip,
     )  # fmt: skip
     provenance = Provenance(
         source=info, recipe=resolved, seed=seed, command=recorded_command(real, ipc, chosen, seed, name),
@@ -168,11 +168,12 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
     """Fill in what follows from the data and the device; SourceError if a class is too small."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
     if counts.min() < ipc * recipe.views_per_image:
+        most = counts.min() // recipe.views_per_image
         scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",
-            f"Use `ipc={counts[scarce] // recipe.views_per_image}` or less.",
+            f"Use `ipc={most}` or less." if most else "Use a recipe with fewer views in an image (`formation`).",
         )
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":

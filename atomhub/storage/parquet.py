@@ -11,7 +11,7 @@ from torch import Tensor
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import IntegrityError, first_line
 from atomhub.manifest import TENSORS, Format
-from atomhub.storage.format_v1 import PARQUET, RESTORE, VIEWS, largest, largest_footer, open_file
+from atomhub.storage.formats import PARQUET, RESTORE, VIEWS, largest, largest_footer, open_file
 
 
 def check_parquet(distilled: DistilledDataset, folder: Path) -> None:

@@ -8,7 +8,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, closest
 from atomhub.files import cannot_write, home, locked, put_back, temporary_folder, user_path
 from atomhub.manifest import Manifest, check_name
-from atomhub.storage import format_v1
+from atomhub.storage import formats
 
 STARTER = Path(__file__).resolve().parents[1] / "starter"
 """The sets that come with atomhub: only read, never written."""
@@ -26,24 +26,24 @@ def place(name: str) -> Path:
 
 def save(distilled: DistilledDataset, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
     """Write a set to a folder, or to its place in the store; see :meth:`DistilledDataset.save`."""
-    return format_v1.write(distilled, Path(folder) if folder is not None else place(distilled.name), overwrite)
+    return formats.write(distilled, Path(folder) if folder is not None else place(distilled.name), overwrite)
 
 
 def find(name_or_path: str | Path) -> Path | None:
     """Return the folder of a set on this machine: a path that exists, else a name in the store, else a starter set."""
     name, path = str(name_or_path), user_path(name_or_path)
-    marked = (path / format_v1.MANIFEST).exists()
+    marked = (path / formats.MANIFEST).exists()
     if path.is_dir() and (isinstance(name_or_path, Path) or marked or os.sep in str(path)):
         return path
     if name != Path(name).name:
         return None
     put_back(sets() / name)
-    return next((root / name for root in (sets(), STARTER) if (root / name / format_v1.MANIFEST).exists()), None)
+    return next((root / name for root in (sets(), STARTER) if (root / name / formats.MANIFEST).exists()), None)
 
 
 def names(root: Path | None = None) -> list[str]:
     """Return the names of the sets in the store, or in another folder, sorted."""
-    found = (root or sets()).glob(f"*/{format_v1.MANIFEST}")
+    found = (root or sets()).glob(f"*/{formats.MANIFEST}")
     return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))
 
 
@@ -69,7 +69,7 @@ def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:
     bad: list[AtomhubError] = []
     for folder in (sets() / name for name in names()):
         try:
-            good[folder] = format_v1.read_manifest(folder)
+            good[folder] = formats.read_manifest(folder)
         except AtomhubError as error:
             bad.append(error)
     return good, bad

@@ -25,8 +25,8 @@ def reference_loss_and_gradient(engine, iteration):
     )
     real = [[(torch.tensor(engine.real.images[i]).double() / 255 - mean) / std for i in rows] for rows in draw.indices]
     seen = engine.synthetic.images.detach().double()
-    if engine.recipe.pixels == "uint8":
-        seen = (((seen * std + mean) * 255).round() / 255 - mean) / std
+    if levels := {"uint8": 255, "uint4": 15, "uint2": 3}.get(engine.recipe.pixels):
+        seen = (((seen * std + mean) * levels).round() / levels - mean) / std
     seen.requires_grad_()
     weights = named(engine, draw, draw.weights)
     trained = named(engine, draw, draw.trained) if engine.recipe.calibration else None
@@ -243,11 +243,13 @@ def test_images_start_from_real_ones_of_their_class_and_stay_real_colours():
     assert pixels.max() <= 1 + 1e-9
 
 
-def test_rounded_images_are_what_the_networks_see_and_what_is_stored():
-    engine = make_engine(dtype=torch.float32)
+@pytest.mark.parametrize(("pixels", "step"), [("uint8", 1), ("uint4", 17), ("uint2", 85)])
+def test_rounded_images_are_what_the_networks_see_and_what_is_stored(pixels, step):
+    engine = make_engine(dtype=torch.float32, pixels=pixels)
     list(engine.run())
     stored = engine.synthetic.export()
     assert stored.dtype == torch.uint8
+    assert not (stored % step).any()
     assert torch.equal(engine.normalization.apply(stored), engine.synthetic.seen().flatten(0, 1))
 
 

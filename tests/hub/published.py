@@ -1,8 +1,8 @@
 """What a published set consists of."""
 
-from atomhub.storage import format_v1
+from atomhub.storage import formats
 
-FILES = {"README.md", "manifest.json", "distilled.safetensors", format_v1.PARQUET, "preview.png", "curve.png"}
+FILES = {"README.md", "manifest.json", "distilled.safetensors", formats.PARQUET, "preview.png", "curve.png"}
 
 
 def content(folder):

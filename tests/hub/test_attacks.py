@@ -14,7 +14,7 @@ import atomhub
 from atomhub import text
 from atomhub.errors import AtomhubError, IntegrityError
 from atomhub.manifest import digest
-from atomhub.storage import cards, format_v1
+from atomhub.storage import cards, formats
 
 pytestmark = pytest.mark.usefixtures("writer")
 ONE = {"sha256": "0" * 64, "size": 1}
@@ -78,7 +78,7 @@ class TestAttacks:
                 "not a readable safetensors",
             ),
             ({"files": {"distilled.safetensors": b"x" * 2**21}}, "more than such a set can have"),
-            ({"files": {format_v1.PARQUET: b"PAR1"}}, "cannot be read"),
+            ({"files": {formats.PARQUET: b"PAR1"}}, "cannot be read"),
         ],
         ids=lambda value: None if isinstance(value, dict) else value,
     )
@@ -90,7 +90,7 @@ class TestAttacks:
         other = atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=9)
         other.as_hf_dataset().to_parquet(str(tmp_path / "other.parquet"))
         with pytest.raises(IntegrityError, match="does not hold the images and classes"):
-            attack(files={format_v1.PARQUET: (tmp_path / "other.parquet").read_bytes()})
+            attack(files={formats.PARQUET: (tmp_path / "other.parquet").read_bytes()})
 
     def test_a_token_is_never_told(self, hub, saved, capfd, caplog, monkeypatch):
         token = "hf_" + "S3cret" * 5

@@ -26,7 +26,7 @@ import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
 from atomhub.hub.pull import pulled
 from atomhub.hub.push import push
-from atomhub.storage import cards, format_v1
+from atomhub.storage import cards, formats
 
 pytestmark = pytest.mark.usefixtures("writer")
 
@@ -104,9 +104,9 @@ class TestPush:
         atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None)
         atomhub.load(saved.name).push_to_hub()
         assert repo.tags == {"format-v1": repo.commits[-1].oid}
-        newer = {"manifest.json": json.dumps({"format": {"version": 2}}).encode()}
+        newer = {"manifest.json": json.dumps({"format": {"version": 3}}).encode()}
         repo.commit("a later atomhub", hub.files(f"alice/{saved.name}") | newer)
-        with pytest.raises(IntegrityError, match="(?s)format version 2.*@format-v1"):
+        with pytest.raises(IntegrityError, match="(?s)format version 3.*@format-v1"):
             atomhub.load(f"alice/{saved.name}")
         assert len(atomhub.load(f"alice/{saved.name}@format-v1").manifest.results.measured) == 1
 
@@ -120,11 +120,11 @@ class TestPush:
     def test_what_the_owner_added_stays_and_files_of_an_earlier_set_go(self, hub, digits1, tmp_path):
         repo = f"alice/{tmp_path.name.replace('_', '-')}"
         atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, name="views").push_to_hub(repo)
-        assert format_v1.VIEWS in hub.files(repo)
+        assert formats.VIEWS in hub.files(repo)
         hub.repos[repo].commit("more", hub.files(repo) | {"banner.png": b"mine", "notes.txt": b"mine"})
         digits1.push_to_hub(repo)
         assert {"banner.png", "notes.txt"} <= set(hub.files(repo))
-        assert format_v1.VIEWS not in hub.files(repo)
+        assert formats.VIEWS not in hub.files(repo)
 
     def test_a_tag_never_moves(self, hub, saved, digits1):
         saved.push_to_hub(tags=["v1"])

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import atomhub
 from atomhub.errors import AtomhubError, IntegrityError, NotFoundError, SourceError, UsageError
 from atomhub.manifest import Format, Manifest, digest
 from atomhub.provenance import Provenance
-from atomhub.storage import format_v1, store
+from atomhub.storage import formats, store
 from atomhub.storage.parquet import check_parquet
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -110,14 +111,17 @@ def test_the_manifest_schema_round_trips(digits1):
 def read_by_the_page(folder):
     """A reader written from docs/format.md alone, with JSON, NumPy and safetensors: training images and labels."""
     form = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"]
+    bits = {"uint4": 4, "uint2": 2}.get(form["pixels"])
     known = {"version", "class_names", "ipc", "channels", "size", "pixels", "formation", "mean", "std", "whitening",
              "labels", "flip"}  # fmt: skip
-    assert form["version"] == 1
+    assert form["version"] == (2 if bits else 1)
     assert set(form) <= known
     tensors = load_arrays(folder / "distilled.safetensors")
-    images, ipc, classes = tensors["images"].astype(np.float64), form["ipc"], len(form["class_names"])
-    if form["pixels"] == "uint8":
-        images /= 255
+    stored, ipc, classes = tensors["images"], form["ipc"], len(form["class_names"])
+    if bits:
+        places = [stored >> shift & 2**bits - 1 for shift in range(8 - bits, -1, -bits)]
+        stored = np.stack(places, -1).reshape(*stored.shape[:-1], -1)[..., : form["size"]]
+    images = stored / {"uint8": 255, "uint4": 15, "uint2": 3, "float32": 1}[form["pixels"]]
     views = form["formation"]
     if views > 1:
         small = form["size"] // views
@@ -143,12 +147,69 @@ def read_by_the_page(folder):
     return images, np.repeat(tensors["labels"], views**2), tensors.get("soft_labels")
 
 
+class TestFewBits:
+    """Version 2: pixels of 4 and 2 bits, several to a byte."""
+
+    @pytest.fixture(params=["uint4", "uint2"])
+    def few(self, request, home, photos):
+        """A set of views with few bits, of an odd width, in the store."""
+        overrides = {"iterations": 3, "width": 4, "real_batch": 4, "pixels": request.param, "formation": 2}
+        return atomhub.distill(photos, 2, overrides=overrides, size=26).save()
+
+    def test_it_comes_back_as_it_was_and_as_the_page_says(self, few):
+        again = atomhub.load(few.name)
+        assert again.manifest.format.version == 2
+        assert torch.equal(again.images, few.images)
+        images, labels, _ = read_by_the_page(few.path)
+        assert np.allclose(images, again.as_tensors()[0].numpy(), atol=1e-5)
+        assert np.array_equal(labels, again.as_tensors()[1].numpy())
+        check_parquet(again, few.path)
+
+    def test_its_file_is_as_small_as_it_says(self, few):
+        form = few.manifest.format
+        bits = {"uint4": 4, "uint2": 2}[form.pixels]
+        assert form.bytes == 4 * 3 * 26 * -(-26 * bits // 8)
+        assert load_file(few.path / "distilled.safetensors")["images"].nbytes == form.bytes
+        assert form.bytes_per_class == form.bytes / 2
+
+    def test_plain_datasets_shows_exactly_its_levels(self, few):
+        step = {"uint4": 17, "uint2": 85}[few.manifest.format.pixels]
+        rows = load_dataset("parquet", data_files=str(few.path / PARQUET), split="train")
+        pixels = np.stack([np.asarray(row["image"]) for row in rows])
+        assert np.array_equal(pixels.transpose(0, 3, 1, 2), few.images.numpy())
+        assert not (pixels % step).any()
+        assert len(np.unique(pixels)) > 2
+
+    def test_its_card_shows_plain_pytorch_the_same_images(self, few, monkeypatch):
+        monkeypatch.chdir(few.path.parent)
+        names = {}
+        exec(re.findall(r"```python\n(.*?)```", (few.path / "README.md").read_text(), re.DOTALL)[-1], names)
+        images, labels = few.as_tensors()
+        order = names["labels"].argsort(stable=True)
+        assert torch.equal(names["labels"][order], labels)
+        assert torch.allclose(names["images"][order], images, atol=1e-5)
+
+    def test_a_part_of_it_is_of_few_bits_as_well(self, few):
+        part = few.subset(ipc=1)
+        assert torch.equal(atomhub.load(part.save(few.path.parent / "part").path).images, part.images)
+
+    def test_pixels_that_are_no_levels_are_refused(self, few, tmp_path):
+        bad = dataclasses.replace(few, images=few.images + 1)
+        with pytest.raises(AtomhubError, match=r"(?s)A pixel of \d+ cannot be stored in \d bits.*multiples of"):
+            bad.save(tmp_path / "bad")
+        assert not (tmp_path / "bad").exists()
+
+
 class TestGolden:
-    """Sets of format v1 as they were when it was frozen: committed bytes, never made anew."""
+    """Sets of every version of the format as they were when it was frozen: committed bytes, never made anew."""
 
     @pytest.mark.parametrize(
         ("name", "files"),
-        [("v1-views", "3d8ee8b69310d261cd40a170db944b90"), ("v1-whitened", "9d69a698ad7c5f7f5e0ada44fda60e61")],
+        [
+            ("v1-views", "3d8ee8b69310d261cd40a170db944b90"),
+            ("v1-whitened", "9d69a698ad7c5f7f5e0ada44fda60e61"),
+            ("v2-bits", "479f423bcb97822c1eab27c782afa6de"),
+        ],
     )
     def test_their_bytes_are_those_of_then(self, name, files):
         paths = sorted(p for p in (GOLDEN / name).rglob("*") if p.is_file())
@@ -178,7 +239,17 @@ class TestGolden:
         assert one.manifest.provenance == Provenance()
         check_parquet(one, GOLDEN / "v1-whitened")
 
-    @pytest.mark.parametrize("name", ["v1-views", "v1-whitened"])
+    def test_one_of_two_bits(self):
+        one = atomhub.load(GOLDEN / "v2-bits")
+        assert one.images.unique().tolist() == [0, 85, 170, 255]
+        assert one.manifest.format.bytes_per_class == 2 * 3 * 10 * 3  # ten pixels of a row in three bytes
+        images, labels = one.as_tensors()
+        assert labels.tolist() == [0] * 8 + [1] * 8
+        assert images.double().sum().item() == pytest.approx(-186.22228575125337)
+        assert images.double().square().sum().item() == pytest.approx(6239.280621493188)
+        check_parquet(one, GOLDEN / "v2-bits")
+
+    @pytest.mark.parametrize("name", ["v1-views", "v1-whitened", "v2-bits"])
     def test_a_reader_written_from_the_page_gets_the_same_training_images(self, name):
         images, labels, soft = read_by_the_page(GOLDEN / name)
         one = atomhub.load(GOLDEN / name)
@@ -190,7 +261,7 @@ class TestGolden:
         page = (ROOT / "docs" / "format.md").read_text()
         for name in Format.model_fields:
             assert f"`{name}`" in page
-        names = (format_v1.TENSORS, format_v1.PARQUET, format_v1.VIEWS, format_v1.WHITENING, format_v1.TAG)
+        names = (formats.TENSORS, formats.PARQUET, formats.VIEWS, formats.WHITENING, *map(formats.tag, (1, 2)))
         assert all(f"`{name}`" in page for name in names)
 
     def test_a_new_set_is_written_alike(self, tmp_path):
@@ -268,8 +339,14 @@ class TestTampering:
             ("format", {"mean": [float("nan")]}, "NaN is not JSON"),
             ("format", {"class_names": list("0123456788")}, "class names must differ"),
             ("format", {"version": True}, "names no version of its format"),
-            ("format", {"version": 2}, "(?s)format version 2; this atomhub reads 1.*Upgrade.*@format-v1"),
-            ("format", {"version": 2, "layout": "new"}, "(?s)format version 2; this atomhub reads 1"),
+            (
+                "format",
+                {"version": 3},
+                "(?s)format version 3; this atomhub reads 1 to 2.*Upgrade.*@format-v2 or @format-v1",
+            ),
+            ("format", {"version": 3, "layout": "new"}, "format version 3; this atomhub reads 1 to 2"),
+            ("format", {"version": 2}, "pixels of uint8 are not in version 2"),
+            ("format", {"pixels": "uint4"}, "pixels of uint4 are not in version 1"),
             ("files", {"../../up.png": {"sha256": "0" * 64, "size": 1}}, r"names the file '\.\./\.\./up\.png'"),
             ("files", {"preview.png": {"sha256": "0" * 64, "size": 10**12}}, "more than such a set can have"),
             ("files", {"preview.png": {"sha256": "0" * 64}}, "not a valid manifest: files.preview.png.size"),

@@ -10,7 +10,7 @@ from datasets import load_dataset
 import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import NotFoundError
-from atomhub.storage import format_v1, store
+from atomhub.storage import formats, store
 from atomhub.storage.parquet import check_parquet
 
 NAMES = ["cifar10-ipc1", "cifar10-ipc10", "digits-ipc1", "digits-ipc10"]
@@ -42,7 +42,7 @@ def test_each_is_whole_and_says_how_it_was_made_and_how_good_it_is(home, name):
     for result in manifest.results.measured:
         assert result.score.runs >= 5
         assert result.score.mean > result.baseline["random"].mean + 2 * result.score.std
-    card = (one.path / format_v1.CARD).read_text(encoding="utf-8")
+    card = (one.path / formats.CARD).read_text(encoding="utf-8")
     assert f"{manifest.results.measured[0].score.mean:.1f}" in card
     assert name in card
 

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from atomhub.errors import AtomhubError
 from atomhub.hub import models
 from atomhub.memory import peak_memory
-from atomhub.storage import cards, format_v1, store
+from atomhub.storage import cards, formats, store
 from atomhub.storage.parquet import check_parquet
 
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -91,7 +91,7 @@ def fresh(name="digits-ipc1"):
 
 
 def load_and_show(folder):
-    one = format_v1.read(folder)
+    one = formats.read(folder)
     check_parquet(one, folder)
     one.as_tensors()
     cards.dataset_card(one.manifest)
@@ -151,7 +151,7 @@ def table(random):
 
 def card(random):
     old = (store.STARTER / "digits-ipc1" / "README.md").read_text()
-    made = format_v1.read_manifest(store.STARTER / "digits-ipc1")
+    made = formats.read_manifest(store.STARTER / "digits-ipc1")
     pieces = ["---\n", "tags:", "- a\n", "&a ", "*a", "[" * 50, "{", "<!-- atomhub: results -->", "<!-- /atomhub: results -->", "\n---\n",
               "2020-99-99", "!!python/object:os.system", "\x00", "\ud800", "\u202e", "'", '"', ": ", "\n", "? ", "| ", "> "]  # fmt: skip
     for _ in range(random.randint(1, 12)):

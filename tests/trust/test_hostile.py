@@ -37,7 +37,7 @@ from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoun
 from atomhub.hub.find import search
 from atomhub.hub.push import push
 from atomhub.interop.importing import import_set
-from atomhub.storage import cards, format_v1
+from atomhub.storage import cards, formats
 from atomhub.storage.parquet import check_parquet
 
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -82,7 +82,7 @@ class TestLeaks:
         (one.path / "README.md").unlink()
         (one.path / "README.md").symlink_to(tmp_path / "id")
         with pytest.raises(IntegrityError, match="it is a link"):
-            format_v1.read_card(one.path)
+            formats.read_card(one.path)
 
     def test_nor_is_a_folder_that_is_a_link(self, saved, tmp_path):
         (saved.path / "data").rename(tmp_path / "elsewhere")
@@ -376,7 +376,7 @@ class TestHub:
         odd = atomhub.evaluate(saved, lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)),
                                "quick", runs=2, baseline=None)  # fmt: skip
         odd = odd.model_copy(update={"protocol": "dm[/b]", "network": "[link=https://example.org]convnet:norm=batch"})
-        format_v1.add_result(saved.path, saved.manifest, odd)
+        formats.add_result(saved.path, saved.manifest, odd)
         for command in (["list"], ["verify", saved.name], ["info", saved.name]):
             done = CliRunner().invoke(cli, command)
             assert done.exception is None or isinstance(done.exception, SystemExit)

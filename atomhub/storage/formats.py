@@ -1,4 +1,4 @@
-"""Format v1 on disk: write, read and check a distilled set. The one place that knows the names of its files.
+"""Formats v1 and v2 on disk: write, read and check a distilled set. The one place that knows the names of its files.
 
 Described in ``docs/format.md`` for readers in other languages.
 """
@@ -31,6 +31,7 @@ from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, di
 from atomhub.results import Measurement
 from atomhub.storage import cards
 from atomhub.storage.curve import draw_curve
+from atomhub.storage.packing import pack, unpack
 
 MANIFEST = "manifest.json"
 PARQUET = "data/train-00000-of-00001.parquet"
@@ -39,13 +40,16 @@ WHITENING = "whitening.safetensors"
 PREVIEW = "preview.png"
 CURVE = "curve.png"
 CARD = "README.md"
-TAG = f"format-v{FORMAT_VERSION}"
-"""On the Hub: the newest commit of a repository in this format."""
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 OPTIONAL = (VIEWS, WHITENING, CURVE)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
 RESTORE = "Distil the set again, or get a fresh copy."
+
+
+def tag(version: int) -> str:
+    """Return the tag of a repository on the Hub that names its newest commit in a version of the format."""
+    return f"format-v{version}"
 
 
 def required(form: Format) -> tuple[str, ...]:
@@ -111,8 +115,10 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
     check_target(folder, overwrite, MANIFEST)
     with new_folder(folder, overwrite) as temporary:
         about = digest(manifest.model_dump(mode="json"))
-        header = {"format": FORMAT_VERSION, "name": manifest.name, "manifest": about}
-        tensors = {"images": distilled.images.contiguous(), "labels": distilled.labels}
+        header = {"format": manifest.format.version, "name": manifest.name, "manifest": about}
+        form = manifest.format
+        images = pack(distilled.images, form.bits) if form.packed else distilled.images.contiguous()
+        tensors = {"images": images, "labels": distilled.labels}
         if distilled.soft_labels is not None:
             tensors["soft_labels"] = distilled.soft_labels.contiguous()
         # bytes written by ourselves: safetensors' own writer makes the file readable by its owner only
@@ -120,7 +126,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         (temporary / PARQUET).parent.mkdir()
         with quiet_datasets():
             distilled.as_hf_dataset(stored=True).to_parquet(str(temporary / PARQUET))
-            if manifest.format.formation > 1:
+            if form.formation > 1:
                 distilled.as_hf_dataset().to_parquet(str(temporary / VIEWS))
         distilled.preview().save(temporary / PREVIEW)
         if manifest.provenance.history:
@@ -232,8 +238,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is not a valid manifest: it names no version of its format.", RESTORE)
     if version > FORMAT_VERSION:
         raise IntegrityError(
-            f"{path} has format version {version}; this atomhub reads {FORMAT_VERSION}.",
-            f"Upgrade atomhub, or load the set's last revision in this format: @{TAG}.",
+            f"{path} has format version {version}; this atomhub reads 1 to {FORMAT_VERSION}.",
+            "Upgrade atomhub, or load the set's last revision in an older format: "
+            f"{' or '.join(f'@{tag(known)}' for known in range(FORMAT_VERSION, 0, -1))}.",
         )
     return dict(data)
 
@@ -261,8 +268,9 @@ def _validated(data: dict[str, Any], folder: Path) -> Manifest:
 
 def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor, Tensor | None]:
     classes, soft = len(form.class_names), form.labels == "soft"
+    row = -(-form.size * form.bits // 8)
     expected = {
-        "images": ("U8" if form.pixels == "uint8" else "F32", list(form.shape)),
+        "images": ("F32", list(form.shape)) if form.pixels == "float32" else ("U8", [*form.shape[:-1], row]),
         "labels": ("I64", [form.shape[0]]),
     }
     if soft:
@@ -284,6 +292,8 @@ def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor,
         raise IntegrityError(f"{path}: the labels are not {form.ipc} of each class in order.", RESTORE)
     if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
         raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", RESTORE)
+    if form.packed:
+        images = unpack(images, form.bits, form.size)
     if soft_labels is not None:
         sums = soft_labels.float().sum(1)
         if not bool((soft_labels >= 0).all() and ((sums - 1).abs() < 0.01).all()):
