@@ -154,6 +154,33 @@ def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, hom
     assert "There is no line 'instance'" in capsys.readouterr().err
 
 
+def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch):
+    _, run = script("transfer")
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
+    monkeypatch.setitem(sys.modules["transfer"].PUBLISHED, "mlp", 12.3)
+    names = ["digits-ipc1", "mine"]
+    atomhub.distill("digits", 1, overrides={"width": 4, "iterations": 1}, name="mine").save()
+
+    def table(*sets):
+        run(*sets, "--network", "mlp", "--network", "convnet:width=4", "--protocol", "brief", "--networks", 2,
+            "--results", tmp_path)  # fmt: skip
+        return json.loads((tmp_path / "transfer.json").read_text())["rows"], (tmp_path / "transfer.md").read_text()
+
+    first, text = table(*names)
+    assert [(r["set"], r["network"], r["networks"]) for r in first] == [
+        (name, network, 2) for name in names for network in ("mlp", "convnet:width=4")
+    ]
+    assert f"| mine | 256 | {first[2]['mean']:.1f} ± {first[2]['std']:.1f} | {first[3]['mean']:.1f}" in text
+    assert "| 12.3 | – |" in text
+    lost = 100 * (1 - min(r["mean"] for r in first[2:]) / max(r["mean"] for r in first[2:]))
+    assert f"| -{lost:.0f} % |" in text
+
+    atomhub.distill("digits", 1, overrides={"width": 4, "iterations": 2}, name="mine").save(overwrite=True)
+    second, _ = table(*names)
+    assert second[:2] == first[:2]  # the other set is another one now
+    assert {r["tensors"] for r in second[2:]} != {r["tensors"] for r in first[2:]}
+
+
 def test_images_are_held_out_of_the_training_split(script, home):
     common, _ = script("common")
     real = atomhub.open_source("digits")
