@@ -70,6 +70,10 @@ class Recipe(BaseModel):
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
     )
+    image_lr_scaling: Literal["none", "ipc"] = _knob(
+        "none", "what the learning rate of the images is multiplied by: nothing, or the images per class, among which "
+        "the gradient of a class mean is shared out", "-", "DANCE: ipc", exclude_if=lambda value: value == "none",
+    )  # fmt: skip
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
@@ -166,7 +170,7 @@ class Recipe(BaseModel):
         if self.name not in PRESETS:
             return self.name
         preset = Recipe.named(self.name)
-        follow = {"depth", "image_lr", "precision"}  # filled in from the data, see resolved()
+        follow = {"depth", "image_lr", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
         if not self.bank:
@@ -207,10 +211,12 @@ class Recipe(BaseModel):
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
                 "Use a divisor of the size that leaves views of 4x4 pixels or more.",
             )
+        if self.image_lr_scaling == "ipc":
+            rate = ipc * (self.image_lr or 1.0)
+        else:
+            rate = self.image_lr or (1.0 if ipc <= 50 else 10.0)
         return self.replace(
-            depth=depth,
-            image_lr=self.image_lr or (1.0 if ipc <= 50 else 10.0),
-            augmentation=safe_operations(self.augmentation, flip),
+            depth=depth, image_lr=rate, image_lr_scaling="none", augmentation=safe_operations(self.augmentation, flip)
         )
 
     @property

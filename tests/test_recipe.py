@@ -15,6 +15,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "channel": (False, True, True),
         "atom": (True, True, True),
         "atom-plus": (True, True, True),
+        "dance": (False, False, True),
     }
 
 
@@ -29,6 +30,14 @@ def test_a_description_leaves_out_what_has_no_effect():
         "atom-plus with norm=instance"
     )
     assert Recipe.named("atom-plus", {"statistics": "own"}).describe() == "atom-plus with statistics=own"
+
+
+def test_the_rate_of_the_images_may_grow_with_their_number():
+    assert [Recipe.named("dance").resolved(ipc, 32).image_lr for ipc in (1, 10, 100)] == [1, 10, 100]
+    resolved = Recipe.named("dance", {"image_lr": 0.5}).resolved(10, 32)
+    assert resolved.image_lr == resolved.resolved(10, 32).image_lr == 5
+    assert resolved.describe() == "dance"
+    assert [Recipe.named("atom").resolved(ipc, 32).image_lr for ipc in (1, 50, 51)] == [1, 1, 10]
 
 
 def test_calibration_and_banks_name_what_they_need():

@@ -67,7 +67,7 @@ def same(bank, other):
 
 def test_a_network_is_trained_once_per_source_and_kind(real, home, trained):
     first = find(real)
-    again = find(real, iterations=7, calibration=0.5, formation=2, spatial=0.0)
+    again = find(real, iterations=7, calibration=0.5, formation=2, spatial=0.0, augmentation=("color", "cutout"))
     assert sum(trained) == 2
     assert first.seconds == again.seconds > 0
     assert same(first, again)
@@ -111,8 +111,9 @@ def test_the_time_of_the_bank_counts_also_when_it_is_there_already(real, monkeyp
     assert atomhub.distill(real, 1, "atom", FIELDS).manifest.provenance.seconds >= 2000
 
 
-def test_a_set_of_atom_plus_trains_like_any_other(home):
-    plus = atomhub.distill("digits", 1, "atom-plus", {"iterations": 3, "bank": 2, "bank_epochs": 1, "width": 8})
+@pytest.mark.parametrize("recipe", ["atom-plus", "dance"])
+def test_a_set_of_views_from_a_bank_trains_like_any_other(recipe, home):
+    plus = atomhub.distill("digits", 1, recipe, {"iterations": 3, "bank": 2, "bank_epochs": 1, "width": 8})
     assert plus.images.shape == (10, 1, 16, 16)
     images, labels = plus.save().as_tensors()
     assert images.shape == (40, 1, 16, 16)
