@@ -2,9 +2,10 @@
 
     python benchmarks/reproduce.py benchmarks/reproduce/cifar10.toml [--quick] [--results DIR] [--stage DIR]
 
-Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, the config's protocol) and written as it
-ends; run again, what is there is kept, and an interrupted distillation continues. Random real images and herding are
-measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and is labelled.
+Every cell (recipe, ipc) is distilled, measured (last epoch, several networks, each of the config's protocols) and
+written as it ends; run again, what is there is kept, and an interrupted distillation continues. Random real images and
+herding are measured with the same networks and seeds. ``--quick`` takes the config's smaller settings, for a CPU, and
+is labelled.
 ``--stage DIR`` makes a folder that has all a machine without network needs, and prints the command to run there, which
 leaves tables and sets in ``$OUT``.
 """
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 
 from common import RESULTS, environment
@@ -34,12 +36,6 @@ OLD_RANDOM = (
     "The published figures of random images (and of herding) come from an older evaluation without DSA: they are no "
     "anchor for these."
 )
-
-
-def of(config, key, ipc):
-    """Return a value of the config that may differ between ipcs: itself, or what it says under this one."""
-    value = config[key]
-    return value[str(ipc)] if isinstance(value, dict) else value
 
 
 def read(path, quick):
@@ -73,10 +69,9 @@ def distilled(config, ipc, recipe, device):
     return found
 
 
-def cells(config, ipc, recipe, plain, device):
+def cells(config, ipc, recipe, protocol, plain, device):
     """Distil and measure a recipe, and plain selections of real images beside it; return their rows."""
-    one = distilled(config, ipc, recipe, device)
-    protocol, runs = of(config, "protocol", ipc), config["networks"]
+    one, runs = distilled(config, ipc, recipe, device), config["networks"]
     result = atomhub.evaluate(one, None, protocol, runs, baseline=plain, device=device, seed=config["seed"])
     m = one.manifest.provenance
     rows = [{"recipe": recipe, **row(result.score), "set": one.name, "command": m.command, "seconds": m.seconds,
@@ -92,27 +87,29 @@ def row(score):
 
 
 def markdown(config, rows):
-    """Return a table for every ipc, as protocols may differ: one line per recipe, beside what was published."""
+    """Return a table for every ipc: a line per recipe, a column per protocol and network, and what was published."""
     published, parts = config.get("published", {}), []
     for ipc in config["ipcs"]:
-        mine = {r["recipe"]: r for r in rows if r["ipc"] == ipc}
-        network = next((r["network"] for r in mine.values()), "")
+        mine = {(r["recipe"], f"{r['protocol']}, {r['network']}"): r for r in rows if r["ipc"] == ipc}
+        columns = list(dict.fromkeys(column for _, column in mine))
+        head = ["recipe", *columns, "published (own protocol, norm)", "bytes per class", "seconds", "peak memory"]
         lines = [
-            f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, protocol "
-            f"{of(config, 'protocol', ipc)}, {network}, last epoch",
+            f"{config['source']}, ipc {ipc}: test accuracy in %, mean ± std of {config['networks']} networks, "
+            "last epoch",
             "",
-            "| recipe | accuracy | published (own protocol, norm) | bytes per class | seconds | peak memory |",
-            "|---|---|---|---|---|---|",
+            f"| {' | '.join(head)} |",
+            "|---" * len(head) + "|",
         ]
         for recipe in config["order"]:
-            if (r := mine.get(recipe)) is None:
+            own = [mine.get((recipe, column)) for column in columns]
+            if not any(own):
                 continue
-            seconds, memory = f"{r['seconds']:.0f}" if "seconds" in r else "", ""
-            if r.get("memory"):
-                memory = f"{r['memory'] / 1e9:.1f} GB"
-            known = published.get(recipe, {}).get(str(ipc), "")
-            size = r.get("bytes_per_class", "")
-            lines.append(f"| {recipe} | {r['mean']:.1f} ± {r['std']:.1f} | {known} | {size} | {seconds} | {memory} |")
+            r = next(filter(None, own))
+            cells = [f"{r['mean']:.1f} ± {r['std']:.1f}" if r else "–" for r in own]
+            cells += [str(published.get(recipe, {}).get(str(ipc), "")), str(r.get("bytes_per_class", ""))]
+            cells += [f"{r['seconds']:.0f}" if "seconds" in r else ""]
+            cells += [f"{r['memory'] / 1e9:.1f} GB" if r.get("memory") else ""]
+            lines.append(f"| {recipe} | {' | '.join(cells)} |")
         if "random" in published:
             lines += ["", OLD_RANDOM]
         parts.append("\n".join(lines))
@@ -181,18 +178,18 @@ def main():
     about = environment(find_device(options.device))
     earlier = kept if kept.exists() else RESULTS / kept.name
     rows = json.loads(earlier.read_text())["rows"] if earlier.exists() else []
-    rows = [r for r in rows if r["protocol"] == of(config, "protocol", r["ipc"])]
-    done = {(r["recipe"], r["ipc"]) for r in rows}
-    for ipc in config["ipcs"]:
-        for recipe in [r for r in config["order"] if r not in PLAIN]:
-            if (recipe, ipc) in done:
-                continue
-            plain = tuple(kind for kind in config["order"] if kind in PLAIN and (kind, ipc) not in done)
-            for found in cells(config, ipc, recipe, plain, options.device):
-                rows.append(found)
-                done.add((found["recipe"], ipc))
-                print(f"{found['recipe']}, ipc {ipc}: {found['mean']:.1f} ± {found['std']:.1f}", flush=True)
-            keep(kept, about, config, rows)
+    rows = [r for r in rows if r["protocol"] in config["protocols"]]
+    done = {(r["recipe"], r["ipc"], r["protocol"]) for r in rows}
+    recipes = [r for r in config["order"] if r not in PLAIN]
+    for ipc, recipe, protocol in product(config["ipcs"], recipes, config["protocols"]):
+        if (recipe, ipc, protocol) in done:
+            continue
+        plain = tuple(kind for kind in config["order"] if kind in PLAIN and (kind, ipc, protocol) not in done)
+        for found in cells(config, ipc, recipe, protocol, plain, options.device):
+            rows.append(found)
+            done.add((found["recipe"], ipc, protocol))
+            print(f"{found['recipe']}, ipc {ipc}, {protocol}: {found['mean']:.1f} ± {found['std']:.1f}", flush=True)
+        keep(kept, about, config, rows)
     print(f"\n{keep(kept, about, config, rows)}")
 
 

@@ -20,12 +20,12 @@ CONFIG = """
 source = "cifar10"
 ipcs = [1]
 order = ["random", "herding", "dm"]
-protocol = "dm"
+protocols = ["dm"]
 networks = 2
 seed = 0
 
 [quick]
-protocol = "quick"
+protocols = ["quick"]
 overrides = { width = 4, depth = 2, iterations = 2, real_batch = 4, precision = "float32" }
 
 [published]
@@ -89,6 +89,7 @@ def test_a_staged_table_is_made_elsewhere_and_gone_on_with(script, config, home,
     assert set(first) == {"random", "herding", "dm"}
     assert all(row["networks"] == 2 and row["protocol"] == "quick" for row in first.values())
     assert f"| dm | {first['dm']['mean']:.1f} ± {first['dm']['std']:.1f} | 26.0 |" in text
+    assert "| recipe | quick, convnet:width=4,depth=2,norm=batch | published (own protocol, norm) |" in text
     assert text.startswith("Reduced settings (--quick), not comparable with the published figures.")
 
     # here, with one recipe more: what was measured there is kept, and random images are not measured again
