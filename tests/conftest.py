@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -141,3 +142,30 @@ def forks(monkeypatch):
 def small_limit(left):
     """A limit that leaves about so many bytes for the work, whatever this process has taken."""
     return used_memory(torch.device("cpu")) + plan.LIBRARIES + left
+
+
+@pytest.fixture
+def run(capsys, home):
+    """Run the command line in this process; returns (exit code, standard output, standard error)."""
+    from atomhub.cli.main import main
+
+    def call(*arguments):
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as leave:
+            code = leave.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def spawn(*arguments, **options):
+    """Start the command line in a process of its own."""
+    code = (
+        f"import sys, atomhub; atomhub.__path__.append({str(ROOT)!r})\n"
+        "from atomhub.cli.main import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

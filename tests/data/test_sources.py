@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 from conftest import image_folder
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import DatasetDict
 from PIL import Image as Pil
+from rows import table
 
 import atomhub
 from atomhub.data import readers
@@ -16,14 +17,6 @@ from atomhub.data.places import ALIASES
 from atomhub.data.reopen import reopen
 from atomhub.errors import NotFoundError, SourceError, UsageError
 from atomhub.files import replace_file
-
-
-def table(count=12, labels=None, names=("cat", "dog"), image="image", label="label", mode="RGB", size=(20, 20)):
-    """A datasets.Dataset of PNG images whose red channel is 10 * row."""
-    pictures = [Pil.new("RGB", size, (10 * i, 0, 0)).convert(mode) for i in range(count)]
-    labels = [i % 2 for i in range(count)] if labels is None else labels
-    features = Features({image: Image(), label: ClassLabel(names=list(names)) if names else Value("int64")})
-    return Dataset.from_dict({image: pictures, label: labels}, features=features)
 
 
 def test_digits_are_real_and_their_split_is_fixed(home):
@@ -279,101 +272,6 @@ def test_images_of_great_size_are_made_smaller(home, tmp_path):
 def test_a_mirrored_image_keeps_its_class_unless_it_is_a_digit(name):
     assert ALIASES[name].flip == (name not in ("mnist", "svhn"))
     assert len(ALIASES[name].mean) == len(ALIASES[name].std) == (1 if "mnist" in name else 3)
-
-
-def damage(photos):
-    path = photos / "train" / "dog" / "3.png"
-    path.write_bytes(path.read_bytes()[:200])
-    return path
-
-
-def test_an_unreadable_image_is_named_and_can_be_left_out(home, photos):
-    path = damage(photos)
-    (photos / "train" / "cat" / "note.png").write_text("not an image")
-    with pytest.raises(SourceError, match=r"(?s)note\.png: not an image.*skip_unreadable=True"):
-        atomhub.open_source(photos)
-    (photos / "train" / "cat" / "note.png").unlink()
-    with pytest.raises(SourceError, match=r"dog/3\.png: "):
-        atomhub.open_source(photos)
-    assert not [p for p in (home / "real").iterdir() if p.name.startswith(".")]
-    real = atomhub.open_source(photos, skip_unreadable=True)
-    assert len(real.train.images) == 15
-    assert real.info.notes == (f"1 unreadable images left out: {path.relative_to(photos.parent)}.",)
-
-
-def empty_class(photos):
-    (photos / "train" / "owl").mkdir()
-
-
-def one_class(photos):
-    for split in ("train", "test"):
-        (photos / split / "dog").rename(photos.parent / f"{split}-dog")
-
-
-def strange_test_class(photos):
-    (photos / "test" / "dog").rename(photos / "test" / "wolf")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (empty_class, r"class folder .*owl has no images"),
-        (one_class, r"one class only \(cat\)"),
-        (strange_test_class, "the class 'wolf', which the training images do not have"),
-    ],
-)
-def test_image_folders_that_cannot_be_used(home, photos, change, message):
-    change(photos)
-    with pytest.raises(SourceError, match=message):
-        atomhub.open_source(photos)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_column": "score"}, "'score' holds float64, not classes"),
-        ({"label_column": "id"}, "'id' has 12 values in 12 rows: that is not a class"),
-        ({"label_column": "lable"}, "no label column 'lable': the columns are"),
-        ({"image_column": "score"}, "'score' holds .*, not images"),
-        ({"test_split": "dev"}, "no test split 'dev': found"),
-        ({"test_fraction": 0.2}, "has the test split 'test' already"),
-        ({"size": 8}, "size cannot be 8: use a whole number, 16 to 512"),
-        ({"revision": "v1"}, "no use for the option revision"),
-        ({"test_fraction": 1.5}, "test fraction cannot be 1.5"),
-        ({"colour": 1}, "no source option 'colour'"),
-    ],
-)
-def test_impossible_options(home, tmp_path, options, message):
-    data = table(12).add_column("score", [0.5] * 12).add_column("id", list(range(12)))
-    data.to_parquet(tmp_path / "train.parquet")
-    data.to_parquet(tmp_path / "test.parquet")
-    with pytest.raises((SourceError, UsageError), match=message):
-        atomhub.open_source(tmp_path, **options)
-
-
-def test_a_class_without_training_images_is_named(home, tmp_path):
-    table(8, names=("cat", "dog", "owl")).to_parquet(tmp_path / "train.parquet")
-    table(4, names=("cat", "dog", "owl")).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(SourceError, match="class 'owl' has no training images"):
-        atomhub.open_source(tmp_path)
-
-
-def test_a_test_split_without_labels_is_refused(home, tmp_path):
-    table(8).to_parquet(tmp_path / "train.parquet")
-    table(4, [-1] * 4).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(SourceError, match="(?s)Row 0 of the split 'test' has no label.*test_split"):
-        atomhub.open_source(tmp_path)
-
-
-def test_a_file_that_is_not_parquet_is_named(home, tmp_path):
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(SourceError, match=r"Cannot read the parquet files train\.parquet"):
-        atomhub.open_source(tmp_path)
-
-
-def test_a_source_that_does_not_exist_names_the_closest(home):
-    with pytest.raises(NotFoundError, match="(?s)no source 'cifar01'.*'cifar10'"):
-        atomhub.open_source("cifar01")
 
 
 class TestHub:

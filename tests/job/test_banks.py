@@ -60,6 +60,22 @@ def trained(monkeypatch):
     return counts
 
 
+@pytest.mark.parametrize(("epochs", "drops"), [(60, (40, 50)), (12, (8, 10)), (3, (2, 3))])
+def test_networks_are_trained_by_the_rules_of_dance(real, monkeypatch, epochs, drops):
+    """DANCE's code: SGD, a fifth of the rate at 2/3 and 5/6, colour and crop of every image, CutMix."""
+    found = {}
+
+    def noted(networks, images, labels, protocol, stages, *_, **__):
+        found.update(protocol=protocol, stages=stages)
+
+    monkeypatch.setattr(training_bank, "fit", noted)
+    find(real, bank=1, bank_epochs=epochs)
+    p = found["protocol"]
+    assert (p.epochs, p.batch, p.optimizer, p.lr, p.momentum, p.decay) == (epochs, 64, "sgd", 0.01, 0.9, 5e-4)
+    assert (p.drops, p.factor, p.cutmix, p.restart) == (drops, 0.2, 0.5, False)
+    assert found["stages"] == (("color",), ("crop",))
+
+
 def same(bank, other):
     """Whether networks are bit for bit the first ones of another bank."""
     return all(torch.equal(bank.trained[n], other.trained[n][: len(bank)]) for n in bank.trained)
