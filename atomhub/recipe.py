@@ -68,8 +68,9 @@ class Recipe(BaseModel):
         "classes", ge=1, le=65536, exclude_if=lambda value: value is None,  # as sets without it were written
     )  # fmt: skip
     image_lr: float | None = _knob(
-        None, "learning rate of the images; unset: 1 up to ipc 50, 10 above", "-", "DataDAM", gt=0, le=1e6
-    )
+        None, "learning rate of the images; unset: 1 up to ipc 50, 10 above, and 1 where it is scaled", "-", "DataDAM",
+        gt=0, le=1e6,
+    )  # fmt: skip
     image_lr_scaling: Literal["none", "ipc"] = _knob(
         "none", "what the learning rate of the images is multiplied by: nothing, or the images per class, among which "
         "the gradient of a class mean is shared out", "-", "DANCE: ipc", exclude_if=lambda value: value == "none",

@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         sys.exit(_explain(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody is left to catch what it would raise
     if code:  # what click makes of ctx.exit() and Exit
         sys.exit(code)
 

@@ -5,27 +5,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atomhub.core.whitening import Normalization
-
-LEVELS = {"uint8": 255, "uint4": 15, "uint2": 3}
-"""Kinds of stored pixels to their brightest level; a level is as many 255ths as make that one 255."""
+from atomhub.manifest import BITS
 
 
 class Synthetic(nn.Module):
     """K*N images that are optimised in normalised space, where the field's learning rates are meant, and kept in 0..1.
 
-    Where ``pixels`` has bits (8, 4 or 2) networks see the images rounded to as many levels, with the gradient passed
+    Where pixels have 8, 4 or 2 bits networks see the images rounded to as many levels, with the gradient passed
     straight through, so what they see during distillation is exactly what is stored.
 
     Args:
         initial: (K, ipc, C, H, W) float pixels in 0..1.
-        pixels: One of :data:`LEVELS`, or ``float32``.
+        pixels: A kind of stored pixels (:data:`atomhub.manifest.BITS`).
         normalization: From pixels to the space of the networks.
     """
 
     def __init__(self, initial: Tensor, pixels: str, normalization: Normalization) -> None:
         super().__init__()
         self.normalization = normalization
-        self.levels = LEVELS.get(pixels)
+        self.brightest = 2 ** BITS[pixels] - 1 if pixels != "float32" else None  # level
         self.images = nn.Parameter(normalization.apply(initial))
         self.project()
 
@@ -33,9 +31,9 @@ class Synthetic(nn.Module):
     def seen(self, classes: slice | Tensor = slice(None)) -> Tensor:
         """Return the images of some classes as networks see them, (k, ipc, C, H, W), normalised; no gradient."""
         images = self.images[classes]
-        if not self.levels:
+        if self.brightest is None:
             return images.clone()
-        return self.normalization.apply((self.normalization.undo(images) * self.levels).round() / self.levels)
+        return self.normalization.apply((self.normalization.undo(images) * self.brightest).round() / self.brightest)
 
     @torch.no_grad()
     def project(self, classes: slice | Tensor = slice(None)) -> Tensor:
@@ -48,7 +46,7 @@ class Synthetic(nn.Module):
     @torch.no_grad()
     def export(self) -> Tensor:
         """Return the images to store, (K*ipc, C, H, W) on the CPU: uint8 in 0..255, or float32 in 0..1."""
-        return stored(self.images, self.levels, self.normalization)
+        return stored(self.images, self.brightest, self.normalization)
 
 
 def to_views(images: Tensor, formation: int, size: int | None = None) -> Tensor:
@@ -96,7 +94,15 @@ def from_views(views: Tensor, formation: int) -> Tensor:
     return parts.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
 
 
-def stored(images: Tensor, levels: int | None, normalization: Normalization) -> Tensor:
-    """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`."""
+def stored(images: Tensor, brightest: int | None, normalization: Normalization) -> Tensor:
+    """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`.
+
+    Args:
+        images: Normalised.
+        brightest: The highest of the levels that pixels are rounded to, a divisor of 255; None: they are not.
+        normalization: From pixels to these.
+    """
     pixels = normalization.undo(images).clamp(0, 1).flatten(0, 1).cpu()
-    return (pixels * levels).round().to(torch.uint8) * (255 // levels) if levels else pixels.to(torch.float32)
+    if brightest is None:
+        return pixels.to(torch.float32)
+    return (pixels * brightest).round().to(torch.uint8) * (255 // brightest)

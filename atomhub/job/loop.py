@@ -118,7 +118,7 @@ class Run:
     def _set(self, images: Tensor, manifest: Manifest) -> DistilledDataset:
         """Return normalised images (K, ipc, C, H, W) as a set."""
         exact = self.engine.normalization.to(torch.device("cpu"), self.engine.dtype)
-        pixels = stored(images, self.engine.synthetic.levels, exact)
+        pixels = stored(images, self.engine.synthetic.brightest, exact)
         labels = torch.arange(len(images)).repeat_interleave(images.shape[1])
         normalization = self.engine.normalization.to(torch.device("cpu"), torch.float32)
         whitening = normalization if isinstance(normalization, Whitening) else None

@@ -30,7 +30,7 @@ def pack(images: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Return what :func:`pack` was given, (..., width) uint8."""
+    """Return what :func:`pack` was given, (..., width) uint8, from what it gave: rows of whole bytes, uint8."""
     shifts = torch.arange(8 - bits, -1, -bits, dtype=torch.uint8)
     levels = packed[..., None] >> shifts & (2**bits - 1)
     return levels.flatten(-2)[..., :width] * (255 // (2**bits - 1))
