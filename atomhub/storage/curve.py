@@ -11,6 +11,7 @@ from atomhub.recipe import Recipe
 def draw_curve(name: str, p: Provenance, path: Path) -> None:
     """Draw the loss of the set ``name`` over iterations, and the accuracy where it was measured on the way, as PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
     from scipy.ndimage import uniform_filter1d
 
     figure = Figure(figsize=(6, 3.5 + bool(p.clipped_history)))
@@ -30,6 +31,8 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
     smooth = np.exp(uniform_filter1d(np.log(np.maximum(losses, 1e-30)), window, mode="nearest"))
     axes.plot(iterations, smooth, color="tab:blue")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())  # 60, not 6 x 10 to the 1
+    axes.yaxis.set_minor_formatter(LogFormatter())
     below.set_xlabel("iteration")
     axes.set_ylabel("loss", color="tab:blue")
     if p.accuracy_history:
