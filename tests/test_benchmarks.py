@@ -154,6 +154,12 @@ def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, hom
         run(config, "--only", "instance")
     assert "There is no line 'instance'" in capsys.readouterr().err
 
+    monkeypatch.setitem(PROTOCOLS, "quick of 1/2 the epochs", Protocol(1, 64, "to be made, and taken away in the end"))
+    config.write_text('shorten = 2\nnetwork = "convnet:width=2"\n' + ABLATION)
+    run(config, "--results", tmp_path)
+    table = (tmp_path / "ablation-norms-cpu.md").read_text()
+    assert "quick of 1/2 the epochs, convnet:width=2" in table
+
 
 def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch):
     _, run = script("transfer")
