@@ -188,6 +188,36 @@ def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_p
     assert {r["tensors"] for r in second[2:]} != {r["tensors"] for r in first[2:]}
 
 
+def test_proxies_choose_networks_beside_each_other_and_none_is_trained_twice(
+    script, home, tmp_path, monkeypatch, capsys
+):
+    _, run = script("proxies")
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
+    space = tmp_path / "small.toml"
+    space.write_text('network = "convnet"\n[options]\nwidth = [2, 4]\ndepth = [1, 2]\n')
+    often = ("digits-ipc1", "--space", space, "--protocol", "brief", "--epochs", 1, "--results", tmp_path)
+    run(*often, "--budget", 3)
+    first = json.loads((tmp_path / "proxies.json").read_text())["rows"]
+    names = ["digits-ipc1", "random real images", "real images, stopped early", "whole training set"]
+    assert sorted(r["proxy"] for r in first) == sorted(names * 3)
+    text = (tmp_path / "proxies.md").read_text()
+    truth = {r["network"]: r["accuracy"] for r in first if r["proxy"] == names[3]}
+    for name in names[:3]:
+        chosen = max((r for r in first if r["proxy"] == name), key=lambda r: r["accuracy"])["network"]
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} | 3 |"))
+        assert f"| {max(truth.values()) - truth[chosen]:.1f} |" in line
+    assert "| whole training set | 3 | 1.0 | 0.0 |" in text
+
+    run(*often, "--budget", 4)
+    second = json.loads((tmp_path / "proxies.json").read_text())["rows"]
+    assert second[:12] == first
+    assert len(second) == 16
+
+    with pytest.raises(SystemExit):
+        run(*often, "--seed", 1)
+    assert "has other settings" in capsys.readouterr().err
+
+
 def test_images_are_held_out_of_the_training_split(script, home):
     common, _ = script("common")
     real = atomhub.open_source("digits")

@@ -78,7 +78,7 @@ def search(
         ranked = trials.rank(specs, rules)
         checks = trials.check(ranked, check, check_epochs) if check else []
     images = (len(distilled.training_labels()), len(real.train.labels))
-    return conclude(distilled, tuple(ranked), tuple(checks), images)
+    return conclude(distilled.name, tuple(ranked), tuple(checks), images)
 
 
 class Log:

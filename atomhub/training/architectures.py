@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -168,12 +169,13 @@ class Trials:
     def rank(self, specs: Sequence[str], rules: Protocol) -> list[Candidate]:
         """Train networks on the distilled set, and return them by their accuracy on real training images."""
         keep_large_buffers()
-        judges, (images, labels) = _judges(self.real, self.seed), self.distilled.as_tensors()
+        rows, (images, labels) = judges(self.real, self.seed), self.distilled.as_tensors()
+        test = torch.from_numpy(self.real.train.images[rows]), torch.from_numpy(self.real.train.labels[rows])
         found: list[Candidate] = []
         for done, spec in enumerate(specs, 1):
             one = self.log.find(Candidate, spec)
             if one is None:
-                one = self._run(spec, images, labels, rules, judges)
+                one = self.run(spec, images, labels, rules, test)
                 self.log.add(one)
             found.append(one)
             if self.progress:
@@ -193,7 +195,7 @@ class Trials:
             spec = good[place].network
             one = self.log.find(Check, spec)
             if one is None:
-                trained = self._run(spec, *whole, rules, test)
+                trained = self.run(spec, *whole, rules, test)
                 one = Check(spec, trained.accuracy, trained.seconds, trained.failed)
                 self.log.add(one)
             checks.append(one)
@@ -203,9 +205,7 @@ class Trials:
                 raise KeyboardInterrupt
         return checks
 
-    def _run(
-        self, spec: str, images: Tensor, labels: Tensor, rules: Protocol, test: tuple[Tensor, Tensor]
-    ) -> Candidate:
+    def run(self, spec: str, images: Tensor, labels: Tensor, rules: Protocol, test: tuple[Tensor, Tensor]) -> Candidate:
         """Train a network and measure it; a failure is a result."""
         try:
             network = network_for(self.distilled, spec)
@@ -228,20 +228,20 @@ class Trials:
         return Candidate(spec, round(percent, 4), parameters, round(time.perf_counter() - start, 3))
 
 
-def _judges(real: RealData, seed: int) -> tuple[Tensor, Tensor]:
-    """Return real training images (M, C, H, W) uint8 and labels (M,): as many of each class, as far as there are."""
+def judges(real: RealData, seed: int) -> NDArray[np.int64]:
+    """Return rows (M,) of the real training images that rank networks: of each class as many, as far as there are."""
     classes = len(real.class_names)
     offsets = real.train.offsets(classes)
     counts = offsets[1:] - offsets[:-1]
     each = min(max(1, _VALIDATION // classes), int(counts.min()))
-    rows = (draws.sample(seed, draws.SEARCH, 1, range(classes), counts, each) + offsets[:-1, None]).flatten()
-    return torch.from_numpy(real.train.images[rows]), torch.from_numpy(real.train.labels[rows])
+    rows = draws.sample(seed, draws.SEARCH, 1, range(classes), counts, each) + offsets[:-1, None]
+    return rows.flatten()
 
 
 def conclude(
-    distilled: DistilledDataset, candidates: tuple[Candidate, ...], checks: tuple[Check, ...], images: tuple[int, int]
+    name: str, candidates: tuple[Candidate, ...], checks: tuple[Check, ...], images: tuple[int, int]
 ) -> Search:
-    """Return what a search found: the ranking, the checks, and how well they agree."""
+    """Return what a search on the set of a name found: the ranking, the checks, and how well they agree."""
     from scipy.stats import spearmanr
 
     proxy = {c.network: c.accuracy for c in candidates}
@@ -251,4 +251,4 @@ def conclude(
         value = float(spearmanr([proxy[c.network] for c in good], [c.accuracy for c in good]).statistic)
         correlation = None if np.isnan(value) else round(value, 4)
     regret = round(max(c.accuracy for c in good) - good[0].accuracy, 4) if good and good[0] is checks[0] else None
-    return Search(distilled.name, candidates, checks, correlation, regret, images)
+    return Search(name, candidates, checks, correlation, regret, images)

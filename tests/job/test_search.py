@@ -133,21 +133,21 @@ def test_lines_of_a_log_that_are_no_results_are_passed_over(home, digits1, space
 
 
 def test_a_check_that_fails_counts_nowhere_and_is_tried_again(home, digits1, space, tmp_path, monkeypatch):
-    run = searching.Trials._run
+    run = searching.Trials.run
 
     def failing(self, spec, images, *rest):
         if len(images) > 100 and spec == "mlp:width=4":
             return searching.Candidate(spec, 0.0, 1, 0.0, "no memory")
         return run(self, spec, images, *rest)
 
-    monkeypatch.setattr(searching.Trials, "_run", failing)
+    monkeypatch.setattr(searching.Trials, "run", failing)
     log = tmp_path / "results.jsonl"
     found = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
     (failed,) = [c for c in found.checks if c.failed]
     assert failed.network == "mlp:width=4"
     good = [c.accuracy for c in found.checks if not c.failed]
     assert found.regret == pytest.approx(max(good) - good[0], abs=1e-3)
-    monkeypatch.setattr(searching.Trials, "_run", run)
+    monkeypatch.setattr(searching.Trials, "run", run)
     again = atomhub.search(digits1, space, protocol="brief", check=4, check_epochs=2, log=log)
     assert not any(c.failed for c in again.checks)
 
