@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 import warnings
+from functools import partial
 from typing import Any
 
 import click
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 for failures, 2 for bad usage, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
-    warnings.showwarning = _note
+    warnings.showwarning = partial(_note, set())
     warnings.filterwarnings("default", category=AtomhubWarning)
     signal.signal(signal.SIGTERM, _terminated)
     for room in ("sets", "real", "banks", "runs"):
@@ -98,7 +99,8 @@ def _explain(error: Exception) -> int:
     return code
 
 
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show atomhub's own warnings as a line; those of libraries are for developers."""
-    if isinstance(message, AtomhubWarning):
+def _note(told: set[str], message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show atomhub's own warnings as a line, each once; those of libraries are for developers."""
+    if isinstance(message, AtomhubWarning) and message.message not in told:
+        told.add(message.message)
         say(f"Note: {spelt(message.message, flags=True)}")

@@ -132,8 +132,7 @@ class Steps:
 
     def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
         self.what, self.quiet, self.unit = what, quiet, unit
-        self.last = time.perf_counter()
-        self.origin = (self.last, 0)  # when and where the rate is counted from
+        self.origin = (0.0, 0)  # when and where the rate is counted from
         self.shown = self.before = self.total = 0
         self.bar: Progress | None = None
         self._context: Any = None
@@ -154,18 +153,20 @@ class Steps:
         if self.quiet:
             return
         if done < self.before or total != self.total:  # another count begins
-            self.origin, self.shown, self.before, self.total = (self.last, 0), 0, 0, total
+            self.shown, self.before, self.total = 0, 0, total
         now, (start, first) = time.perf_counter(), self.origin
-        each = max(now - start, 1e-9) / max(done - first, 1)
-        rate = f"{1 / each:.1f} {self.unit}/s"
-        if not self.before:  # what came before the first step, such as reading the images, is no part of the rate
+        rate = left = ""
+        if self.before and done > first:  # what came before the first report, such as kept networks, has no rate
+            each = max(now - start, 1e-9) / (done - first)
+            rate, left = f"{1 / each:.1f} {self.unit}/s", f"{each * (total - done):.0f} s left"
+        else:
             self.origin = (now, done)
-        self.before, self.last = done, now
+        self.before = done
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
         elif done * 10 // total > self.shown:
             self.shown = done * 10 // total
-            say(f"{self.what}: {done}/{total}  {note}  {rate}  {each * (total - done):.0f} s left")
+            say("  ".join(filter(None, (f"{self.what}: {done}/{total}", note, rate, left))))
 
     def losses(self, kind: str, done: int, total: int, loss: float | None) -> None:
         """Show the progress of a distillation."""

@@ -205,13 +205,19 @@ def test_removing_asks_first(run, home, monkeypatch):
 
 
 def test_the_rate_counts_steps_alone(capsys, monkeypatch):
-    """A pool of networks was trained for an hour before the first of 20 steps, which take 2 seconds each."""
-    clock = iter([0, *range(3600, 3700, 2)])
+    """What came before the first of 20 steps has no rate; the others take 2 seconds each."""
+    clock = iter(range(3600, 3700, 2))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with Steps("Distilling") as steps:
         for done in range(1, 21):
             steps(done, 20, "loss 1")
     assert "Distilling: 10/20  loss 1  0.5 it/s  20 s left" in capsys.readouterr().err
+    with Steps("Distilling") as steps:
+        steps(1, 3, "networks")  # there already
+        steps(2, 3, "networks")
+    kept, trained = capsys.readouterr().err.splitlines()
+    assert kept == "Distilling: 1/3  networks"
+    assert trained == "Distilling: 2/3  networks  0.5 it/s  2 s left"
 
 
 def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_own_sets_first(run):
@@ -264,11 +270,12 @@ def test_every_help_text_stands_alone_and_every_summary_fits_its_line(name):
 def test_the_demo_prints_its_table(run, home, monkeypatch):
     monkeypatch.setitem(TUNED["digits"], "iterations", 5)
     monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=5))
-    code, out, _ = run("demo", "--runs", 2)
+    code, out, err = run("demo", "--runs", 2)
     assert code == 0
     for word in ("ipc", "random real images", "distilled", "whole training set", "protocol quick"):
         assert word in out
     assert out.count("±") == 6 + 1  # three figures for each ipc, and the title
+    assert err.count("Note: Images 8x8 were resized") == 1  # though two sets are made of them
     assert sorted(p.name for p in (home / "sets").iterdir()) == ["demo-digits-ipc1", "demo-digits-ipc10"]
 
 
