@@ -225,7 +225,7 @@ class DistilledDataset:
 
         return push(self, repo_id, **options).url
 
-    def real(self, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
+    def real(self, source: object = None, tested: bool = True) -> RealData:
         """Return the real images the set stands for: ``real().test`` holds the images to test on.
 
         Args:
@@ -238,7 +238,7 @@ class DistilledDataset:
         """
         return real_of(self.manifest, source, tested)
 
-    def test_split(self, source: str | Path | RealData | None = None) -> tuple[Tensor, Tensor]:
+    def test_split(self, source: object = None) -> tuple[Tensor, Tensor]:
         """Return the real test images, uint8 (M, C, H, W), and labels, int64 (M,), of the set's source.
 
         Arguments and errors as in :meth:`real`.

@@ -23,8 +23,9 @@ class SourceInfo(_Open):
     """Where the real images come from and how they were read: enough to find the same test split again.
 
     Attributes:
-        id: ``digits``, an alias, a Hub id, or ``folder:NAME`` for local files (never a path of someone's machine).
-        kind: Which reader read it: ``digits``, ``images``, ``parquet``, ``arrow`` or ``hub``.
+        id: ``digits``, an alias, a Hub id, ``folder:NAME`` for local files (never a path of someone's machine), or
+            ``memory:NAME`` for an object of Python.
+        kind: Which reader read it: ``digits``, ``images``, ``parquet``, ``arrow``, ``memory`` or ``hub``.
         revision: Commit of a Hub dataset.
         fingerprint: SHA-256 of the decoded images, labels and class names.
         size: Side of the square images in pixels.
@@ -51,6 +52,11 @@ class SourceInfo(_Open):
     flip: bool = True
     license: limits.Word = "unknown"
     notes: tuple[limits.Text, ...] = Field(default=(), max_length=1000)
+
+    @property
+    def called(self) -> str:
+        """The id as a command would have it: of local files and objects the name alone."""
+        return self.id.removeprefix("folder:").removeprefix("memory:")
 
 
 class Teacher(_Open):

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from atomhub.data import objects
 from atomhub.data.cache import SMALLEST
 from atomhub.data.real import SourceOptions, decoded_before
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
@@ -57,7 +58,10 @@ ALIASES: dict[str, Alias] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source was found. ``stamp`` changes when the data do; ``token``: only those who log in may read it."""
+    """Where a source was found.
+
+    ``stamp`` changes when the data do; ``token``: only those who log in may read it; ``given``: it is an object.
+    """
 
     id: str
     kind: str
@@ -68,15 +72,21 @@ class Place:
     repo: str = ""
     revision: str | None = None
     token: bool = False
+    given: objects.Given | None = None
 
 
-def locate(source: str, options: SourceOptions) -> Place:
-    """Return where a source is: a known name, a path, or a dataset of the Hub.
+def locate(source: object, options: SourceOptions) -> Place:
+    """Return where a source is: a known name, a path, a dataset of the Hub, or an object (:mod:`atomhub.data.objects`).
 
     Raises:
         NotFoundError: it is none of these.
         SourceError: the Hub cannot be reached, or the file is no parquet.
+        UsageError: an object that is no source.
     """
+    if not isinstance(source, str | Path):
+        found = objects.given(source)
+        return Place(f"memory:{found.name}", "memory", Alias(""), found.stamp(), given=found)
+    source = str(source)
     try:
         source.encode()
     except UnicodeEncodeError:

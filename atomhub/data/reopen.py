@@ -1,7 +1,6 @@
 """The real images that a distilled set stands for, found again from its manifest."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from atomhub.manifest import Manifest
 from atomhub.provenance import Part, SourceInfo, joined
 
 
-def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tested: bool = True) -> RealData:
+def real_of(manifest: Manifest, source: object = None, tested: bool = True) -> RealData:
     """Return the real images that a set stands for, with its classes.
 
     Args:
@@ -56,7 +55,7 @@ def real_of(manifest: Manifest, source: str | Path | RealData | None = None, tes
     return real
 
 
-def _put_together(manifest: Manifest, source: str | Path | RealData | None, origins: tuple[Part, ...]) -> RealData:
+def _put_together(manifest: Manifest, source: object, origins: tuple[Part, ...]) -> RealData:
     """Return the real images behind the parts of a set; ``test`` is None if one of them has none."""
     if source is not None and len({o.source.fingerprint for o in origins}) > 1:
         raise UsageError(
@@ -87,7 +86,7 @@ def _put_together(manifest: Manifest, source: str | Path | RealData | None, orig
     return RealData(manifest.name, joined([o.source for o in origins]), f.class_names, train, test, f.mean, f.std)
 
 
-def reopen(info: SourceInfo, class_names: tuple[str, ...], source: str | Path | RealData | None = None) -> RealData:
+def reopen(info: SourceInfo, class_names: tuple[str, ...], source: object = None) -> RealData:
     """Find again the source that a manifest names, with its test split, from the cache if it is there.
 
     Args:
@@ -139,11 +138,11 @@ def _options(info: SourceInfo) -> SourceOptions:
     )  # fmt: skip
 
 
-def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> RealData:
+def _found_again(info: SourceInfo, source: object) -> RealData:
     options = _options(info)
     place: Place | None
     if source is not None:
-        place = locate(str(source), options)
+        place = locate(source, options)
     # the manifest may be a stranger's: it names no path of this machine, and fetches nothing
     elif (place := _named_on_hub(info)) is not None:
         if not kept_at(place, options).is_dir():
@@ -155,8 +154,7 @@ def _found_again(info: SourceInfo, source: str | Path | RealData | None) -> Real
         place = locate_named(info.id, options)
     if place is None:
         raise NotFoundError(
-            f"The real images of {info.id.removeprefix('folder:')!r} are not on this machine.",
-            "Say where they are with `source`.",
+            f"The real images of {info.called!r} are not on this machine.", "Say where they are with `source`."
         )
     return open_place(place, options)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from atomhub.data import readers, tables
+from atomhub.data import objects, readers, tables
 from atomhub.data.cache import Progress, Survey, decode, survey
 from atomhub.data.places import Place, locate
 from atomhub.data.real import META, Kept, RealData, SourceOptions, kept_folder, open_kept
@@ -24,14 +24,16 @@ CACHE_VERSION = 2
 
 
 def open_source(
-    source: str | Path, options: SourceOptions | None = None, *, progress: Progress = lambda done, total: None,
+    source: object, options: SourceOptions | None = None, *, progress: Progress = lambda done, total: None,
     **given: Any,
 ) -> RealData:  # fmt: skip
     """Find real data, decode them once, and return them memory-mapped.
 
     Args:
         source: ``digits``; an alias of :data:`ALIASES` or a folder of ``$ATOMHUB_DATA``; the path of an image folder, a
-            parquet file or folder, or an arrow folder; or a Hub id ``user/name``.
+            parquet file or folder, or an arrow folder; a Hub id ``user/name``; or an object: a ``datasets.Dataset``, a
+            torch dataset of (image, label), a pair (images, labels), or a dict of these by split. Images are Pillow's,
+            uint8, or floats in 0..1, (H, W), (H, W, C) or (C, H, W), of any sizes; labels class numbers or names.
         options: How to read it.
         progress: Called now and then with the images that were read and all that there are, where they are decoded.
         given: The same as keywords, in place of ``options``.
@@ -46,7 +48,7 @@ def open_source(
         name = min(unknown)
         raise UsageError(f"There is no source option {name!r}.", closest(name, [f.name for f in fields(SourceOptions)]))
     options = options or SourceOptions(**given)
-    place = locate(str(source), options)
+    place = locate(source, options)
     unused = [name for name in _UNUSED[place.kind] if getattr(options, name) is not None]
     if unused:
         raise UsageError(f"{place.id} has no use for the option {unused[0].replace('_', '-')}.", "Leave it out.")
@@ -57,6 +59,7 @@ def open_source(
 
 
 _UNUSED = {
+    "memory": ("config", "revision"),
     "digits": ("image_column", "label_column", "train_split", "test_split", "config", "revision"),
     "images": ("image_column", "label_column", "config", "revision"),
     "parquet": ("config", "revision"),
@@ -96,6 +99,8 @@ def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
     columns = tables.Columns(
         options.image_column, options.label_column, options.train_split, options.test_split, place.alias.columns
     )
+    if place.given is not None:
+        return objects.read(place.given, columns)
     if place.kind == "digits":
         return readers.digits()
     if place.kind == "hub":

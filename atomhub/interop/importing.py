@@ -32,7 +32,7 @@ from atomhub.version import versions
 
 
 def import_set(
-    file: str | Path, like: str | Path | RealData, *, labels: str | Path | None = None,
+    file: str | Path, like: object, *, labels: str | Path | None = None,
     space: Literal["auto", "pixels", "normalized", "zca"] = "auto", formation: int = 1, name: str | None = None,
     network: str = "convnet", **options: Any,
 ) -> DistilledDataset:  # fmt: skip
@@ -108,7 +108,7 @@ def import_set(
             source=real.info,
             imported=about,
             command=command(
-                "import", path.name, like=real.info.id.removeprefix("folder:"), space=chosen,
+                "import", path.name, like=real.info.called, space=chosen,
                 labels=None if labels is None else Path(labels).name,
                 formation=formation if formation > 1 else None, network=measured, name=name, **real.options.chosen(),
             ),

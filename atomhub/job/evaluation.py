@@ -3,10 +3,9 @@
 import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from atomhub.data.real import RealData, check_again
+from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.interrupts import heeded
@@ -71,7 +70,7 @@ class Verdict:
 
 def verify(
     distilled: DistilledDataset, runs: int | None = None, *, seed: int = 1000, device: str = "auto",
-    source: str | Path | RealData | None = None, progress: Progress | None = None,
+    source: object = None, progress: Progress | None = None,
 ) -> list[Verdict]:  # fmt: skip
     """Train networks anew under the protocols that a set claims results for, and say whether the claims hold.
 

@@ -34,7 +34,7 @@ from atomhub.version import versions
 
 
 def distill(
-    source: str | Path | RealData, ipc: int, recipe: str | Path | Recipe = "atom",
+    source: object, ipc: int, recipe: str | Path | Recipe = "atom",
     overrides: Mapping[str, Any] | None = None, *, seed: int = 0, device: str = "auto",
     memory: int | str | None = None, name: str | None = None, save: bool | str | Path = False,
     overwrite: bool = False, measure_every: int = 0, checkpoints: bool | str | Path = False,
@@ -78,8 +78,8 @@ def distill(
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
     limit = None if memory is None else devices.parse_size(memory)
-    given = source.info.id if isinstance(source, RealData) else str(source)
-    chosen = choose_recipe(recipe, given, overrides)
+    given = source.info.id if isinstance(source, RealData) else source if isinstance(source, str | Path) else ""
+    chosen = choose_recipe(recipe, str(given), overrides)
     where = devices.find_device(device)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
@@ -135,12 +135,12 @@ def distill(
 def recorded_command(real: RealData, ipc: int, recipe: Recipe, seed: int, name: str) -> str:
     """Return the command that makes a set again, with every choice that changes the images.
 
-    A folder's place is left to whoever runs it; a recipe is spelt out by what differs from a preset.
+    The place of a folder or an object is left to whoever runs it; a recipe is spelt out by what differs from a preset.
     """
     base = recipe.name if recipe.name in PRESETS else "atom"
     default = f"{real.name}-ipc{ipc}"
     return command(
-        "distill", real.info.id.removeprefix("folder:"), ipc=ipc, recipe=base,
+        "distill", real.info.called, ipc=ipc, recipe=base,
         settings=recipe.settings(choose_recipe(base, real.info.id)), seed=seed,
         name=None if name == default else name, **real.options.chosen(),
     )  # fmt: skip

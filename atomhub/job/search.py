@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from atomhub.core import draws
-from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import find_device
 from atomhub.errors import AtomhubError, UsageError, check_whole, first_line
@@ -25,7 +24,7 @@ from atomhub.training.protocols import find_protocol
 def search(
     distilled: DistilledDataset, space: str | Path = "convnet-720", budget: int | None = None, *,
     protocol: str = "quick", check: int = 0, check_epochs: int = 20, log: str | Path | None = None, seed: int = 0,
-    device: str = "auto", source: str | Path | RealData | None = None, progress: Progress | None = None,
+    device: str = "auto", source: object = None, progress: Progress | None = None,
 ) -> Search:  # fmt: skip
     """Train every network of a space on a distilled set, and rank them by their accuracy on real training images.
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from atomhub import limits
 from atomhub.core.whitening import Normalization
 from atomhub.data.pictures import open_picture
-from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
@@ -72,7 +71,7 @@ def train(
     return trained
 
 
-def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: str | Path | RealData | None = None) -> float:
+def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: object = None) -> float:
     """Return the accuracy in percent of a model on the real test images of a set's source.
 
     Args:
@@ -182,7 +181,7 @@ def _picture(image: Any) -> Image.Image:
 def train_classifier(
     distilled: DistilledDataset, network: str | None = None, protocol: str = "dm", *,
     labels: Literal["hard", "soft"] = "hard", seed: int = 0, device: str = "auto",
-    source: str | Path | RealData | None = None,
+    source: object = None,
 ) -> Classifier:  # fmt: skip
     """Train a network on a set, to keep, and measure it on the real test images.
 

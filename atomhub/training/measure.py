@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
-    device: str = "auto", together: int | None = None, source: str | Path | RealData | None = None,
+    device: str = "auto", together: int | None = None, source: object = None,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.

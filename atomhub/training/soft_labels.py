@@ -1,12 +1,10 @@
 """Soft labels: what a teacher that was trained on the real images makes of the synthetic ones."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from atomhub.command import chain, command
-from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
@@ -20,7 +18,7 @@ from atomhub.training.protocols import of_whole_set
 
 def soften(
     distilled: DistilledDataset, teacher: str | None = None, epochs: int = 20, *, temperature: float = 1.0,
-    name: str | None = None, seed: int = 0, device: str = "auto", source: str | Path | RealData | None = None,
+    name: str | None = None, seed: int = 0, device: str = "auto", source: object = None,
 ) -> DistilledDataset:  # fmt: skip
     """Return a copy of a set, in memory, with soft labels; its hard labels and results stay.
 

@@ -1,0 +1,211 @@
+"""Sources that are Python objects: tables of ``datasets``, torch datasets, arrays of images with labels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables
+from atomhub.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_KNOWN = (
+    "Give a name, a path, a datasets.Dataset, a torch dataset of (image, label), (images, labels), or a dict of these "
+    "by split."
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An object that was taken for a source.
+
+    Attributes:
+        name: A short name.
+        kind: What it is, in words.
+        splits: Split name to a table of ``datasets``, or to (image, label) by number.
+    """
+
+    name: str
+    kind: str
+    splits: Mapping[str, Any]
+
+    def stamp(self) -> list[str]:
+        """Return what changes with the images: ``datasets``' own fingerprints, or a digest of all, which reads them."""
+        return [f"{name} {_stamp(split)}" for name, split in self.splits.items()]
+
+
+def given(source: object) -> Given:
+    """Return an object as a source.
+
+    Raises:
+        UsageError: it is none of those that are known.
+    """
+    from datasets import Dataset
+
+    named = isinstance(source, Mapping)
+    splits = {str(key): _split(value) for key, value in source.items()} if isinstance(source, Mapping) else {}
+    splits = splits if named else {"all": _split(source)}
+    first = next(iter(splits.values()), None)
+    if first is None or len({isinstance(split, Dataset) for split in splits.values()}) > 1:
+        raise UsageError("The splits of a source cannot be none, or of different kinds.", _KNOWN)
+    if isinstance(first, Dataset):
+        return Given(_name(first.info.dataset_name or "images"), "a datasets.Dataset", splits)
+    if isinstance(first, _Pairs):
+        return Given("images", "arrays", splits)
+    inner = _innermost(first)
+    return Given(_name(type(inner).__name__), f"a {type(inner).__name__} in Python", splits)
+
+
+def read(found: Given, columns: Columns) -> Raw:
+    """Return the splits, nothing decoded yet; a note says what they were.
+
+    Raises:
+        SourceError: there is no train split among several, or a label or an image that cannot be used.
+    """
+    from datasets import Dataset
+
+    if isinstance(next(iter(found.splits.values())), Dataset):
+        raw = tables(found.splits, columns, Path("/"))
+    else:
+        splits = found.splits
+        train = pick(columns.train, TRAIN_NAMES, splits, "train split")
+        if train is None and len(splits) > 1:
+            raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with `train_split`.")
+        train = train or next(iter(splits))
+        test = pick(columns.test, TEST_NAMES, {name: None for name in splits if name != train}, "test split")
+        names, number = _classes(splits[train])
+        rows = [_rows(splits[name], name, number) if name else None for name in (train, test)]
+        raw = Raw(names, rows[0], rows[1], train, test)  # type: ignore[arg-type]
+    note = f"The images were given as {found.kind}."
+    return Raw(**{**vars(raw), "notes": (*raw.notes, note)})
+
+
+class _Pairs:
+    """Arrays of images and of labels as (image, label) by number."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        if not all(hasattr(x, "__len__") and hasattr(x, "__getitem__") for x in (images, labels)):
+            raise UsageError("A source of two parts must be (images, labels).", _KNOWN)
+        if len(images) != len(labels):
+            raise UsageError(f"There are {len(images)} images and {len(labels)} labels.", "Give a label for each.")
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.labels[i]
+
+
+def _split(source: object) -> Any:
+    from datasets import Dataset
+
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, Sequence) and not isinstance(source, str) and len(source) == 2:
+        return _Pairs(*source)
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, str | bytes | Mapping):
+        return source
+    raise UsageError(f"A source cannot be of type {type(source).__name__}.", _KNOWN)
+
+
+def _innermost(dataset: Any) -> Any:
+    """Return the dataset below ``torch.utils.data.Subset`` and its like."""
+    while getattr(dataset, "dataset", None) is not None:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "images"
+
+
+def _stamp(split: Any) -> str:
+    from datasets import Dataset
+
+    if isinstance(split, Dataset):
+        return str(split._fingerprint)
+    digest = hashlib.sha256(repr(getattr(_innermost(split), "classes", None)).encode())
+    for i, (image, label) in enumerate(_items(split)):
+        picture = _picture(image, i)
+        digest.update(f"{picture.mode} {picture.size} {label!r}".encode() + picture.tobytes())
+    return digest.hexdigest()
+
+
+def _items(split: Any) -> Iterator[tuple[Any, int | str]]:
+    for i in range(len(split)):
+        yield _item(split, i)
+
+
+def _labels(split: Any) -> list[int | str]:
+    """Return all labels; torchvision's datasets list them, so that no image is decoded for it."""
+    listed = getattr(split, "targets", None)
+    if listed is not None and len(listed) == len(split) and getattr(split, "target_transform", None) is None:
+        return [_label(label, i) for i, label in enumerate(listed)]
+    return [label for _, label in _items(split)]
+
+
+def _label(label: Any, i: int) -> int | str:
+    label = label.item() if hasattr(label, "item") else label
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise SourceError(f"The label of item {i} is {str(label)[:80]!r}, not a class number or name.")
+    return label
+
+
+def _item(split: Any, i: int) -> tuple[Any, int | str]:
+    item = split[i]
+    if not isinstance(item, Sequence) or len(item) < 2:
+        raise SourceError(f"Item {i} is of type {type(item).__name__}, not (image, label).", _KNOWN)
+    return item[0], _label(item[1], i)
+
+
+def _classes(split: Any) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Return class names, and the class numbers of labels: those that the dataset names, or else that occur."""
+    names = getattr(_innermost(split), "classes", None)
+    if names is not None:
+        return tuple(map(str, names)), {k: k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
+    values = sorted(set(_labels(split)), key=lambda v: (isinstance(v, str), v))
+    return tuple(map(str, values)), {value: k for k, value in enumerate(values)}
+
+
+def _rows(split: Any, name: str, number: Mapping[Any, int]) -> Rows:
+    labels = np.array([number.get(label, -1) for label in _labels(split)], dtype=np.int64)
+    if (labels < 0).any():
+        row = int((labels < 0).argmax())
+        raise SourceError(
+            f"Item {row} of the split {name!r} has the label {_item(split, row)[1]!r}, which is no class."
+        )
+    return Rows(labels, lambda i: _picture(split[i][0], i), lambda i: f"item {i} of the split {name!r}")
+
+
+def _picture(image: Any, i: int) -> Image.Image:
+    """Return an image of an array, a tensor or Pillow as Pillow's; floats are in 0..1."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    tensor = hasattr(image, "numpy")
+    pixels: NDArray[Any] = image.numpy() if tensor else np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0 if tensor else 2] not in (1, 3):  # the other way round
+        tensor = not tensor
+    if pixels.ndim == 3 and tensor:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise SourceError(f"Image {i} has the shape {tuple(np.shape(image))}: use (H, W), (H, W, 3) or (3, H, W).")
+    if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise SourceError(
+            f"Image {i} has pixels of {pixels.dtype} that are not in 0 to 1.",
+            "Give uint8 in 0 to 255, or floats in 0 to 1, before any normalisation.",
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
