@@ -110,13 +110,14 @@ def survey(raw: Raw, skip_unreadable: bool, folder: Path, size: int | None, prog
     return Survey(raw, shapes, modes, skipped, faults)
 
 
-def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
+def decode(found: Survey, folder: Path, size: int | None, set_aside: bool) -> Decoded:
     """Write ``train.npy`` and ``test.npy`` (uint8 [N, C, H, W]) and their ``*_labels.npy`` (int64 [N]) to a folder.
 
     Args:
         found: The source, without faults.
         folder: Existing folder to write to.
         size: Side in pixels; None keeps the images' own when they are square and equal.
+        set_aside: Whether the test images were taken from the training images: then none is in both.
 
     Returns:
         What was decided, with mean and standard deviation per channel for pixels in 0..1.
@@ -142,10 +143,26 @@ def decode(found: Survey, folder: Path, size: int | None) -> Decoded:
                 if read[2] is not None:
                     file.write(read[2].tobytes())
     written = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
+    twice_note = ""
+    if "test" in written and (again := _in_both(written["train"], written["test"])).any():
+        twice_note = f"{again.sum()} test images are training images as well"
+        if set_aside:
+            twice_note += ", and were left out"
+            labels = np.load(folder / "test_labels.npy")
+            written["test"] = np.array(written["test"][~again])
+            np.save(folder / "test.npy", written["test"])
+            np.save(folder / "test_labels.npy", labels[~again])
+        twice_note += "."
     mean, std = _moments(written["train"])
     digest = fingerprint(raw.class_names, ((written[k], np.load(folder / f"{k}_labels.npy")) for k in splits))
-    notes = tuple(note for note in (size_note, mode_note, skip_note) if note)
-    return Decoded(side, channels, digest, mean, std, notes, {k: len(v.labels) for k, v in splits.items()})
+    notes = tuple(note for note in (size_note, mode_note, skip_note, twice_note) if note)
+    return Decoded(side, channels, digest, mean, std, notes, {name: len(images) for name, images in written.items()})
+
+
+def _in_both(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which test images are training images, pixel by pixel."""
+    known = {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in train}
+    return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).digest() in known for image in test])
 
 
 def _like(rows: Rows, size: int | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 import glob
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +33,43 @@ def images(root: Path, columns: Columns) -> Raw:
     root = root.resolve()
     # a folder without folders is a class that happens to be called train, not a split
     folders = {p.name: p for p in _folders(root) if _folders(p)}
-    other: Counter[str] = Counter()
+    seen = _Seen(Counter(), {})
     train_name = pick(columns.train, TRAIN_NAMES, folders, "train folder")
     if train_name is None:
-        return Raw(*_image_rows(root, root, other), None, "all", None, notes=_left_out(other))
-    class_names, train = _image_rows(folders.pop(train_name), root, other)
+        return Raw(*_image_rows(root, root, seen), None, "all", None, notes=seen.notes())
+    class_names, train = _image_rows(folders.pop(train_name), root, seen)
     test_name = pick(columns.test, TEST_NAMES, folders, "test folder")
-    test = _image_rows(folders[test_name], root, other, class_names)[1] if test_name else None
-    return Raw(class_names, train, test, train_name, test_name, notes=_left_out(other))
+    test = _image_rows(folders[test_name], root, seen, class_names)[1] if test_name else None
+    return Raw(class_names, train, test, train_name, test_name, notes=seen.notes())
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a user may not expect: suffixes of files that are no images, and folders inside of those of classes."""
+
+    other: Counter[str]
+    inner: dict[str, None]
+
+    def notes(self) -> tuple[str, ...]:
+        found = []
+        if self.other:
+            kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(self.other.items()))
+            found.append(f"Files that are not images were left out: {kinds}.")
+        if self.inner:
+            some = f"such as {next(iter(self.inner))}, are" if len(self.inner) > 1 else f"{next(iter(self.inner))}, is"
+            count = f"{len(self.inner)} folders" if len(self.inner) > 1 else "folder"
+            found.append(f"Classes are the outer folders: the {count} inside them, {some} not told apart.")
+        return tuple(found)
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _left_out(suffixes: Counter[str]) -> tuple[str, ...]:
-    """Return a note on the files that are not images, if there are any."""
-    if not suffixes:
-        return ()
-    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(suffixes.items()))
-    return (f"Files that are not images were left out: {kinds}.",)
-
-
 def _image_rows(
-    root: Path, source: Path, other: Counter[str], class_names: tuple[str, ...] | None = None
+    root: Path, source: Path, seen: _Seen, class_names: tuple[str, ...] | None = None
 ) -> tuple[tuple[str, ...], Rows]:
-    """Read the class folders of a split of a source, which images must lie in; other files are counted."""
+    """Read the class folders of a split of a source, which images must lie in; what else there is goes to ``seen``."""
     folders = _folders(root)
     if not folders:
         raise SourceError(f"{root} has no class folders.", "Put the images of each class in a folder of its own.")
@@ -75,8 +87,10 @@ def _image_rows(
                 raise SourceError(f"The name of {str(path)!r} is not UTF-8 text.", "Rename it.") from None
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 found.append(path)
+                if path.parent != folder:
+                    seen.inner[str(path.parent.relative_to(root))] = None
             else:
-                other[path.suffix.lower()] += 1
+                seen.other[path.suffix.lower()] += 1
         if not found:
             raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
         files += found

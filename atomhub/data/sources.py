@@ -19,7 +19,7 @@ from atomhub.errors import AtomhubWarning, SourceError, UsageError, closest
 from atomhub.files import new_folder, temporary_folder
 from atomhub.provenance import SourceInfo
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Part of every cache key: raised when decoding changes."""
 
 
@@ -125,7 +125,7 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
         raise _together(place, faults)
     raw = found.raw
     train, test = _set_aside(raw, fraction) if fraction else (raw.train, raw.test)
-    decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, side)
+    decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, side, bool(fraction))
     usual = len(place.alias.mean) == decoded.channels
     notes = (*raw.notes, *decoded.notes)
     if fraction:

@@ -15,7 +15,7 @@ from atomhub.data import readers
 from atomhub.data.pictures import to_pixels
 from atomhub.data.places import ALIASES
 from atomhub.data.reopen import reopen
-from atomhub.errors import NotFoundError, SourceError, UsageError
+from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
 from atomhub.files import replace_file
 
 
@@ -241,6 +241,35 @@ def test_splits_are_read_off_the_names_of_parquet_files(home, tmp_path, names):
         table(count).to_parquet(root / name)
     real = atomhub.open_source(root)
     assert (len(real.train.images), len(real.test.images)) == (8, 4)
+
+
+def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
+    root = image_folder(tmp_path / "pets", {None: 3}, classes=("cat/tabby", "cat/siamese", "dog"))
+    with pytest.warns(AtomhubWarning) as said:
+        real = atomhub.open_source(root, test_fraction=0)
+    assert real.class_names == ("cat", "dog")
+    note = "Classes are the outer folders: the 2 folders inside them, such as cat/siamese, are not told apart."
+    assert note in [str(warning.message) for warning in said]
+
+
+def test_no_image_is_for_training_and_for_tests(home, tmp_path):
+    """Half of a class are copies of one picture. Those set aside are left out; a given split stays as it is."""
+    root = image_folder(tmp_path / "photos", {None: 20})
+    copies = sorted((root / "cat").iterdir())[:10]
+    for copy in copies[1:]:
+        copy.write_bytes(copies[0].read_bytes())
+    with pytest.warns(AtomhubWarning, match=r"\d+ test images are training images as well, and were left out"):
+        real = atomhub.open_source(root, test_fraction=0.5)
+    train = {image.tobytes() for image in real.train.images}
+    assert not any(image.tobytes() in train for image in real.test.images)
+    assert len(real.train.images) == 20
+    assert 10 <= len(real.test.images) < 20
+    assert real.info.test_images == len(real.test.images) == len(real.test.labels)
+
+    both = image_folder(tmp_path / "split", {"train": 8, "test": 3})
+    next((both / "test" / "cat").iterdir()).write_bytes(next((both / "train" / "cat").iterdir()).read_bytes())
+    with pytest.warns(AtomhubWarning, match=r"1 test images are training images as well\."):
+        assert len(atomhub.open_source(both).test.images) == 6
 
 
 def test_split_folders_in_capitals_and_classes_called_like_splits(home, tmp_path):
