@@ -69,6 +69,8 @@ def _read(rows: Rows, i: int, content: Any, like: tuple[int, int] | None, load: 
         shape, mode = image.size, "RGBA" if _has_alpha(image) else image.mode
         if like is None and not load:
             return shape, mode, None
+        if like is not None:
+            image.draft(None, (2 * like[0],) * 2)  # a large JPEG is decoded smaller, and still twice what is wanted
         image.load()
         return shape, "RGBA" if _has_alpha(image) else mode, None if like is None else to_pixels(image, *like)
     except SourceError as error:

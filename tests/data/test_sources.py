@@ -243,6 +243,18 @@ def test_splits_are_read_off_the_names_of_parquet_files(home, tmp_path, names):
     assert (len(real.train.images), len(real.test.images)) == (8, 4)
 
 
+def test_large_photos_are_decoded_near_their_final_size(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {"train": 1, "test": 1})
+    y, x = np.mgrid[:1200, :1600] / 1600
+    photo = Pil.fromarray((255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8))
+    for file in root.rglob("*.png"):
+        photo.save(file.with_suffix(".jpg"), quality=95)
+        file.unlink()
+    real = atomhub.open_source(root, size=64)
+    whole = to_pixels(photo, 64, 3)
+    assert np.abs(real.train.images.astype(int) - whole).max() <= 4
+
+
 def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
     root = image_folder(tmp_path / "pets", {None: 3}, classes=("cat/tabby", "cat/siamese", "dog"))
     with pytest.warns(AtomhubWarning) as said:
