@@ -25,7 +25,7 @@ class SourceInfo(_Open):
     Attributes:
         id: ``digits``, an alias, a Hub id, ``folder:NAME`` for local files (never a path of someone's machine), or
             ``memory:NAME`` for an object of Python.
-        kind: Which reader read it: ``digits``, ``images``, ``parquet``, ``arrow``, ``memory`` or ``hub``.
+        kind: Which reader read it: ``digits``, ``images``, ``metadata``, ``parquet``, ``arrow``, ``memory`` or ``hub``.
         revision: Commit of a Hub dataset.
         fingerprint: SHA-256 of the decoded images, labels and class names.
         size: Side of the square images in pixels.

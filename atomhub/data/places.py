@@ -56,6 +56,10 @@ ALIASES: dict[str, Alias] = {
 """Names for Hub datasets; normalisation constants are the literature's (DC, DM, DataDAM code bases)."""
 
 
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files that say the classes of the images beside them, as ``datasets``' imagefolder has them."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a source was found.
@@ -139,7 +143,8 @@ def _locate_folder(name: str, path: Path, alias: Alias) -> Place:
         raise SourceError(f"{path} is not a parquet file.", "Give a .parquet file or a folder.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return Place(name, "arrow", alias, stamp, path)
-    return Place(name, "images", alias, stamp, path)
+    listed = any(p.name in METADATA for p in found)
+    return Place(name, "metadata" if listed else "images", alias, stamp, path)
 
 
 def _split_of(table: Path, root: Path) -> str:

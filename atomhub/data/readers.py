@@ -102,6 +102,19 @@ def _image_rows(
     )
 
 
+def listed(folder: Path, columns: Columns, workspace: Path) -> Raw:
+    """Read images as ``datasets`` does whose classes a ``metadata.csv`` or ``.jsonl`` beside them lists."""
+    from datasets import load_dataset
+
+    try:
+        with quiet_datasets():
+            splits = load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(workspace))
+    except Exception as error:  # datasets wraps many errors in its own
+        reason = first_line(error.__cause__ or error)
+        raise SourceError(f"Cannot read the images that metadata lists in {folder}: {reason}.") from error
+    return tables(splits, columns, folder)
+
+
 def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:
     """Read parquet files, split name to paths, as ``datasets`` does; its arrow copy goes to ``workspace``."""
     from datasets import load_dataset

@@ -62,6 +62,7 @@ _UNUSED = {
     "memory": ("config", "revision"),
     "digits": ("image_column", "label_column", "train_split", "test_split", "config", "revision"),
     "images": ("image_column", "label_column", "config", "revision"),
+    "metadata": ("config", "revision"),
     "parquet": ("config", "revision"),
     "arrow": ("config", "revision"),
     "hub": (),
@@ -110,6 +111,8 @@ def _read(place: Place, options: SourceOptions, workspace: Path) -> tables.Raw:
         raise AssertionError("a local source has a path")
     if place.kind == "parquet":
         return readers.parquet(place.files, columns, workspace)
+    if place.kind == "metadata":
+        return readers.listed(place.path, columns, workspace)
     return readers.arrow(place.path, columns) if place.kind == "arrow" else readers.images(place.path, columns)
 
 

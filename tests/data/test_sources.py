@@ -1,6 +1,7 @@
 """Real data: what is found, how it is converted, that it is decoded once, and what is refused."""
 
 import io
+import json
 import os
 
 import numpy as np
@@ -371,3 +372,39 @@ class TestHub:
             atomhub.open_source(repo, revision="v9")
         with pytest.raises(UsageError, match=r"(?s)'user/name.git' is not the id.*user/name"):
             atomhub.open_source("user/name.git")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_classes_may_be_listed_beside_the_images(home, tmp_path, kind, splits):
+    """As datasets' imagefolder has it: a file names the images, and says what they show."""
+    rows = [{"file_name": f"p{i}.png", "breed": ("siamese", "persian")[i % 2], "cattery": f"c{i}"} for i in range(6)]
+    for split in splits:
+        folder = tmp_path / "cats" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, row in enumerate(rows):
+            Pil.new("RGB", (20, 20), (10 * i, 0, 0)).save(folder / row["file_name"])
+        text = (
+            "\n".join(map(json.dumps, rows))
+            if kind == "jsonl"
+            else "file_name,breed,cattery\n" + "\n".join(",".join(row.values()) for row in rows)
+        )
+        (folder / f"metadata.{kind}").write_text(text + "\n")
+    alone = {"test_fraction": 0} if len(splits) == 1 else {}
+    real = atomhub.open_source(tmp_path / "cats", label_column="breed", **alone)
+    assert real.class_names == ("persian", "siamese")
+    assert real.train.images[:, 0, 0, 0].tolist() == [10, 30, 50, 0, 20, 40]
+    assert (real.test is None) == (len(splits) == 1)
+
+    (folder / f"metadata.{kind}").write_text("nonsense")
+    with pytest.raises(SourceError, match="Cannot read the images that metadata lists in"):
+        atomhub.open_source(tmp_path / "cats", label_column="breed", **alone)
+
+
+def test_listed_images_lie_inside_of_the_folder(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 4})
+    Pil.new("RGB", (20, 20)).save(tmp_path / "outside.png")
+    rows = [f"{file.relative_to(root)},{file.parent.name}" for file in root.rglob("*.png")]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", "../outside.png,cat", *rows]) + "\n")
+    with pytest.raises(SourceError, match="outside.png"):
+        atomhub.open_source(root, test_fraction=0)
