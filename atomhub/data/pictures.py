@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 """Images that are decoded by one core at a time."""
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "PPM")
 _PLAIN = ("PNG", "BMP", "GIF", "PPM")
 """Those that say by ``info`` alone whether they could have an orientation."""
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
@@ -34,6 +34,15 @@ _BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError
 
 Read = tuple[tuple[int, int], str, NDArray[np.uint8] | None]
 """Size and mode of an image, and its pixels (C, side, side), if they were asked for."""
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return what pictures may be, whatever they are called: Pillow knows others that start programs, or never end."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # an older Pillow has no AVIF
 
 
 def read_all(rows: Rows, order: list[int], like: tuple[int, int] | None, load: bool) -> Iterator[Read | SourceError]:
@@ -84,11 +93,11 @@ def open_picture(file: str | Path) -> Image.Image:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(read_regular(user_path(file), PICTURE)), formats=FORMATS)
+        image = Image.open(io.BytesIO(read_regular(user_path(file), PICTURE)), formats=formats())
         image.load()
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = "not a picture" if "cannot identify" in str(error) else first_line(error)
-        raise UsageError(f"Cannot read {str(file)!r}: {reason}.", f"Known are {', '.join(FORMATS)}.") from None
+        raise UsageError(f"Cannot read {str(file)!r}: {reason}.", f"Known are {', '.join(formats())}.") from None
     return image
 
 
@@ -100,7 +109,7 @@ def _open(rows: Rows, i: int, encoded: Any) -> Image.Image:
         if isinstance(encoded, Exception):
             raise encoded
         if not isinstance(encoded, Image.Image):
-            encoded = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            encoded = Image.open(io.BytesIO(encoded), formats=formats())
         # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
         if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
             raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")

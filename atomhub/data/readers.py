@@ -14,7 +14,9 @@ from atomhub.errors import SourceError, first_line
 from atomhub.files import read_regular
 from atomhub.limits import PICTURE
 
-IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "ppm", "pgm"))
+IMAGE_SUFFIXES = frozenset(
+    f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "avif", "ppm", "pgm")
+)
 
 
 def digits() -> Raw:

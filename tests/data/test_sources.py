@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import image_folder
 from datasets import DatasetDict
-from PIL import Image as Pil
+from PIL import Image as Pil, features
 from rows import table
 
 import atomhub
@@ -254,6 +254,18 @@ def test_large_photos_are_decoded_near_their_final_size(home, tmp_path):
     real = atomhub.open_source(root, size=64)
     whole = to_pixels(photo, 64, 3)
     assert np.abs(real.train.images.astype(int) - whole).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", ["avif", "bmp", "gif", "jpeg", "pgm", "png", "ppm", "tiff", "webp"])
+def test_a_folder_may_have_pictures_of_many_kinds(home, tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    root = image_folder(tmp_path / "photos", {"train": 2, "test": 1}, mode="L" if suffix == "pgm" else "RGB")
+    for file in root.rglob("*.png"):
+        Pil.open(file).save(file.with_suffix(f".{suffix}"))
+        if suffix != "png":
+            file.unlink()
+    assert len(atomhub.open_source(root).train.images) == 4
 
 
 def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
