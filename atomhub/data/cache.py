@@ -183,7 +183,9 @@ def _wrong_classes(names: tuple[str, ...], labels: NDArray[np.int64]) -> list[So
     empty = [names[k] for k, n in enumerate(np.bincount(labels, minlength=len(names))) if n == 0]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        faults.append(SourceError(f"The class {empty[0]!r} has no training images{more}."))
+        faults.append(
+            SourceError(f"The class {empty[0]!r} has no training images{more}.", "Add some, or drop the class.")
+        )
     return faults
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables
+from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, tables, without_unused
 from atomhub.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ def read(found: Given, columns: Columns) -> Raw:
         test = pick(columns.test, TEST_NAMES, {name: None for name in splits if name != train}, "test split")
         names, number = _classes(splits[train])
         rows = [_rows(splits[name], name, number) if name else None for name in (train, test)]
-        raw = Raw(names, rows[0], rows[1], train, test)  # type: ignore[arg-type]
-    note = f"The images were given as {found.kind}."
-    return Raw(**{**vars(raw), "notes": (*raw.notes, note)})
+        raw = without_unused(Raw(names, rows[0], rows[1], train, test))  # type: ignore[arg-type]
+    return replace(raw, notes=(*raw.notes, f"The images were given as {found.kind}."))
 
 
 class _Pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,27 @@ def tables(splits: Mapping[str, Any], columns: Columns, root: Path | None = None
     image = _image_column(train.features, columns)
     label = _label_column(train.features, columns)
     class_names, number = _classes(train, label)
-    return Raw(
+    return without_unused(Raw(
         class_names, _table_rows(train, train_name, image, label, number, root),
         _table_rows(splits[test_name], test_name, image, label, number, root) if test_name else None, train_name,
         test_name, image, label,
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+def without_unused(raw: Raw) -> Raw:
+    """Return a source without the class names that no image has, which a filtered table still lists; a note tells."""
+    splits = [rows.labels for rows in (raw.train, raw.test) if rows is not None]
+    used = np.unique(np.concatenate(splits))
+    unused = [name for k, name in enumerate(raw.class_names) if k not in set(used.tolist())]
+    if not unused or len(used) < 2:
+        return raw
+    new = np.full(len(raw.class_names), -1, dtype=np.int64)
+    new[used] = np.arange(len(used))
+    more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+    note = f"Classes without images were left out: {', '.join(unused[:3])}{more}."
+    train, test = (rows and replace(rows, labels=new[rows.labels]) for rows in (raw.train, raw.test))
+    names = tuple(raw.class_names[k] for k in used)
+    return replace(raw, class_names=names, train=train or raw.train, test=test, notes=(*raw.notes, note))
 
 
 def _table_rows(table: Any, split: str, image: str, label: str, number: Mapping[Any, int], root: Path | None) -> Rows:

@@ -89,6 +89,18 @@ def test_a_set_is_distilled_from_an_object_and_measured(home, monkeypatch):
     assert found.test_images == 4
 
 
+def test_classes_that_a_filtered_table_has_left_are_enough(home):
+    names = ("ant", "cat", "bee", "dog", "eel")
+    rows = Dataset.from_dict(
+        {"image": PICTURES, "label": [2 * label + 1 for label in LABELS.tolist()]},
+        features=Features({"image": Image(), "label": ClassLabel(names=list(names))}),
+    )
+    with pytest.warns(AtomhubWarning, match="Classes without images were left out: ant, bee, eel"):
+        real = atomhub.open_source(rows, test_fraction=0)
+    assert real.class_names == NAMES
+    assert real.train.labels.tolist() == sorted(LABELS)
+
+
 def test_the_same_object_is_decoded_once(home, recwarn):
     for _ in range(2):
         atomhub.open_source(Photos(), test_fraction=0)

@@ -79,7 +79,7 @@ def test_impossible_options(home, tmp_path, options, message):
 
 def test_a_class_without_training_images_is_named(home, tmp_path):
     table(8, names=("cat", "dog", "owl")).to_parquet(tmp_path / "train.parquet")
-    table(4, names=("cat", "dog", "owl")).to_parquet(tmp_path / "test.parquet")
+    table(4, [0, 1, 2, 2], names=("cat", "dog", "owl")).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(SourceError, match="class 'owl' has no training images"):
         atomhub.open_source(tmp_path)
 
