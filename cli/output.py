@@ -121,8 +121,12 @@ def progress_bar() -> Iterator[Progress]:
         yield bar
 
 
+MINUTE = 60.0
+"""Seconds without a line after which a log is thought dead."""
+
+
 class Steps:
-    """Progress of a run of many steps: a bar on a terminal, a plain line every tenth of the way otherwise.
+    """Progress of a run of many steps: a bar on a terminal, else a plain line every tenth of the way and every minute.
 
     Args:
         what: What is going on.
@@ -133,6 +137,7 @@ class Steps:
     def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
         self.what, self.quiet, self.unit = what, quiet, unit
         self.origin = (0.0, 0)  # when and where the rate is counted from
+        self.said = float("-inf")  # when the last line was: the first report is one
         self.shown = self.before = self.total = 0
         self.bar: Progress | None = None
         self._context: Any = None
@@ -164,8 +169,8 @@ class Steps:
         self.before = done
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
-        elif done * 10 // total > self.shown:
-            self.shown = done * 10 // total
+        elif done * 10 // total > self.shown or now - self.said >= MINUTE:
+            self.shown, self.said = done * 10 // total, now
             say("  ".join(filter(None, (f"{self.what}: {done}/{total}", note, rate, left))))
 
     def losses(self, kind: str, done: int, total: int, loss: float | None) -> None:

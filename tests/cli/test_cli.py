@@ -220,6 +220,16 @@ def test_the_rate_counts_steps_alone(capsys, monkeypatch):
     assert trained == "Distilling: 2/3  networks  0.5 it/s  2 s left"
 
 
+def test_a_long_run_writes_a_line_every_minute(capsys, monkeypatch):
+    clock = iter(range(1000, 3000, 20))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    with Steps("Distilling") as steps:
+        for done in range(10, 100, 10):
+            steps(done, 10000, "loss 1")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].split("/")[0] for line in lines] == [" 10", " 40", " 70"]
+
+
 def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_own_sets_first(run):
     assert run("distill", "digits", "--ipc", 1, *BRIEF, "--name", "zebra")[0] == 0
     brief = ("--protocol", "quick", "--runs", 1, "--no-baseline")
