@@ -163,7 +163,8 @@ class Steps:
         rate = left = ""
         if self.before and done > first:  # what came before the first report, such as kept networks, has no rate
             each = max(now - start, 1e-9) / (done - first)
-            rate, left = f"{1 / each:.1f} {self.unit}/s", f"{each * (total - done):.0f} s left"
+            rate = f"{1 / each:.1f} {self.unit}/s" if each < 5 else f"{each:.0f} s/{self.unit.removesuffix('s')}"
+            left = f"{each * (total - done):.0f} s left"
         else:
             self.origin = (now, done)
         self.before = done
