@@ -51,9 +51,8 @@ def given(source: object) -> Given:
     """
     from datasets import Dataset
 
-    named = isinstance(source, Mapping)
-    splits = {str(key): _split(value) for key, value in source.items()} if isinstance(source, Mapping) else {}
-    splits = splits if named else {"all": _split(source)}
+    named = source if isinstance(source, Mapping) else {"all": source}
+    splits = {str(name): _split(value) for name, value in named.items()}
     first = next(iter(splits.values()), None)
     if first is None or len({isinstance(split, Dataset) for split in splits.values()}) > 1:
         raise UsageError("The splits of a source cannot be none, or of different kinds.", _KNOWN)

@@ -1,14 +1,13 @@
 """Real data: what is found, how it is converted, that it is decoded once, and what is refused."""
 
 import io
-import json
 import os
 
 import numpy as np
 import pytest
 from conftest import image_folder
 from datasets import DatasetDict
-from PIL import Image as Pil, features
+from PIL import Image as Pil
 from rows import table
 
 import atomhub
@@ -16,7 +15,7 @@ from atomhub.data import readers
 from atomhub.data.pictures import to_pixels
 from atomhub.data.places import ALIASES
 from atomhub.data.reopen import reopen
-from atomhub.errors import AtomhubWarning, NotFoundError, SourceError, UsageError
+from atomhub.errors import NotFoundError, SourceError, UsageError
 from atomhub.files import replace_file
 
 
@@ -30,30 +29,6 @@ def test_digits_are_real_and_their_split_is_fixed(home):
     # recorded: the split and the decoding never change unnoticed
     again = atomhub.open_source("digits", test_fraction=0.2)
     assert again.info.fingerprint == real.info.fingerprint
-
-
-def test_an_image_folder_with_train_and_test(home, photos):
-    real = atomhub.open_source(photos)
-    assert real.class_names == ("cat", "dog")
-    assert real.train.images.shape == (16, 3, 20, 20)
-    assert real.train.labels.tolist() == [0] * 8 + [1] * 8
-    assert len(real.test.images) == 6
-    expected = np.asarray(Pil.open(photos / "train" / "cat" / "0.png")).transpose(2, 0, 1)
-    assert np.array_equal(real.train.images[0], expected)
-    assert real.info.id == "folder:photos"
-    assert str(photos.parent) not in real.info.model_dump_json()
-    assert real.info.notes == ()
-
-
-def test_one_image_folder_and_a_test_fraction(home, tmp_path):
-    root = image_folder(tmp_path / "photos", {None: 10})
-    real = atomhub.open_source(root, test_fraction=0.3)
-    assert (len(real.train.images), len(real.test.images)) == (14, 6)
-    assert np.bincount(real.test.labels).tolist() == [3, 3]
-    assert "set aside" in real.info.notes[0]
-    with pytest.raises(SourceError, match="(?s)no test split.*test_fraction=0.2"):
-        atomhub.open_source(root)
-    assert atomhub.open_source(root, test_fraction=0).test is None
 
 
 def test_normalisation_is_measured_on_the_training_split(home, photos):
@@ -244,84 +219,6 @@ def test_splits_are_read_off_the_names_of_parquet_files(home, tmp_path, names):
     assert (len(real.train.images), len(real.test.images)) == (8, 4)
 
 
-def test_large_photos_are_decoded_near_their_final_size(home, tmp_path):
-    root = image_folder(tmp_path / "photos", {"train": 1, "test": 1})
-    y, x = np.mgrid[:1200, :1600] / 1600
-    photo = Pil.fromarray((255 * np.stack([x, y, (x + y) / 2], -1)).astype(np.uint8))
-    for file in root.rglob("*.png"):
-        photo.save(file.with_suffix(".jpg"), quality=95)
-        file.unlink()
-    real = atomhub.open_source(root, size=64)
-    whole = to_pixels(photo, 64, 3)
-    assert np.abs(real.train.images.astype(int) - whole).max() <= 4
-
-
-@pytest.mark.parametrize("suffix", ["avif", "bmp", "gif", "jpeg", "pgm", "png", "ppm", "tiff", "webp"])
-def test_a_folder_may_have_pictures_of_many_kinds(home, tmp_path, suffix):
-    if suffix == "avif" and not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
-    root = image_folder(tmp_path / "photos", {"train": 2, "test": 1}, mode="L" if suffix == "pgm" else "RGB")
-    for file in root.rglob("*.png"):
-        Pil.open(file).save(file.with_suffix(f".{suffix}"))
-        if suffix != "png":
-            file.unlink()
-    assert len(atomhub.open_source(root).train.images) == 4
-
-
-def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
-    root = image_folder(tmp_path / "pets", {None: 3}, classes=("cat/tabby", "cat/siamese", "dog"))
-    with pytest.warns(AtomhubWarning) as said:
-        real = atomhub.open_source(root, test_fraction=0)
-    assert real.class_names == ("cat", "dog")
-    note = "Classes are the outer folders: the 2 folders inside them, such as cat/siamese, are not told apart."
-    assert note in [str(warning.message) for warning in said]
-
-
-def test_no_image_is_for_training_and_for_tests(home, tmp_path):
-    """Half of a class are copies of one picture. Those set aside are left out; a given split stays as it is."""
-    root = image_folder(tmp_path / "photos", {None: 20})
-    copies = sorted((root / "cat").iterdir())[:10]
-    for copy in copies[1:]:
-        copy.write_bytes(copies[0].read_bytes())
-    with pytest.warns(AtomhubWarning, match=r"\d+ test images are training images as well, and were left out"):
-        real = atomhub.open_source(root, test_fraction=0.5)
-    train = {image.tobytes() for image in real.train.images}
-    assert not any(image.tobytes() in train for image in real.test.images)
-    assert len(real.train.images) == 20
-    assert 10 <= len(real.test.images) < 20
-    assert real.info.test_images == len(real.test.images) == len(real.test.labels)
-
-    both = image_folder(tmp_path / "split", {"train": 8, "test": 3})
-    next((both / "test" / "cat").iterdir()).write_bytes(next((both / "train" / "cat").iterdir()).read_bytes())
-    with pytest.warns(AtomhubWarning, match=r"1 test images are training images as well\."):
-        assert len(atomhub.open_source(both).test.images) == 6
-
-
-def test_split_folders_in_capitals_and_classes_called_like_splits(home, tmp_path):
-    real = atomhub.open_source(image_folder(tmp_path / "capitals", {"Train": 4, "Test": 2}))
-    assert (len(real.train.images), real.info.test_split) == (8, "Test")
-    root = image_folder(tmp_path / "vehicles", {None: 5}, classes=("car", "train"))
-    assert atomhub.open_source(root, test_fraction=0.2).class_names == ("car", "train")
-
-
-def test_the_same_images_are_never_trained_and_tested_on(home, photos):
-    with pytest.raises(UsageError, match="no test folder 'train': found test"):
-        atomhub.open_source(photos, test_split="train")
-
-
-def test_files_that_are_not_images_are_counted(home, photos):
-    (photos / "train" / "cat" / "phone.HEIC").write_bytes(b"")
-    (photos / "train" / "cat" / ".DS_Store").write_bytes(b"")
-    assert atomhub.open_source(photos).info.notes == ("Files that are not images were left out: 1 .heic.",)
-
-
-def test_images_of_great_size_are_made_smaller(home, tmp_path):
-    root = image_folder(tmp_path / "posters", {"train": 1, "test": 1}, size=(600, 600))
-    real = atomhub.open_source(root)
-    assert real.info.size == 128
-    assert "600x600 were resized to 128x128" in real.info.notes[0]
-
-
 @pytest.mark.parametrize("name", sorted(ALIASES))
 def test_a_mirrored_image_keeps_its_class_unless_it_is_a_digit(name):
     assert ALIASES[name].flip == (name not in ("mnist", "svhn"))
@@ -384,39 +281,3 @@ class TestHub:
             atomhub.open_source(repo, revision="v9")
         with pytest.raises(UsageError, match=r"(?s)'user/name.git' is not the id.*user/name"):
             atomhub.open_source("user/name.git")
-
-
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-@pytest.mark.parametrize("splits", [("",), ("train", "test")])
-def test_classes_may_be_listed_beside_the_images(home, tmp_path, kind, splits):
-    """As datasets' imagefolder has it: a file names the images, and says what they show."""
-    rows = [{"file_name": f"p{i}.png", "breed": ("siamese", "persian")[i % 2], "cattery": f"c{i}"} for i in range(6)]
-    for split in splits:
-        folder = tmp_path / "cats" / split
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, row in enumerate(rows):
-            Pil.new("RGB", (20, 20), (10 * i, 0, 0)).save(folder / row["file_name"])
-        text = (
-            "\n".join(map(json.dumps, rows))
-            if kind == "jsonl"
-            else "file_name,breed,cattery\n" + "\n".join(",".join(row.values()) for row in rows)
-        )
-        (folder / f"metadata.{kind}").write_text(text + "\n")
-    alone = {"test_fraction": 0} if len(splits) == 1 else {}
-    real = atomhub.open_source(tmp_path / "cats", label_column="breed", **alone)
-    assert real.class_names == ("persian", "siamese")
-    assert real.train.images[:, 0, 0, 0].tolist() == [10, 30, 50, 0, 20, 40]
-    assert (real.test is None) == (len(splits) == 1)
-
-    (folder / f"metadata.{kind}").write_text("nonsense")
-    with pytest.raises(SourceError, match="Cannot read the images that metadata lists in"):
-        atomhub.open_source(tmp_path / "cats", label_column="breed", **alone)
-
-
-def test_listed_images_lie_inside_of_the_folder(home, tmp_path):
-    root = image_folder(tmp_path / "photos", {None: 4})
-    Pil.new("RGB", (20, 20)).save(tmp_path / "outside.png")
-    rows = [f"{file.relative_to(root)},{file.parent.name}" for file in root.rglob("*.png")]
-    (root / "metadata.csv").write_text("\n".join(["file_name,label", "../outside.png,cat", *rows]) + "\n")
-    with pytest.raises(SourceError, match="outside.png"):
-        atomhub.open_source(root, test_fraction=0)
