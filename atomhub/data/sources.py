@@ -33,7 +33,8 @@ def open_source(
         source: ``digits``; an alias of :data:`ALIASES` or a folder of ``$ATOMHUB_DATA``; the path of an image folder, a
             parquet file or folder, or an arrow folder; a Hub id ``user/name``; or an object: a ``datasets.Dataset``, a
             torch dataset of (image, label), a pair (images, labels), or a dict of these by split. Images are Pillow's,
-            uint8, or floats in 0..1, (H, W), (H, W, C) or (C, H, W), of any sizes; labels class numbers or names.
+            uint8, or floats in 0..1, (H, W), (H, W, C) or (C, H, W), of any sizes and the same at every look; labels
+            are class numbers or names.
         options: How to read it.
         progress: Called now and then with the images that were read and all that there are, where they are decoded.
         given: The same as keywords, in place of ``options``.
