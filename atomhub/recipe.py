@@ -79,12 +79,8 @@ class Recipe(BaseModel):
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
-    init: Literal["real", "noise", "herding", "kmeans", "typical"] = _knob(
-        "real",
-        "initial images: random real ones, noise, or real ones nearest the class mean or centres, or drawn from "
-        "the tenth of a class that a ridge classifier on random features is surest of",
-        "-",
-        "DM",
+    init: Literal["real", "noise", "herding", "kmeans"] = _knob(
+        "real", "initial images: random real ones, noise, or real ones nearest the class mean or centres", "-", "DM"
     )
     formation: int = _knob(
         1, "views per side of every image; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8

@@ -118,9 +118,7 @@ class Engine:
         """Gives how the work on some classes is cut."""
         self.plan(min(each, len(self.owned)))  # now, if the memory is too small
         self.normalization = self.real.normalization
-        start = initial.images(
-            recipe, self.real, self.owned, self.starts, self.counts, self.classes, ipc, seed, add or (lambda x: x)
-        )
+        start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed)
         self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
         self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
         self._clipped = torch.zeros((), device=self.device)

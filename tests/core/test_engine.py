@@ -9,15 +9,11 @@ import torch
 from engines import SIZE, make_bank, make_engine, named
 from torch.nn import functional as F
 
-from atomhub.core import draws, initial
-from atomhub.core.convnet import ConvNet
-from atomhub.core.engine import Engine
+from atomhub.core import initial
 from atomhub.core.passes import Compiler
 from atomhub.core.synthetic import from_views, to_views
-from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.presets import PRESETS
-from atomhub.recipe import Recipe
 
 
 def reference_loss_and_gradient(engine, iteration):
@@ -284,36 +280,6 @@ def test_herding_follows_its_definition():
         ]
         chosen.append(int(np.argmin(distances)))
     assert initial.herding(images, 5, 0).tolist() == chosen
-
-
-def test_typical_images_are_drawn_from_the_tenth_that_a_simple_classifier_is_surest_of():
-    rng = np.random.default_rng(0)
-    classes, each, tenth = 3, 40, 4
-    patterns = rng.integers(60, 196, (classes, 1, 3, 16, 16))
-    pixels = (patterns + 60 * rng.normal(size=(classes, each, 3, 16, 16))).clip(0, 255).astype(np.uint8)
-    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-    recipe = Recipe.named("atom", {"width": 4, "init": "typical", "iterations": 1}).resolved(3, 16)
-    offsets = np.arange(classes + 1) * each
-    engine = Engine(pixels.reshape(-1, 3, 16, 16), offsets, recipe, 3, normalization, 7, dtype=torch.float64)
-
-    network = ConvNet(3, classes, 16, 64)
-    network.reinitialise(torch.Generator().manual_seed(draws.generator_seed(7, draws.INIT, 1)))
-    network.double()
-    heads = []
-    network.head.register_forward_pre_hook(lambda _, given: heads.append(given[0].detach().numpy()))
-    network(normalization.apply(torch.tensor(pixels).flatten(0, 1)).double())
-    x = np.concatenate([heads[0], np.ones((classes * each, 1))], 1)
-    y = np.repeat(np.eye(classes), each, 0)
-    ridge = 0.01 * (x**2).sum(0)[:-1].mean()
-    scores = x @ np.linalg.lstsq(np.concatenate([x, np.sqrt(ridge) * np.eye(x.shape[1])]),
-                                 np.concatenate([y, np.zeros((x.shape[1], classes))]), rcond=None)[0]  # fmt: skip
-    margins = (np.where(y == 1, scores, 0).sum(1) - np.where(y == 1, -np.inf, scores).max(1)).reshape(classes, each)
-    chosen = engine.synthetic.export().view(classes, 3, -1)
-    for k in range(classes):
-        surest = np.argsort(-margins[k])[:tenth]
-        places = {int((pixels[k].reshape(each, -1) == row.numpy()).all(1).argmax()) for row in chosen[k]}
-        assert len(places) == 3
-        assert places <= set(surest)
 
 
 def test_kmeans_finds_the_groups_of_a_class():

@@ -81,7 +81,7 @@ class TestParallel:
 
 SHARED = {"iterations": 5, "width": 8, "real_batch": 8, "pixels": "float32"}
 SEVERAL = {
-    "instance": {"norm": "instance", "init": "typical"},
+    "instance": {"norm": "instance"},
     "batch": {"norm": "batch"},
     "pieces": {"norm": "batch", "statistics": "real"},  # with a limit under which some have to take images in pieces
     # with batch norm, views of digits have units at ReLU's edge, which rounding alone tips over, also in one process
