@@ -16,8 +16,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # DANCE, IJCAI 2024, as its code is: it has 20 networks of 60 epochs, 10 000 iterations at a constant rate that is
     # about 0.25 * ipc here, and the calibration a step of its own
     "dance": {
-        "feature": 1.0, "loss_scale": 1.0, "calibration": 1.0, "norm": "instance", "formation": 2, "bank": 5,
-        "bank_epochs": 12, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",
+        "feature": 1.0, "loss_scale": 1.0, "calibration": 1.0, "norm": "instance", "formation": 2, "bank": 3,
+        "bank_epochs": 6, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",
         "image_lr_scaling": "ipc", "image_schedule": "cosine",
     },
 }  # fmt: skip
