@@ -8,13 +8,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "datadam": {"spatial": 1.0},
     "channel": {"channel": 1.0},
     "atom": {"spatial": 1.0, "channel": 1.0},
-    # beyond the papers: benchmarks/ablation/parts.toml takes it apart
-    "atom-plus": {
-        "spatial": 1.0, "channel": 1.0, "formation": 2, "image_schedule": "cosine", "bank": 5, "bank_epochs": 3,
-        "calibration": 0.3, "statistics": "real",
-    },
-    # DANCE, IJCAI 2024, as its code is: it has 20 networks of 60 epochs, 10 000 iterations at a constant rate that is
-    # about 0.25 * ipc here, and the calibration a step of its own
+    # the default; DANCE, IJCAI 2024, as its code is: it has 20 networks of 60 epochs, 10 000 iterations at a constant
+    # rate that is about 0.25 * ipc here, and the calibration a step of its own
     "dance": {
         "feature": 1.0, "loss_scale": 1.0, "calibration": 1.0, "norm": "instance", "formation": 2, "bank": 3,
         "bank_epochs": 6, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",

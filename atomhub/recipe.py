@@ -210,7 +210,7 @@ class Recipe(BaseModel):
         if size % self.formation or size // self.formation < 4:
             raise UsageError(
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
-                "Use a divisor of the size that leaves views of 4x4 pixels or more.",
+                "Use a divisor of the size that leaves views of 4x4 pixels or more, such as 1, or another `size`.",
             )
         if self.image_lr_scaling == "ipc":
             rate = ipc * (self.image_lr or 1.0)

@@ -14,7 +14,7 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @click.command()
 @click.argument("source")
 @click.option("--ipc", type=click.IntRange(min=1), required=True, metavar="N", help="Images per class.")
-@click.option("--recipe", default="atom", show_default=True, metavar="NAME|FILE.toml",
+@click.option("--recipe", default="dance", show_default=True, metavar="NAME|FILE.toml",
               help="How to distil; 'atomhub recipes' lists the names.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Replace a field of the recipe. Repeatable.")  # fmt: skip
@@ -51,7 +51,7 @@ def distill(
     \b
     Examples:
       atomhub distill digits --ipc 10
-      atomhub distill cifar10 --ipc 10 --recipe atom --iterations 2000 --push
+      atomhub distill cifar10 --ipc 10 --recipe atom --set real_batch=64 --push
       atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
       torchrun --nproc-per-node 8 -m atomhub distill cifar100 --ipc 50
     """

@@ -210,7 +210,7 @@ def remove(name: str, yes: bool) -> None:
 
 
 @click.command()
-@click.option("--only", multiple=True, type=click.Choice(["decoded", "networks", "runs", "leftovers"]),
+@click.option("--only", multiple=True, type=click.Choice(["decoded", "networks", "runs", "evaluations", "leftovers"]),
               help="Delete these alone. Repeatable.  [default: all]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List them, and delete nothing.")
 @options.yes
@@ -218,8 +218,8 @@ def remove(name: str, yes: bool) -> None:
 def clean(only: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete what can be made again.
 
-    That is decoded images, trained networks, checkpoints of runs, and leftovers of processes that were killed. Sets
-    stay, and so do runs that go on.
+    That is decoded images, trained networks, checkpoints of runs, what there is of unfinished evaluations, and
+    leftovers of processes that were killed. Sets stay, and so do runs that go on.
 
     \b
     Examples:

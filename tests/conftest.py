@@ -49,7 +49,7 @@ from atomhub import requests  # noqa: E402
 from atomhub.cli.main import main  # noqa: E402
 from atomhub.core import plan  # noqa: E402
 from atomhub.memory import used_memory  # noqa: E402
-from atomhub.training.protocols import PROTOCOLS  # noqa: E402
+from atomhub.training.protocols import PROTOCOLS, Protocol  # noqa: E402
 
 
 @pytest.fixture
@@ -66,6 +66,12 @@ def writer(hub, monkeypatch):
     monkeypatch.setattr(requests, "_PATIENCE", 0.01)
     monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=40))
     return hub
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """``quick`` with a tenth of its epochs, where the accuracy itself does not matter."""
+    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(20, 256, "test"))
 
 
 @pytest.fixture
@@ -102,7 +108,7 @@ def hub():
 
 @pytest.fixture(scope="session")
 def _digits1():
-    return atomhub.distill("digits", 1, overrides={"iterations": 3})
+    return atomhub.distill("digits", 1, "atom", {"iterations": 3})
 
 
 @pytest.fixture

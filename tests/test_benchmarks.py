@@ -126,7 +126,7 @@ overrides = { width = 4, iterations = 1, real_batch = 4, precision = "float32" }
 
 [lines]
 "instance norm" = { norm = "instance" }
-"atom-plus" = { recipe = "atom-plus", bank = 0, calibration = 0, norm = "batch" }
+"dance" = { recipe = "dance", bank = 0, calibration = 0, norm = "batch" }
 """
 
 
@@ -138,7 +138,7 @@ def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, hom
     run(config, "--results", tmp_path)
     first = json.loads(results.read_text())["rows"]
     assert [(r["line"], r["seed"], len(r["accuracies"])) for r in first] == [
-        ("instance norm", 0, 2), ("instance norm", 1, 2), ("atom-plus", 0, 2), ("atom-plus", 1, 2),
+        ("instance norm", 0, 2), ("instance norm", 1, 2), ("dance", 0, 2), ("dance", 1, 2),
     ]  # fmt: skip
     table = (tmp_path / "ablation-norms-cpu.md").read_text()
     assert all(f"convnet:width=4,depth=2,norm={norm}" in table for norm in ("instance", "batch"))
@@ -148,7 +148,7 @@ def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, hom
     run(config, "--results", tmp_path)
     second = json.loads(results.read_text())["rows"]
     assert [r for r in second if r["line"] == "instance norm"] == first[:2]
-    assert not any(r in first for r in second if r["line"] == "atom-plus")
+    assert not any(r in first for r in second if r["line"] == "dance")
 
     with pytest.raises(SystemExit):
         run(config, "--only", "instance")
@@ -166,7 +166,7 @@ def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_p
     monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
     monkeypatch.setitem(sys.modules["transfer"].PUBLISHED, "mlp", 12.3)
     names = ["digits-ipc1", "mine"]
-    atomhub.distill("digits", 1, overrides={"width": 4, "iterations": 1}, name="mine").save()
+    atomhub.distill("digits", 1, "atom", {"width": 4, "iterations": 1}, name="mine").save()
 
     def table(*sets):
         run(*sets, "--network", "mlp", "--network", "convnet:width=4", "--protocol", "brief", "--networks", 2,
@@ -182,7 +182,7 @@ def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_p
     lost = 100 * (1 - min(r["mean"] for r in first[2:]) / max(r["mean"] for r in first[2:]))
     assert f"| -{lost:.0f} % |" in text
 
-    atomhub.distill("digits", 1, overrides={"width": 4, "iterations": 2}, name="mine").save(overwrite=True)
+    atomhub.distill("digits", 1, "atom", {"width": 4, "iterations": 2}, name="mine").save(overwrite=True)
     second, _ = table(*names)
     assert second[:2] == first[:2]  # the other set is another one now
     assert {r["tensors"] for r in second[2:]} != {r["tensors"] for r in first[2:]}

@@ -13,7 +13,7 @@ from atomhub.training.protocols import PROTOCOLS, Protocol
 @pytest.fixture(scope="module")
 def digits3():
     """Digits at ipc 3, as they were drawn."""
-    return atomhub.distill("digits", 3, overrides={"iterations": 1}, name="digits3")
+    return atomhub.distill("digits", 3, "atom", {"iterations": 1}, name="digits3")
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,7 @@ def pets(tmp_path_factory):
     made = []
     for classes in (("cat", "dog"), ("dog", "emu")):
         root = image_folder(tmp_path_factory.mktemp("pets") / classes[0], {"train": 6, "test": 2}, classes, mode="L")
-        made.append(
-            atomhub.distill(root, 2, overrides={"iterations": 1, "width": 4}, name=f"pets-{classes[0]}", size=16)
-        )
+        made.append(atomhub.distill(root, 2, "atom", {"iterations": 1, "width": 4}, name=f"pets-{classes[0]}", size=16))
     return made
 
 
@@ -130,10 +128,10 @@ def test_sets_that_do_not_fit_are_not_put_together(home, digits3, pets):
         atomhub.concat([digits3])
     with pytest.raises(UsageError, match="(?s)by 'label'.*name or offset"):
         atomhub.concat([digits3, digits3], by="label")
-    other = atomhub.distill("digits", 1, overrides={"iterations": 1, "pixels": "float32"})
+    other = atomhub.distill("digits", 1, "atom", {"iterations": 1, "pixels": "float32"})
     with pytest.raises(UsageError, match="does not fit 'digits3': its pixels is float32, not uint8"):
         atomhub.concat([digits3, other])
-    large = atomhub.distill("digits", 1, overrides={"iterations": 1}, size=24)
+    large = atomhub.distill("digits", 1, "atom", {"iterations": 1}, size=24)
     with pytest.raises(UsageError, match=r"its image shape is \(1, 24, 24\), not \(1, 16, 16\)"):
         atomhub.concat([digits3, large])
 
@@ -154,8 +152,8 @@ def test_parts_must_give_every_class(home, digits3, tmp_path):
 
 
 def test_the_recorded_command_puts_the_same_set_together_again(home, tmp_path, shell):
-    whole = atomhub.distill("digits", 2, overrides={"iterations": 1}, name="whole")
-    other = atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=1, name="other").save()
+    whole = atomhub.distill("digits", 2, "atom", {"iterations": 1}, name="whole")
+    other = atomhub.distill("digits", 1, "atom", {"iterations": 1}, seed=1, name="other").save()
     both = atomhub.concat([whole.subset(["7", 2], ipc=1, name="part"), other.subset([3, 4])], name="both")
     shell(both.manifest.provenance.command)
     assert torch.equal(atomhub.load("both").images, both.images)
@@ -163,11 +161,11 @@ def test_the_recorded_command_puts_the_same_set_together_again(home, tmp_path, s
 
 
 def test_parts_of_one_name_and_of_one_set_are_put_together_again(home, shell):
-    kept = atomhub.distill("digits", 1, overrides={"iterations": 1}, name="kept").save()
+    kept = atomhub.distill("digits", 1, "atom", {"iterations": 1}, name="kept").save()
     apart = atomhub.concat([kept.subset([0, 1]), kept.subset([2, 3])], name="apart")
     shell(apart.manifest.provenance.command)
     assert torch.equal(atomhub.load("apart").images, apart.images)
-    new = atomhub.distill("digits", 2, overrides={"iterations": 1}, name="new")
+    new = atomhub.distill("digits", 2, "atom", {"iterations": 1}, name="new")
     both = atomhub.concat([new.subset([0, 1], name="a"), new.subset([2, 3], name="b").subset([1, 0])], name="both")
     shell(both.manifest.provenance.command)
     assert torch.equal(atomhub.load("both").images, both.images)
@@ -176,14 +174,14 @@ def test_parts_of_one_name_and_of_one_set_are_put_together_again(home, shell):
 
 def test_sets_of_different_networks_are_measured_with_that_of_the_first(home):
     sets = [
-        atomhub.distill("digits", 1, overrides={"iterations": 1, "norm": "batch", "width": width}).subset(classes)
+        atomhub.distill("digits", 1, "atom", {"iterations": 1, "norm": "batch", "width": width}).subset(classes)
         for width, classes in ((4, [0, 1]), (8, [2, 3]))
     ]
     assert atomhub.concat(sets).manifest.results.network == "convnet:width=4,depth=2,norm=batch"
 
 
 def test_two_sets_of_one_name_that_nobody_saved_have_no_command(home):
-    sets = [atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=seed) for seed in (0, 1)]
+    sets = [atomhub.distill("digits", 1, "atom", {"iterations": 1}, seed=seed) for seed in (0, 1)]
     assert atomhub.concat(sets).manifest.provenance.command is None
     assert atomhub.concat([sets[0].subset([0, 1]), sets[0].subset([2, 3])]).manifest.provenance.command
 

@@ -44,7 +44,7 @@ class TestViews:
         picture.getexif()[0x0112] = 6  # turned
         for split in ("train", "test"):
             picture.save(photos / split / "cat" / "a.png", exif=picture.getexif())
-        distilled = atomhub.distill(photos, 1, overrides={"iterations": 1, "width": 4})
+        distilled = atomhub.distill(photos, 1, "atom", {"iterations": 1, "width": 4})
         images, _ = distilled.test_split()
         seen = distilled.test_transform()(Image.open(photos / "test" / "cat" / "a.png"))
         assert min((seen - distilled.normalize(image)).abs().max() for image in images) < 1e-6
@@ -107,7 +107,7 @@ class TestWhitening:
 
     @pytest.fixture
     def whitened(self, home):
-        return atomhub.distill("digits", 1, overrides={"iterations": 3, "zca": True}).save()
+        return atomhub.distill("digits", 1, "atom", {"iterations": 3, "zca": True}).save()
 
     def test_all_views_are_whitened_as_the_training_images_were(self, whitened):
         again = atomhub.load(whitened.path)
@@ -140,7 +140,7 @@ class TestFormation:
     @pytest.fixture(scope="class")
     def views2(self):
         """Digits, one image of 2x2 views a class."""
-        return atomhub.distill("digits", 1, overrides={"iterations": 3, "formation": 2}, name="views2")
+        return atomhub.distill("digits", 1, "atom", {"iterations": 3, "formation": 2}, name="views2")
 
     def test_networks_are_trained_on_the_views_enlarged(self, views2):
         assert views2.images.shape == (10, 1, 16, 16)
@@ -193,7 +193,7 @@ class TestFormation:
 
     def test_views_that_were_changed_are_refused(self, home, views2, tmp_path):
         saved = views2.save(tmp_path / "set")
-        atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, seed=1).save(tmp_path / "other")
+        atomhub.distill("digits", 1, "atom", {"iterations": 1, "formation": 2}, seed=1).save(tmp_path / "other")
         shutil.copy(tmp_path / "other" / formats.VIEWS, saved.path / formats.VIEWS)
         with pytest.raises(IntegrityError, match="views-00000.* is not the file its manifest describes"):
             atomhub.load(saved.path)
@@ -210,8 +210,8 @@ class TestFormation:
     )
     def test_impossible_formations(self, overrides, message):
         with pytest.raises(AtomhubError, match=message):
-            atomhub.distill("digits", 1, overrides={"iterations": 1, **overrides})
+            atomhub.distill("digits", 1, "atom", {"iterations": 1, **overrides})
 
     def test_every_view_needs_a_real_image(self):
         with pytest.raises(AtomhubError, match=r"(?s)fewer than ipc 40 of 4 views.*ipc=34"):
-            atomhub.distill("digits", 40, overrides={"iterations": 1, "formation": 2})
+            atomhub.distill("digits", 40, "atom", {"iterations": 1, "formation": 2})

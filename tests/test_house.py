@@ -62,7 +62,7 @@ def test_every_module_works_without_what_only_posix_has(tmp_path):
         "for name in ('symlink', 'mkfifo', 'setsid', 'killpg'): delattr(os, name)\n"
         "for name in ('SIGKILL', 'SIGHUP', 'SIGALRM', 'SIGUSR1', 'pthread_sigmask'): delattr(signal, name)\n"
         f"for name in {modules()!r}: importlib.import_module(name)\n"
-        "made = atomhub.distill('digits', 1, overrides={'iterations': 2}, save=True, checkpoints=True)\n"
+        "made = atomhub.distill('digits', 1, 'atom', {'iterations': 2}, save=True, checkpoints=True)\n"
         "made.save(overwrite=True)\n"
         "loaded = atomhub.load('digits-ipc1')\n"
         "loader = loaded.loader(batch_size=4)\n"

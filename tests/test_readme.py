@@ -14,7 +14,7 @@ def test_the_examples_run_one_after_the_other(home, tmp_path, monkeypatch):
         pytest.importorskip(extra)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
-    atomhub.distill("digits", 10, overrides={"iterations": 2, "width": 8}).save()
+    atomhub.distill("digits", 10, "atom", {"iterations": 2, "width": 8}).save()
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 8
     names = {}

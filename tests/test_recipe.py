@@ -14,22 +14,13 @@ def test_presets_are_the_mixes_of_the_literature():
         "datadam": (True, False, True),
         "channel": (False, True, True),
         "atom": (True, True, True),
-        "atom-plus": (True, True, True),
         "dance": (False, False, True),
     }
 
 
-def test_atom_plus_is_atom_with_more():
-    atom, plus = (Recipe.named(name) for name in ("atom", "atom-plus"))
-    changed = {key for key, value in plus if value != getattr(atom, key)}
-    assert changed == {"name", "formation", "image_schedule", "bank", "bank_epochs", "calibration", "statistics"}
-
-
 def test_a_description_leaves_out_what_has_no_effect():
-    assert Recipe.named("atom-plus", {"norm": "instance", "statistics": "own"}).describe() == (
-        "atom-plus with norm=instance"
-    )
-    assert Recipe.named("atom-plus", {"statistics": "own"}).describe() == "atom-plus with statistics=own"
+    assert Recipe.named("dance", {"statistics": "real"}).describe() == "dance"  # only batch norm has them
+    assert Recipe.named("atom", {"statistics": "real", "bank_epochs": 7}).describe() == "atom with statistics=real"
 
 
 def test_the_rate_of_the_images_may_grow_with_their_number():
@@ -44,7 +35,7 @@ def test_calibration_and_banks_name_what_they_need():
     with pytest.raises(UsageError, match="calibration needs trained networks: set bank above 0"):
         Recipe.named("atom", {"calibration": 0.1})
     with pytest.raises(UsageError, match="one width and depth"):
-        Recipe.named("atom-plus", {"widths": "32,64"})
+        Recipe.named("dance", {"widths": "32,64"})
 
 
 def test_every_field_says_its_unit_and_source():

@@ -14,7 +14,7 @@ from atomhub.files import home, leftovers, locked, sweep
 from atomhub.job.checkpoints import RECORD, clear
 from atomhub.storage import store
 
-Kind = Literal["decoded", "networks", "runs", "leftovers"]
+Kind = Literal["decoded", "networks", "runs", "evaluations", "leftovers"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Removable:
     """Something that can be made again, or continued.
 
     Attributes:
-        kind: ``decoded`` images of a source, trained ``networks`` of a bank, unfinished or finished ``runs``, or
-            ``leftovers`` of processes that were killed.
+        kind: ``decoded`` images of a source, trained ``networks`` of a bank, unfinished or finished ``runs``,
+            unfinished ``evaluations``, or ``leftovers`` of processes that were killed.
         name: What of.
         path: Where.
         size: In bytes.
@@ -66,9 +66,11 @@ def removable() -> list[Removable]:
     ]
     open_ = {run.path: f"{run.name}, unfinished: {run.iteration} of {run.iterations}" for run in unfinished()}
     runs = [Removable("runs", open_.get(p, p.name), p, _size(p)) for p in sorted(_inside(home() / "runs"))]
-    places = [store.sets(), kept_folder(), home() / "banks", home() / "runs", *_inside(home() / "runs")]
+    begun = [Removable("evaluations", p.stem, p, _size(p)) for p in sorted((home() / "evaluations").glob("[!.]*.json"))]
+    places = [home() / name for name in ("banks", "evaluations", "runs")]
+    places += [store.sets(), kept_folder(), *_inside(home() / "runs")]
     dead = [Removable("leftovers", p.name, p, _size(p)) for place in places for p in leftovers(place)]
-    return [*decoded, *networks, *runs, *dead]
+    return [*decoded, *networks, *runs, *begun, *dead]
 
 
 def clean(things: Iterable[Removable]) -> list[AtomhubError]:

@@ -8,6 +8,7 @@ from typing import Any
 from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
+from atomhub.files import home
 from atomhub.interrupts import heeded
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
@@ -20,14 +21,16 @@ def evaluate(
 ) -> Measurement:
     """Train fresh networks on a distilled set, test each on the real test split, and record the result.
 
-    It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card.
+    It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card. One
+    that was stopped or killed goes on after the networks that it has, which are kept in ``ATOMHUB_HOME`` till then.
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
     with heeded("this network, whose result is kept") as stop:
-        result = measure(distilled, network, protocol, runs, stop=stop, **options)
+        result = measure(distilled, network, protocol, runs, stop=stop, keep=home() / "evaluations", **options)
         record(distilled, result)
         if stop():
-            note = f"Stopped: the result of the {result.score.runs} networks trained so far is kept."
+            kept = f"the result of the {result.score.runs} networks trained so far is kept"
+            note = f"Stopped: {kept}; the same again goes on."
             warnings.warn(note, AtomhubWarning, stacklevel=2)
             raise KeyboardInterrupt
     return result

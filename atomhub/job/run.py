@@ -34,7 +34,7 @@ from atomhub.version import versions
 
 
 def distill(
-    source: object, ipc: int, recipe: str | Path | Recipe = "atom",
+    source: object, ipc: int, recipe: str | Path | Recipe = "dance",
     overrides: Mapping[str, Any] | None = None, *, seed: int = 0, device: str = "auto",
     memory: int | str | None = None, name: str | None = None, save: bool | str | Path = False,
     overwrite: bool = False, measure_every: int = 0, checkpoints: bool | str | Path = False,
@@ -114,13 +114,16 @@ def distill(
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
-            bank = None
+            offsets, bank = real.train.offsets(len(real.class_names)), None
             if resolved.bank:
+                # too little memory is said now, not after hours of training networks
+                trial = resolved.replace(init="noise")
+                Engine(real.train.images, offsets, trial, ipc, normalization, seed, where, memory=limit, team=team)
                 # those of another machine would not be the same, bit for bit
                 bank = team.lead(lambda: find_bank(real, resolved, normalization, where, told("networks")))
             engine = Engine(
-                real.train.images, real.train.offsets(len(real.class_names)), resolved, ipc,
-                normalization, seed, where, memory=limit, team=team, bank=bank,
+                real.train.images, offsets, resolved, ipc, normalization, seed, where, memory=limit, team=team,
+                bank=bank,
             )  # fmt: skip
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
             run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
@@ -170,10 +173,11 @@ def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) ->
     if counts.min() < ipc * recipe.views_per_image:
         most = counts.min() // recipe.views_per_image
         scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
+        ways = [f"`ipc={most}` or less"] * bool(most) + ["fewer views (set formation=1)"] * (recipe.formation > 1)
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",
-            f"Use `ipc={most}` or less." if most else "Use a recipe with fewer views in an image (`formation`).",
+            f"Use {', or '.join(ways)}.",
         )
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":

@@ -1,8 +1,10 @@
-"""How good is a distilled set: networks trained on it, tested on real images, beside baselines. Nothing is written."""
+"""How good is a distilled set: networks trained on it, tested on real images, beside baselines."""
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,9 +21,11 @@ from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fastest_group, fit, seeded
+from atomhub.training.kept import Kept
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
 from atomhub.training.protocols import Protocol, find_protocol
+from atomhub.version import versions
 
 Baseline = Literal["random", "herding", "whole"]
 AnyNetwork = str | Callable[[], nn.Module]
@@ -33,7 +37,7 @@ def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
-    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Path | None = None,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -60,6 +64,8 @@ def measure(
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
         progress: Called after every network, or after those trained together.
         stop: Asked then: if it is true, the result is that of the networks trained so far.
+        keep: Folder for the accuracies of a measurement that goes on; one that was stopped continues from there. None:
+            nothing is written.
 
     Raises:
         UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
@@ -79,18 +85,31 @@ def measure(
     test = real.test_tensors()
     stages = distilled.safe(rules.augmentation)
     classes = len(distilled.class_names)
+    # a function of the user's may give a network that does something else in every step, or another time
+    known = network is None or isinstance(network, str)
+    own = distilled.as_tensors()[0]
+    digest = hashlib.sha256(own.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
+    kept = Kept(keep if known else None, distilled.name, {
+        "set": digest, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)), "network": label,
+        "seed": seed, "device": str(where), "versions": versions("torch"),
+    })  # fmt: skip
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
         nonlocal trained, last
-        start, found = time.perf_counter(), []
+        start = time.perf_counter()
+        before = kept.scores.get(kind)
+        found = list(before.accuracies[:runs]) if before else []
+        if before:
+            start -= before.seconds * len(found) / before.runs
+            trained += len(found)
         images, target = training_set(seed)
         group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2)
         with enough_memory("use a smaller network, or train fewer at once (together=1)"):
             target = target.to(where)
-            for first in range(0, runs, group):
+            for first in range(len(found), runs, group):
                 seeds = [seed + run for run in range(first, min(first + group, runs))]
                 models: list[nn.Module] = []
                 for s in seeds:
@@ -99,11 +118,10 @@ def measure(
                 last = models[-1]
                 # one tensor for all networks, but where every run has images of its own
                 same = [images.to(where)] * len(seeds) if kind != "random" else []
-                own = same or [training_set(s)[0].to(where) for s in seeds]
-                # a function of the user's may give a network that does something else in every step
-                known = network is None or isinstance(network, str)
-                fit(models, own, target, rules, stages, classes, seeds, (first, runs), record=known)
+                inputs = same or [training_set(s)[0].to(where) for s in seeds]
+                fit(models, inputs, target, rules, stages, classes, seeds, (first, runs), record=known)
                 found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
+                kept.add(kind, summary(found, time.perf_counter() - start))
                 trained += len(seeds)
                 if progress:
                     progress(kind, trained, runs * (1 + len(kinds)))
@@ -117,11 +135,13 @@ def measure(
         "whole": lambda _: whole_real(distilled, real),
         "rounded": lambda _: (distilled.normalize(distilled.training_pixels(rounded=True)), targets),
     }
-    found = score("distilled", lambda _: (distilled.as_tensors()[0], targets))
+    found = score("distilled", lambda _: (own, targets))
     baselines: dict[str, Score] = {}
     for kind in kinds:
         if not stop():
             baselines[kind] = score(kind, sets[kind])
+    if not stop():
+        kept.forget()
     return Measurement(
         protocol=protocol, network=label, labels=labels, score=found, baseline=baselines, seed=seed, revision=REVISION,
         test_images=len(test[1]), device=describe_device(where),

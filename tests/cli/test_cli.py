@@ -18,7 +18,7 @@ from atomhub.cli.output import Steps
 from atomhub.presets import TUNED
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
-BRIEF = ("--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
+BRIEF = ("--recipe", "atom", "--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
 
 
 def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
@@ -105,7 +105,7 @@ def test_recipes_show_every_field_with_unit_value_and_source(run):
 def test_a_recipe_of_ones_own(run, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(run("recipes", "channel", "--toml")[1].replace('"channel"', '"mine"'))
-    code, out, _ = run("distill", "digits", "--ipc", 1, "--recipe", path, *BRIEF, "--json")
+    code, out, _ = run("distill", "digits", "--ipc", 1, *BRIEF, "--recipe", path, "--json")
     assert code == 0
     assert json.loads(out)["recipe"] == "mine"
 
@@ -283,7 +283,7 @@ def test_every_help_text_stands_alone_and_every_summary_fits_its_line(name):
 
 
 def test_the_demo_prints_its_table(run, home, monkeypatch):
-    monkeypatch.setitem(TUNED["digits"], "iterations", 5)
+    monkeypatch.setitem(TUNED, "digits", TUNED["digits"] | {"iterations": 5, "bank_epochs": 1})
     monkeypatch.setitem(PROTOCOLS, "quick", dataclasses.replace(PROTOCOLS["quick"], epochs=5))
     code, out, err = run("demo", "--runs", 2)
     assert code == 0

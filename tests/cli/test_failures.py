@@ -11,7 +11,7 @@ from conftest import ROOT, spawn
 
 import atomhub
 
-BRIEF = ("--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
+BRIEF = ("--recipe", "atom", "--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
 
 
 def test_a_push_that_will_not_be_allowed_is_told_before_the_work(run, hub, home, monkeypatch):
@@ -38,7 +38,7 @@ def test_a_push_that_will_not_be_allowed_is_told_before_the_work(run, hub, home,
         (["distill", "digits", "--ipc", "1", "--device", "gpu"], 2, "no device 'gpu'"),
         (["distill", "digits", "--ipc", "1", "--name", "a/b"], 2, "cannot be named 'a/b'"),
         (["distill", "digits", "--ipc", "1", "--memory", "lots"], 2, "memory cannot be 'lots'"),
-        (["distill", "digits", "--ipc", "1", "--memory", "1KB"], 1, "the work on 1 synthetic image at once needs"),
+        (["distill", "digits", "--ipc", "1", "--memory", "1KB"], 1, "the work on 4 synthetic images at once needs"),
         (["distill", "digits", "--ipc", "500"], 1, "fewer than ipc 500"),
         (["distill", "digit", "--ipc", "1"], 1, "Did you mean 'digits'?"),
         (["distill", "/nowhere/at/all", "--ipc", "1"], 1, "There is no source '/nowhere/at/all'"),
@@ -144,7 +144,20 @@ main(["recipes"])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_a_checkpoint_and_no_set(home, run, number):
-    arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--set", "real_batch=8", "--iterations", "150")
+    arguments = (
+        "distill",
+        "digits",
+        "--ipc",
+        "1",
+        "--recipe",
+        "atom",
+        "--set",
+        "width=4",
+        "--set",
+        "real_batch=8",
+        "--iterations",
+        "150",
+    )
     process = spawn(*arguments)
     deadline = time.monotonic() + 60
     while "Distilling" not in process.stderr.readline() and time.monotonic() < deadline:

@@ -74,7 +74,7 @@ def test_splits_come_as_a_dict(home, source):
 def test_a_set_is_distilled_from_an_object_and_measured(home, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "quick", Protocol(2, 64, "test"))
     with pytest.warns(AtomhubWarning, match="The images were given as arrays"):
-        distilled = atomhub.distill((PIXELS, LABELS), 1, overrides=BRIEF, test_fraction=0.5, save=True)
+        distilled = atomhub.distill((PIXELS, LABELS), 1, "atom", BRIEF, test_fraction=0.5, save=True)
     assert distilled.name == "images-ipc1"
     assert distilled.manifest.provenance.source.id == "memory:images"
     # the decoded copy is found by its content, and without it the object is asked for again

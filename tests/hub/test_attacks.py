@@ -87,7 +87,7 @@ class TestAttacks:
             attack(**change)
 
     def test_a_parquet_of_other_images(self, attack, saved, tmp_path):
-        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, seed=9)
+        other = atomhub.distill("digits", 1, "atom", {"iterations": 1}, seed=9)
         other.as_hf_dataset().to_parquet(str(tmp_path / "other.parquet"))
         with pytest.raises(IntegrityError, match="does not hold the images and classes"):
             attack(files={formats.PARQUET: (tmp_path / "other.parquet").read_bytes()})

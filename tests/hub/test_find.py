@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("writer")
 class TestSearch:
     def test_sets_are_found_by_their_tags(self, hub, digits1):
         for author, token, ipc in (("alice", "hf_writer", 1), ("alice", "hf_writer", 2), ("bob", "hf_other", 1)):
-            made = digits1 if ipc == 1 else atomhub.distill("digits", 2, overrides={"iterations": 1})
+            made = digits1 if ipc == 1 else atomhub.distill("digits", 2, "atom", {"iterations": 1})
             made.push_to_hub(f"{author}/search-digits-{ipc}", token=token)
         hub.add("bob/holidays", {"README.md": b"---\ntags:\n- holidays\n---\n"})
         hub.repos["alice/search-digits-2"].downloads = 7

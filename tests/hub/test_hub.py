@@ -113,7 +113,7 @@ class TestPush:
         saved.push_to_hub()
         name, repo = f"alice/{saved.name}", hub.repos[f"alice/{saved.name}"]
         first = repo.commits[-1].oid
-        few = atomhub.distill("digits", 1, overrides={"iterations": 2, "width": 4, "pixels": "uint4"}, name="few")
+        few = atomhub.distill("digits", 1, "atom", {"iterations": 2, "width": 4, "pixels": "uint4"}, name="few")
         few.push_to_hub(name)
         assert repo.tags == {"format-v1": first, "format-v2": repo.commits[-1].oid}
         assert torch.equal(atomhub.load(name).images, few.images)
@@ -128,7 +128,7 @@ class TestPush:
 
     def test_what_the_owner_added_stays_and_files_of_an_earlier_set_go(self, hub, digits1, tmp_path):
         repo = f"alice/{tmp_path.name.replace('_', '-')}"
-        atomhub.distill("digits", 1, overrides={"iterations": 1, "formation": 2}, name="views").push_to_hub(repo)
+        atomhub.distill("digits", 1, "atom", {"iterations": 1, "formation": 2}, name="views").push_to_hub(repo)
         assert formats.VIEWS in hub.files(repo)
         hub.repos[repo].commit("more", hub.files(repo) | {"banner.png": b"mine", "notes.txt": b"mine"})
         digits1.push_to_hub(repo)
@@ -137,7 +137,7 @@ class TestPush:
 
     def test_a_tag_never_moves(self, hub, saved, digits1):
         saved.push_to_hub(tags=["v1"])
-        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, name=saved.name)
+        other = atomhub.distill("digits", 1, "atom", {"iterations": 1}, name=saved.name)
         with pytest.raises(UsageError, match="has a tag 'v1' already"):
             push(other, f"alice/{saved.name}", tags=["v1"])
         assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
@@ -145,7 +145,7 @@ class TestPush:
     def test_a_pull_request_on_somebody_elses_set(self, hub, saved, monkeypatch):
         saved.push_to_hub()
         monkeypatch.setenv("HF_TOKEN", "hf_other")
-        other = atomhub.distill("digits", 1, overrides={"iterations": 1}, name=saved.name)
+        other = atomhub.distill("digits", 1, "atom", {"iterations": 1}, name=saved.name)
         url = other.push_to_hub(f"alice/{saved.name}", create_pr=True)
         assert url.endswith("/discussions/1")
         assert len(hub.repos[f"alice/{saved.name}"].commits) == 2
@@ -301,7 +301,7 @@ def test_the_real_hub(tmp_path):
     """Push a private set, load it from a clean cache, delete it; in a process that is not told of the local Hub."""
     code = (
         "import atomhub, huggingface_hub as h\n"
-        "made = atomhub.distill('digits', 1, overrides={'iterations': 3}, name='atomhub-live-test')\n"
+        "made = atomhub.distill('digits', 1, 'atom', {'iterations': 3}, name='atomhub-live-test')\n"
         "url = made.push_to_hub(private=True)\n"
         "repo = '/'.join(url.split('/')[-2:])\n"
         "try:\n"

@@ -67,7 +67,7 @@ def test_the_files_of_mtt_are_read_with_the_labels_beside_them(home, digits1, pu
 
 
 def test_whitening_is_undone(home, published):
-    distilled = atomhub.distill("digits", 1, overrides={"iterations": 1, "zca": True})
+    distilled = atomhub.distill("digits", 1, "atom", {"iterations": 1, "zca": True})
     imported = import_set(published(list(distilled.as_tensors())), "digits", space="zca")
     assert same(imported, distilled, 1e-3)
 

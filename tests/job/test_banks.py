@@ -127,9 +127,11 @@ def test_the_time_of_the_bank_counts_also_when_it_is_there_already(real, monkeyp
     assert atomhub.distill(real, 1, "atom", FIELDS).manifest.provenance.seconds >= 2000
 
 
-@pytest.mark.parametrize("recipe", ["atom-plus", "dance"])
+@pytest.mark.parametrize("recipe", ["atom", "dance"])
 def test_a_set_of_views_from_a_bank_trains_like_any_other(recipe, home):
-    plus = atomhub.distill("digits", 1, recipe, {"iterations": 3, "bank": 2, "bank_epochs": 1, "width": 8})
+    plus = atomhub.distill(
+        "digits", 1, recipe, {"formation": 2, "iterations": 3, "bank": 2, "bank_epochs": 1, "width": 8}
+    )
     assert plus.images.shape == (10, 1, 16, 16)
     images, labels = plus.save().as_tensors()
     assert images.shape == (40, 1, 16, 16)

@@ -47,7 +47,7 @@ class TestParallel:
                 assert np.allclose(*losses, rtol=1e-5)
 
     def test_torchrun_prints_once_and_a_dead_process_leaves_a_checkpoint(self, home):
-        arguments = ("distill", "digits", "--ipc", "1", "--set", "width=4", "--set", "real_batch=8",
+        arguments = ("distill", "digits", "--ipc", "1", "--recipe", "atom", "--set", "width=4", "--set", "real_batch=8",
                      "--iterations", "400", "--name", "shared", "--checkpoint-every", "50")  # fmt: skip
         process = torchrun(2, *arguments)
         runs = home / "runs" / "shared"
@@ -64,7 +64,7 @@ class TestParallel:
         assert not (home / "sets").exists()
         # one process goes on with what two began
         resumed = atomhub.distill(
-            "digits", 1, overrides={"width": 4, "real_batch": 8, "iterations": 400}, checkpoints=runs, resume=True,
+            "digits", 1, "atom", {"width": 4, "real_batch": 8, "iterations": 400}, checkpoints=runs, resume=True,
             checkpoint_every=50,
         )  # fmt: skip
         assert len(resumed) == 10
@@ -92,7 +92,7 @@ SEVERAL = {
 def made(name):
     """Make one of the sets, alone or as one of several processes."""
     memory = small_limit(2**21) if name == "pieces" else None
-    return atomhub.distill("digits", 1, overrides=SHARED | SEVERAL[name], memory=memory)
+    return atomhub.distill("digits", 1, "atom", SHARED | SEVERAL[name], memory=memory)
 
 
 def share(rank, size, folder, home):
@@ -112,9 +112,9 @@ def share(rank, size, folder, home):
     # one is told to stop, and all do; the first process alone has checkpoints, and all continue from them
     runs = {"checkpoints": home / str(rank) / f"runs-{size}", "checkpoint_every": 2}
     with suppress(KeyboardInterrupt):
-        atomhub.distill("digits", 1, overrides=SHARED | SEVERAL["batch"], progress=interrupt, **runs)
+        atomhub.distill("digits", 1, "atom", SHARED | SEVERAL["batch"], progress=interrupt, **runs)
         raise AssertionError("nobody stopped")
-    resumed = atomhub.distill("digits", 1, overrides=SHARED | SEVERAL["batch"], resume=True, **runs)
+    resumed = atomhub.distill("digits", 1, "atom", SHARED | SEVERAL["batch"], resume=True, **runs)
     if rank == 0:
         resumed.save(folder / "resumed")
     torch.distributed.destroy_process_group()

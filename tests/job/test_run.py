@@ -14,7 +14,7 @@ import atomhub
 from atomhub.data.real import RealData, Split
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 
-RUN = {"overrides": {"iterations": 60, "width": 4, "real_batch": 4}, "checkpoint_every": 3}
+RUN = {"recipe": "atom", "overrides": {"iterations": 60, "width": 4, "real_batch": 4}, "checkpoint_every": 3}
 
 
 def work(folder, runs):
@@ -150,8 +150,8 @@ class TestResume:
 class TestMemory:
     def test_a_limit_changes_nothing_but_rounding(self, home):
         overrides = {"iterations": 3, "pixels": "float32"}
-        free = atomhub.distill("digits", 2, overrides=overrides)
-        tight = atomhub.distill("digits", 2, overrides=overrides, memory=small_limit(2**21))
+        free = atomhub.distill("digits", 2, "atom", overrides)
+        tight = atomhub.distill("digits", 2, "atom", overrides, memory=small_limit(2**21))
         assert torch.allclose(free.images, tight.images, atol=1e-4)
         assert free.manifest.provenance.peak_memory > 10**7
         assert free.manifest.provenance.compiled is False  # too short to pay for it
@@ -180,7 +180,7 @@ def distil_large(path, limit):
     labels = np.repeat(np.arange(10), len(images) // 10)
     info = atomhub.open_source("digits").info.model_copy(update={"size": 32, "channels": 3})
     real = RealData("large", info, tuple("0123456789"), Split(images, labels), None, (0.5,) * 3, (0.25,) * 3)
-    distilled = atomhub.distill(real, 1, overrides={"iterations": 2, "width": 8, "real_batch": 8})
+    distilled = atomhub.distill(real, 1, "atom", {"iterations": 2, "width": 8, "real_batch": 8})
     assert distilled.manifest.provenance.peak_memory < images.nbytes / 8
 
 
@@ -189,7 +189,7 @@ class TestDistil:
         with pytest.raises(AtomhubError, match="'cat' has 8 real training images, fewer than ipc 9"):
             atomhub.distill(photos, 9)
         with pytest.raises(AtomhubError, match=r"(?s)fewer than ipc 1 of 25 views\..*fewer views.*formation"):
-            atomhub.distill(photos, 1, overrides={"formation": 5})
+            atomhub.distill(photos, 1, "atom", {"formation": 5})
 
     def test_impossible_arguments(self):
         with pytest.raises(UsageError, match="ipc cannot be 0"):
@@ -221,10 +221,7 @@ class TestDistil:
         ("arguments", "options"),
         [
             (("datadam", {"iterations": 2}), {"seed": 4, "size": 20}),
-            (
-                ("atom-plus", {"iterations": 2, "bank": 0, "calibration": 0, "augmentation": "flip,crop"}),
-                {"flip": True},
-            ),
+            (("dance", {"iterations": 2, "bank": 0, "calibration": 0, "augmentation": "flip,crop"}), {"flip": True}),
             ((atomhub.Recipe(name="mine", iterations=2, width=4, depth=2, init="noise", pixels="float32"),), {}),
         ],
         ids=["preset", "lists", "recipe"],
@@ -239,13 +236,13 @@ class TestDistil:
 
     def test_a_folder_that_begins_with_a_dash(self, home, photos, shell, monkeypatch):
         monkeypatch.chdir(photos.rename(photos.parent / "-photos").parent)
-        made = atomhub.distill("-photos", 1, overrides={"iterations": 1, "width": 4}, name="mine")
+        made = atomhub.distill("-photos", 1, "atom", {"iterations": 1, "width": 4}, name="mine")
         shell(made.manifest.provenance.command)
         assert torch.equal(atomhub.load("mine").images, made.images)
 
     def test_the_options_of_an_open_source_are_recorded_as_well(self, home):
         real = atomhub.open_source("digits", size=20, test_fraction=0.25)
-        made = atomhub.distill(real, 1, overrides={"iterations": 1}, name="mine")
+        made = atomhub.distill(real, 1, "atom", {"iterations": 1}, name="mine")
         command = "atomhub distill digits --ipc 1 --recipe atom --seed 0 --name mine --size 20 --test-fraction 0.25"
         assert made.manifest.provenance.command == f"{command} --set iterations=1"
 
@@ -262,13 +259,13 @@ class TestDistil:
         assert choose_recipe("atom", "cifar10").width == 128
 
     def test_accuracy_on_the_way_is_recorded_and_changes_nothing(self, home):
-        plain = atomhub.distill("digits", 1, overrides={"iterations": 4})
-        measured = atomhub.distill("digits", 1, overrides={"iterations": 4}, measure_every=2)
+        plain = atomhub.distill("digits", 1, "atom", {"iterations": 4})
+        measured = atomhub.distill("digits", 1, "atom", {"iterations": 4}, measure_every=2)
         assert [iteration for iteration, _ in measured.manifest.provenance.accuracy_history] == [2, 4]
         assert torch.equal(plain.images, measured.images)
 
     def test_large_and_padded_sizes(self, home, tmp_path):
         root = image_folder(tmp_path / "odd", {"train": 3, "test": 1}, size=(28, 28))
-        distilled = atomhub.distill(root, 1, overrides={"iterations": 2, "width": 4})
+        distilled = atomhub.distill(root, 1, "atom", {"iterations": 2, "width": 4})
         assert distilled.images.shape == (2, 3, 28, 28)
         assert distilled.manifest.provenance.recipe.depth == 3

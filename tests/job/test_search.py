@@ -160,7 +160,7 @@ def test_sets_of_one_name_are_told_apart(home, digits1, space, tmp_path):
 
 
 def test_what_a_space_does_not_say_is_as_the_set_was_distilled(home, tmp_path):
-    distilled = atomhub.distill("digits", 1, overrides={"iterations": 1, "width": 8})
+    distilled = atomhub.distill("digits", 1, "atom", {"iterations": 1, "width": 8})
     (tmp_path / "s.toml").write_text('network = "convnet"\n[options]\nactivation = ["relu"]\n')
     (one,) = atomhub.search(distilled, tmp_path / "s.toml", protocol="brief").candidates
     assert one.parameters == 1986

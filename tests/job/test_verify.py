@@ -14,7 +14,7 @@ from atomhub.training.protocols import PROTOCOLS, Protocol, columns
 
 @pytest.fixture
 def measured(home):
-    distilled = atomhub.distill("digits", 1, overrides={"iterations": 40}).save()
+    distilled = atomhub.distill("digits", 1, "atom", {"iterations": 40}).save()
     atomhub.evaluate(distilled, protocol="quick", runs=3, baseline=None)
     return distilled
 

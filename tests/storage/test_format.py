@@ -35,7 +35,7 @@ def saved(digits1, tmp_path):
 def colour(request, home, photos):
     """A small colour set in the store, of either kind of pixels."""
     overrides = {"iterations": 3, "width": 4, "real_batch": 4, "pixels": request.param}
-    return atomhub.distill(photos, 2, overrides=overrides).save()
+    return atomhub.distill(photos, 2, "atom", overrides).save()
 
 
 def test_a_set_comes_back_as_it_was(colour):
@@ -54,7 +54,7 @@ def test_files_are_readable_by_others(saved):
 
 
 def test_the_png_images_of_a_uint8_set_are_its_tensors(home, photos):
-    distilled = atomhub.distill(photos, 3, overrides={"iterations": 3, "width": 4, "real_batch": 4}).save()
+    distilled = atomhub.distill(photos, 3, "atom", {"iterations": 3, "width": 4, "real_batch": 4}).save()
     rows = load_dataset("parquet", data_files=str(distilled.path / PARQUET), split="train")
     for row, image, label in zip(rows, distilled.images, distilled.labels, strict=True):
         assert row["image"].format == "PNG"
@@ -76,7 +76,7 @@ def test_pictures_show_every_class(saved):
 
 
 def test_the_manifest_tells_how_to_make_the_set_again(home, photos):
-    first = atomhub.distill(photos, 1, overrides={"iterations": 3, "width": 4}, seed=5)
+    first = atomhub.distill(photos, 1, "atom", {"iterations": 3, "width": 4}, seed=5)
     manifest = first.manifest
     again = atomhub.distill(photos, manifest.format.ipc, manifest.provenance.recipe, seed=manifest.provenance.seed)
     assert torch.equal(first.images, again.images)
@@ -153,7 +153,7 @@ class TestFewBits:
     def few(self, request, home, photos):
         """A set of views with few bits, of an odd width, in the store."""
         overrides = {"iterations": 3, "width": 4, "real_batch": 4, "pixels": request.param, "formation": 2}
-        return atomhub.distill(photos, 2, overrides=overrides, size=26).save()
+        return atomhub.distill(photos, 2, "atom", overrides, size=26).save()
 
     def test_it_comes_back_as_it_was_and_as_the_page_says(self, few):
         again = atomhub.load(few.name)

@@ -165,7 +165,7 @@ class TestTampering:
 
     def test_float_pixels_that_are_no_pixels(self, home, photos):
         overrides = {"iterations": 1, "width": 4, "pixels": "float32"}
-        saved = atomhub.distill(photos, 1, overrides=overrides).save()
+        saved = atomhub.distill(photos, 1, "atom", overrides).save()
         self.rewrite(saved, images=torch.full_like(saved.images, float("nan")))
         with pytest.raises(IntegrityError, match="pixels are not all within 0 and 1"):
             atomhub.load(saved.path)

@@ -82,7 +82,7 @@ def test_every_kind_of_network_comes_back(home, tmp_path, digits1, network):
 
 
 def test_whitening_comes_along(home, tmp_path):
-    distilled = atomhub.distill("digits", 1, overrides={"iterations": 2, "zca": True})
+    distilled = atomhub.distill("digits", 1, "atom", {"iterations": 2, "zca": True})
     made = atomhub.train_classifier(distilled, "mlp:width=16", "brief")
     again = atomhub.load_model(atomhub.save_model(made, tmp_path / "net"))
     picture = distilled.pictures()[7]

@@ -18,7 +18,7 @@ from atomhub.training.protocols import PROTOCOLS, Protocol
 
 
 def test_distilled_digits_beat_as_many_random_real_ones(home):
-    distilled = atomhub.distill("digits", 1, overrides={"iterations": 60})
+    distilled = atomhub.distill("digits", 1, "atom", {"iterations": 60})
     result = atomhub.evaluate(distilled, protocol="quick", runs=3)
     assert result.score.mean > result.baseline["random"].mean + 5
     assert result.test_images == 360
@@ -81,7 +81,7 @@ def test_a_result_is_returned_even_if_it_cannot_be_stored(home, digits1):
 
 def test_a_result_is_never_stored_with_another_set(home, digits1):
     saved = digits1.save()
-    atomhub.distill("digits", 1, overrides={"iterations": 1}).save(overwrite=True)
+    atomhub.distill("digits", 1, "atom", {"iterations": 1}).save(overwrite=True)
     with pytest.warns(AtomhubWarning, match="Another set lies in"):
         atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=None)
     assert atomhub.load(saved.name).manifest.results.measured == ()
@@ -89,7 +89,7 @@ def test_a_result_is_never_stored_with_another_set(home, digits1):
 
 def test_a_float_set_is_measured_rounded_to_8_bits_as_well(home):
     overrides = {"iterations": 3, "pixels": "float32"}
-    saved = atomhub.distill("digits", 1, overrides=overrides).save()
+    saved = atomhub.distill("digits", 1, "atom", overrides).save()
     assert "not measured yet" in (saved.path / "README.md").read_text()
     result = atomhub.evaluate(saved, tiny, "quick", runs=1, baseline=())
     change = f"{result.baseline['rounded'].mean - result.score.mean:+.1f} points."
@@ -188,12 +188,6 @@ def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(weights[1], weights[3])
     assert not torch.equal(weights[0], weights[1])
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """``quick`` with a tenth of its epochs, where the accuracy itself does not matter."""
-    monkeypatch.setitem(PROTOCOLS, "quick", Protocol(20, 256, "test"))
 
 
 def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, digits1, monkeypatch):

@@ -118,9 +118,7 @@ class TestLeaks:
         (photos / "train" / "cat" / "1.png").write_bytes(eps)
         with pytest.raises(SourceError, match="1.png: not an image"):
             atomhub.open_source(photos)
-        classifier = atomhub.train_classifier(
-            atomhub.distill("digits", 1, overrides={"iterations": 1}), "lenet", "quick"
-        )
+        classifier = atomhub.train_classifier(atomhub.distill("digits", 1, "atom", {"iterations": 1}), "lenet", "quick")
         with pytest.raises(UsageError, match="not a picture"):
             classifier.predict(photos / "train" / "cat" / "1.png")
         assert not (tmp_path / "started").exists()
@@ -161,7 +159,7 @@ class TestLeaks:
         parquet.write_table(pa.table({"image": rows, "label": [0] * 4 + [1] * 4}), tmp_path / "x.parquet")
         hub.add("carol/pets", {f"data/{s}.parquet": (tmp_path / "x.parquet").read_bytes() for s in ("train", "test")})
         fields = {"iterations": 1, "width": 4, "real_batch": 4}
-        atomhub.distill("carol/pets", 1, overrides=fields, size=16).save(tmp_path / "pets")
+        atomhub.distill("carol/pets", 1, "atom", fields, size=16).save(tmp_path / "pets")
         shutil.rmtree(home / "real")
         how = ("--network", "mlp:width=8", "--protocol", "quick", "--runs", 1)
         assert run("evaluate", tmp_path / "pets", *how, "--yes") == 0
@@ -537,7 +535,7 @@ class TestCache:
 
     def test_verify_looks_at_the_content_of_what_was_checked_before(self, home, photos):
         fields = {"iterations": 1, "width": 4, "real_batch": 4}
-        one = atomhub.distill(photos, 1, overrides=fields)
+        one = atomhub.distill(photos, 1, "atom", fields)
         atomhub.evaluate(one, "mlp:width=8", "quick", runs=1, baseline=None)
         (path,) = (home / "real").glob("*/test.npy")
         stat, content = path.stat(), path.read_bytes()
@@ -552,13 +550,13 @@ class TestCache:
 
     def test_a_trained_network_that_changed_is_trained_again(self, home):
         fields = {"iterations": 1, "bank": 1, "bank_epochs": 1, "width": 4}
-        first = atomhub.distill("digits", 1, overrides=fields)
+        first = atomhub.distill("digits", 1, "atom", fields)
         (path,) = (home / "banks").glob("*.safetensors")
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
         with pytest.warns(AtomhubWarning, match="is damaged, and is trained again"):
-            assert torch.equal(atomhub.distill("digits", 1, overrides=fields).images, first.images)
+            assert torch.equal(atomhub.distill("digits", 1, "atom", fields).images, first.images)
 
     def test_leftovers_of_the_dead_go_and_a_set_that_was_being_replaced_comes_back(self, home, digits1):
         digits1.save()

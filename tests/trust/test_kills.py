@@ -58,9 +58,9 @@ def whole(name, *images):
 
 
 def test_distil(home):
-    expected = atomhub.distill("digits", 1, overrides=BRIEF).images
+    expected = atomhub.distill("digits", 1, "atom", BRIEF).images
     kill_often(
-        lambda: atomhub.distill("digits", 1, overrides=BRIEF, save=True, overwrite=True, checkpoints=True,
+        lambda: atomhub.distill("digits", 1, "atom", BRIEF, save=True, overwrite=True, checkpoints=True,
                                 checkpoint_every=5, resume=True),
         lambda: whole("digits-ipc1", expected, atomhub.load(store.STARTER / "digits-ipc1").images),
     )  # fmt: skip

@@ -25,7 +25,7 @@ def one_thread(home):
 
 
 def distil(**options):
-    atomhub.distill("digits", 1, overrides=BRIEF, save=True, checkpoints=True, **options)
+    atomhub.distill("digits", 1, "atom", BRIEF, save=True, checkpoints=True, **options)
 
 
 def test_the_second_run_of_a_name_is_refused_before_its_work(home):
@@ -36,7 +36,7 @@ def test_the_second_run_of_a_name_is_refused_before_its_work(home):
 
         assert together(distil) == [3]
     assert sorted(together(distil, distil)) == [0, 3]
-    assert torch.equal(atomhub.load("digits-ipc1").images, atomhub.distill("digits", 1, overrides=BRIEF).images)
+    assert torch.equal(atomhub.load("digits-ipc1").images, atomhub.distill("digits", 1, "atom", BRIEF).images)
     refused = pytest.raises(AtomhubError, match="Another process is distilling in .*digits-ipc1")
     with locked(home / "runs" / "digits-ipc1", doing="distilling in"), refused:
         distil(overwrite=True)

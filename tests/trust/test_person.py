@@ -14,8 +14,10 @@ import torch
 import atomhub
 from atomhub.cli.main import main
 from atomhub.errors import AtomhubWarning, SourceError, UsageError
+from atomhub.job import cleaning
+from atomhub.training.measure import measure
 
-BRIEF = ("--set", "width=8", "--set", "real_batch=8")
+BRIEF = ("--recipe", "atom", "--set", "width=8", "--set", "real_batch=8")
 
 
 def run(capsys, *words):
@@ -77,6 +79,37 @@ class TestCtrlC:
         (found,) = atomhub.load("digits-ipc1").manifest.results.measured
         assert (found.score.runs, found.baseline) == (1, {})
 
+    def test_a_stopped_measurement_goes_on_after_the_networks_it_has(self, home, digits1, short):
+        how = {"protocol": "quick", "runs": 3, "together": 1}
+        begun = home / "evaluations"
+
+        def after(kind, done, total):
+            if done == 4:  # three of the set, one of the baseline
+                self.press()
+
+        with pytest.warns(AtomhubWarning, match="the same again goes on"), pytest.raises(KeyboardInterrupt):
+            atomhub.evaluate(digits1, "lenet", progress=after, **how)
+        assert [t.path for t in cleaning.removable() if t.kind == "evaluations"] == list(begun.iterdir())
+        others = []
+        atomhub.evaluate(digits1, "lenet", seed=7, progress=lambda *a: others.append(a[1]), **how)
+        assert others == [1, 2, 3, 4, 5, 6]
+        trained = []
+        result = atomhub.evaluate(digits1, "lenet", progress=lambda *a: trained.append(a[1]), **how)
+        assert trained == [5, 6]
+        assert not list(begun.iterdir())
+        anew = measure(digits1, "lenet", **how)
+        assert result.score.accuracies == anew.score.accuracies
+        assert result.baseline["random"].accuracies == anew.baseline["random"].accuracies
+
+    def test_what_was_kept_of_a_measurement_may_be_broken(self, home, digits1, short):
+        with pytest.warns(AtomhubWarning, match="is kept"), pytest.raises(KeyboardInterrupt):
+            atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, progress=self.press)
+        (path,) = (home / "evaluations").iterdir()
+        path.write_text('{"distilled": {"mean": 99.0, "std"')
+        trained = []
+        atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, progress=lambda *a: trained.append(a[1]))
+        assert trained == [1, 2, 3, 4]
+
     def test_so_do_a_search_and_a_bank(self, home, digits1, tmp_path):
         (tmp_path / "space.toml").write_text('network = "mlp"\n[options]\nwidth = [8, 9, 10]\n')
         with pytest.raises(KeyboardInterrupt):
@@ -87,7 +120,7 @@ class TestCtrlC:
             pytest.warns(AtomhubWarning, match="1 of 2 networks are trained and kept"),
             pytest.raises(KeyboardInterrupt),
         ):
-            atomhub.distill(atomhub.open_source("digits"), 1, overrides=fields, progress=self.press)
+            atomhub.distill(atomhub.open_source("digits"), 1, "atom", fields, progress=self.press)
         assert len(list((home / "banks").iterdir())) == 1
 
     def test_a_stopped_run_says_one_thing(self, home, capsys):
@@ -110,13 +143,13 @@ class TestCtrlC:
 class TestResume:
     def distil(self, iterations, **options):
         fields = {"iterations": iterations, "width": 8, "real_batch": 8} | options.pop("fields", {})
-        return atomhub.distill("digits", 1, overrides=fields, save=True, overwrite=True, checkpoints=True, **options)
+        return atomhub.distill("digits", 1, "atom", fields, save=True, overwrite=True, checkpoints=True, **options)
 
     def test_a_finished_run_can_become_longer(self, home):
         self.distil(5)
         longer = self.distil(8, resume=True)
         assert torch.equal(
-            longer.images, atomhub.distill("digits", 1, overrides={"iterations": 8, "width": 8, "real_batch": 8}).images
+            longer.images, atomhub.distill("digits", 1, "atom", {"iterations": 8, "width": 8, "real_batch": 8}).images
         )
         assert longer.manifest.provenance.history[-1][0] == 8
 
@@ -125,7 +158,7 @@ class TestResume:
         (tmp_path / "runs" / "thesis.tex").write_text("mine")
         fields = {"iterations": 4, "width": 8, "real_batch": 8}
         for resume in (None, False):
-            atomhub.distill("digits", 1, overrides=fields, checkpoints=tmp_path / "runs", resume=resume)
+            atomhub.distill("digits", 1, "atom", fields, checkpoints=tmp_path / "runs", resume=resume)
         assert (tmp_path / "runs" / "thesis.tex").read_text() == "mine"
 
     def test_or_it_is_said_why_not(self, home):
@@ -161,7 +194,7 @@ class TestClean:
     def test_it_lists_and_deletes_what_can_be_made_again(self, home, digits1, capsys):
         digits1.save()
         fields = {"iterations": 1, "bank": 1, "bank_epochs": 1, "width": 4}
-        atomhub.distill("digits", 1, overrides=fields, name="other", save=True, checkpoints=True)
+        atomhub.distill("digits", 1, "atom", fields, name="other", save=True, checkpoints=True)
         found = json.loads(run(capsys, "clean", "--dry-run", "--json")[1])
         assert sorted({thing["kind"] for thing in found["things"]}) == ["decoded", "networks", "runs"]
         assert not found["deleted"]
@@ -176,7 +209,7 @@ class TestClean:
     def test_a_run_that_goes_on_stays(self, home, capsys):
         from atomhub.files import locked
 
-        atomhub.distill("digits", 1, overrides={"iterations": 2}, save=True, checkpoints=True)
+        atomhub.distill("digits", 1, "atom", {"iterations": 2}, save=True, checkpoints=True)
         with locked(home / "runs" / "digits-ipc1", doing="distilling in"):
             assert "Kept: Another process is distilling" in run(capsys, "clean", "--yes")[2]
         assert (home / "runs" / "digits-ipc1").is_dir()
