@@ -119,7 +119,7 @@ def demo(runs: int, seed: int, device: str, as_json: bool) -> None:
     """Distil the built-in digits, train on the result, and measure it.
 
     Saves demo-digits-ipc1 and demo-digits-ipc10, with 1 and 10 images per class, in place of those of an earlier demo.
-    Takes two to three minutes on two CPU cores, and needs neither internet nor an account.
+    Takes three to six minutes on two CPU cores, and needs neither internet nor an account.
 
     \b
     Example:
