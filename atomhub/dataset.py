@@ -20,7 +20,7 @@ from atomhub.data.reopen import real_of
 from atomhub.errors import UsageError, closest
 from atomhub.manifest import Manifest
 from atomhub.recipe import safe_operations
-from atomhub.views import Collate, Labelled, PictureTransform, as_grid, to_pil
+from atomhub.views import Collate, Labelled, PictureTransform, to_pil
 
 if TYPE_CHECKING:
     import datasets
@@ -199,8 +199,11 @@ class DistilledDataset:
         return self.images if self.images.dtype == torch.uint8 else (self.images * 255).round().to(torch.uint8)
 
     def preview(self, ipc: int = 10) -> Image.Image:
-        """Return the stored images as one picture, class by class, up to ``ipc`` of each, enlarged unsmoothed."""
-        return as_grid(self.pixels8().unflatten(0, (-1, self.ipc))[:, :ipc])
+        """Return the stored images as one picture, class by class with names, up to ``ipc`` of each."""
+        from atomhub.preview import draw_preview
+
+        images = self.pixels8().unflatten(0, (-1, self.ipc))
+        return draw_preview(images, self.class_names, self.manifest.format.formation, ipc)
 
     def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
         """Write the set in its format, all or nothing, and return it with its path.

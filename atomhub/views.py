@@ -68,15 +68,3 @@ def to_pil(image: Tensor) -> Image.Image:
 
     array = image.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
-def as_grid(rows: Tensor) -> Image.Image:
-    """Return images (K, n, C, H, W) uint8 as one picture, class by class, small ones enlarged unsmoothed."""
-    from PIL import Image
-    from torchvision.utils import make_grid
-
-    shown = rows.shape[1]
-    grid = make_grid(rows.flatten(0, 1), nrow=shown * max(1, 10 // shown), padding=1, pad_value=255)
-    factor = max(1, 64 // rows.shape[-1])
-    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -1,0 +1,85 @@
+"""The picture of a set: every class a row with its name, and a line that says what a tile is."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from atomhub.text import plain
+from atomhub.views import to_pil
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_CLASSES = 200
+"""Most classes that are shown."""
+_TILE, _LARGEST = 64, 128
+"""Smaller images are enlarged to about this, and larger ones reduced to that, in pixels."""
+_ASPECT = 1.5
+"""Width by height to come near to, where classes need several columns."""
+_ROW, _COLUMN, _MARGIN, _LINE = 8, 28, 14, 20
+"""Pixels between classes, between columns of classes, around all, and for a line of text."""
+
+
+def draw_preview(images: Tensor, class_names: Sequence[str], formation: int = 1, shown: int = 10) -> Image.Image:
+    """Return images as one picture, class by class, small ones enlarged unsmoothed, large ones reduced.
+
+    Args:
+        images: (K, ipc, C, H, W) uint8, the stored images of the classes; the first 200 are shown.
+        class_names: K names.
+        formation: Views per side of an image, which are set apart a little.
+        shown: Most images of a class to show.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, small = ImageFont.load_default(15), ImageFont.load_default(14)
+    strips = [_strip(own[:shown], formation) for own in images[:_CLASSES]]
+    names = [plain(name, 24) for name in class_names[:_CLASSES]]
+    gutter = math.ceil(max(font.getlength(name) for name in names)) + _ROW
+    count, (width, height) = len(strips), strips[0].size
+    block, row = gutter + width + _COLUMN, height + _ROW
+    ratios = {c: c * block / (math.ceil(count / c) * row) for c in range(1, count + 1)}
+    columns = min(ratios, key=lambda c: abs(math.log(ratios[c] / _ASPECT))) if count > 10 or ratios[1] < 1 / 4 else 1
+    high = math.ceil(count / columns)
+    text = _caption(images, formation, count, min(shown, images.shape[1]))
+    wide = max(columns * block - _COLUMN, 320)
+    lines = textwrap.wrap(text, max(20, int(wide / small.getlength(text) * len(text))))
+    top = _MARGIN + _LINE * len(lines) + _ROW
+    picture = Image.new("RGB", (wide + 2 * _MARGIN, top + high * row - _ROW + _MARGIN), "white")
+    canvas = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        canvas.text((_MARGIN, _MARGIN + _LINE * i), line, "#555555", small)
+    for k, (name, strip) in enumerate(zip(names, strips, strict=True)):
+        x, y = _MARGIN + k // high * block + gutter, top + k % high * row
+        canvas.text((x - _ROW, y + height // 2), name, "black", font, anchor="rm")
+        picture.paste(strip, (x, y))
+    return picture
+
+
+def _strip(own: Tensor, formation: int) -> Image.Image:
+    """Return some images (n, C, H, W) in a row."""
+    from torchvision.transforms.functional import resize
+    from torchvision.utils import make_grid
+
+    zoom = max(1, _TILE // own.shape[-1])
+    large = own.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    side = large.shape[-1] // formation
+    views = large.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    if large.shape[-1] > _LARGEST:
+        views = torch.stack([resize(v, [_LARGEST // formation], antialias=True) for v in views])
+    whole = [make_grid(v, nrow=formation, padding=1 if formation > 1 else 0, pad_value=255) for v in views]
+    return to_pil(make_grid(torch.stack(whole), nrow=len(own), padding=2, pad_value=255))
+
+
+def _caption(images: Tensor, formation: int, classes: int, shown: int) -> str:
+    """Return what a tile is, and what is left out."""
+    count, ipc, _, _, size = images.shape
+    own = f"{ipc} image{'s' * (ipc > 1)} of {size}x{size} pixels for each class"
+    own += f"; an image holds {formation}x{formation} views" * (formation > 1)
+    own += f"; the first {shown} of each are shown" * (shown < ipc)
+    return own + f"; the first {classes} of {count} classes" * (classes < count)
