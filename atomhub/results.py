@@ -10,6 +10,12 @@ REVISION = 2
 """Grows when a protocol changes its meaning: accuracies of another revision are not repeated, nor shown beside ours."""
 
 
+def shown(mean: float, std: float, runs: int) -> str:
+    """Return an accuracy in percent, ``mean ± std``; one network has no spread, and two are said to be few."""
+    spread = f" ± {std:.1f}" if runs > 1 else ""
+    return f"{mean:.1f}{spread}" + (f" ({runs} network{'s' * (runs > 1)})" if runs < 3 else "")
+
+
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
@@ -37,6 +43,11 @@ class Score(_Open):
         from scipy.stats import t
 
         return float(t.ppf(0.975, self.runs - 1)) * self.std / math.sqrt(self.runs) if self.runs > 1 else math.inf
+
+    @property
+    def text(self) -> str:
+        """As :func:`shown` has it."""
+        return shown(self.mean, self.std, self.runs)
 
 
 class Measurement(_Open):
@@ -74,6 +85,15 @@ class Measurement(_Open):
         """
         random = self.baseline.get("random")
         return round(self.score.mean - random.mean, 4) if random and self.labels == "hard" else None
+
+    @property
+    def beats_random(self) -> bool | None:
+        """Whether the set is above random images by more than two standard errors; None: that is not known."""
+        random = self.baseline.get("random")
+        if random is None or self.ior is None or min(self.score.runs, random.runs) < 2:
+            return None
+        error = math.sqrt(sum(score.std**2 / score.runs for score in (self.score, random)))
+        return self.ior > max(2 * error, 1e-9)
 
     @property
     def hlr(self) -> float | None:

@@ -97,8 +97,8 @@ def size(count: int | None) -> str:
 
 
 def accuracy(score: Score | None) -> str:
-    """Return ``mean ± std`` in percent, or a dash."""
-    return f"{score.mean:.1f} ± {score.std:.1f}" if score else "-"
+    """Return an accuracy in percent, or a dash."""
+    return score.text if score else "-"
 
 
 def soft(result: Measurement) -> str:

@@ -92,6 +92,7 @@ def _list_remote(
     from dataclasses import asdict
 
     from atomhub.hub.find import search
+    from atomhub.results import shown
 
     found = search(author, source, ipc, sort, protocol)
     if as_json:
@@ -101,7 +102,7 @@ def _list_remote(
     if not found:
         say("There are no such sets on the Hub.")
     claims = [
-        {c.column: f"{c.mean:.1f} ± {c.std:.1f}" for c in item.claims if c.column and c.protocol == protocol}
+        {c.column: shown(c.mean, c.std, c.runs) for c in item.claims if c.column and c.protocol == protocol}
         for item in found
     ]
     columns = sorted({name for own in claims for name in own})

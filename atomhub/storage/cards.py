@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from atomhub import limits
 from atomhub.data.places import ALIASES
 from atomhub.manifest import Manifest
-from atomhub.provenance import recipe_name
+from atomhub.provenance import Provenance, recipe_name
 from atomhub.recipe import Recipe
 from atomhub.results import REVISION, Measurement
 from atomhub.text import plain
@@ -73,9 +73,45 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as the templates know it: ``f`` format, ``p`` provenance, ``results`` what was measured."""
     p = manifest.provenance
     return {
-        "revision": REVISION, "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
+        "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
         "recipe": p.recipe if isinstance(p.recipe, Recipe) else None, "images": manifest.format.shape[0],
+        "tables": _tables(manifest.results.measured), "methods": _methods(p),
     }  # fmt: skip
+
+
+_METHODS = {
+    "channel": 'S. Khaki et al., "ATOM: Attention Mixer for Efficient Dataset Distillation", CVPR workshop on dataset '
+    "distillation, 2024 (arXiv 2405.01373).",
+    "spatial": 'A. Sajedi et al., "DataDAM: Efficient Dataset Distillation with Attention Matching", ICCV 2023 '
+    "(arXiv 2310.00093).",
+    "feature": 'B. Zhao and H. Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (arXiv 2110.04181).',
+    "bank": 'H. Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024.',
+    "formation": 'J. Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022.',
+}
+
+
+def _methods(p: Provenance) -> list[Markup]:
+    """Return where the methods of a set's recipes were published: the latest of its matching, and its other parts."""
+    found = dict.fromkeys(
+        _METHODS[part]
+        for r in (p.recipe, *(part.recipe for part in p.parts)) if isinstance(r, Recipe)
+        for part, used in (
+            ("channel", r.channel), ("spatial", r.spatial and not r.channel),
+            ("feature", not (r.channel or r.spatial)), ("bank", r.bank), ("formation", r.formation > 1),
+        ) if used
+    )  # fmt: skip
+    return [Markup(text) for text in found]
+
+
+def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
+    """Return results in tables with titles: those of different protocols, norms or labels cannot be compared."""
+    tables: dict[str, list[Measurement]] = {}
+    for r in sorted(measured, key=lambda r: r.labels):
+        norm = re.search(r"norm=(instance|batch)\b", r.network)
+        parts = [r.protocol, "soft labels" * (r.labels == "soft"), f"{norm[1]} norm" if norm else ""]
+        title = ", ".join(filter(None, parts)) + " (an older revision)" * (r.revision != REVISION)
+        tables.setdefault(title, []).append(r)
+    return list(tables.items())
 
 
 @cache

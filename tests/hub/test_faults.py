@@ -80,7 +80,7 @@ class TestFaults:
         hub.faults = [Fault("POST", "/commit/", before=race)]
         atomhub.load(saved.name).push_to_hub()
         assert hub.files(repo)["notes.txt"] == b"hello"
-        assert b"| trained on | quick, " in hub.files(repo)["README.md"]
+        assert b"Protocol quick" in hub.files(repo)["README.md"]
 
     def test_a_hub_that_stays_broken(self, hub, saved):
         hub.faults = [Fault("POST", "/commit/", status=500, times=99)]

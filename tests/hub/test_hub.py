@@ -61,7 +61,7 @@ class TestPush:
         atomhub.load(saved.name).push_to_hub()
         after = hub.files(f"alice/{saved.name}")
         assert {path for path in FILES if before[path] != after[path]} == {"README.md", "manifest.json"}
-        assert b"| trained on | quick, " in after["README.md"]
+        assert b"Protocol quick" in after["README.md"]
 
     def test_words_that_the_owner_wrote_on_the_hub_are_kept(self, hub, saved):
         saved.push_to_hub()
@@ -73,7 +73,7 @@ class TestPush:
         atomhub.load(saved.name).push_to_hub()
         text = hub.files(repo)["README.md"].decode()
         assert "To my cat." in text
-        assert "| trained on | quick, " in text
+        assert "Protocol quick" in text
         metadata = yaml.safe_load(text.split("---")[1])
         assert metadata["language"] == "en"
         assert {"cats", "atomhub", "ipc:1"} <= set(metadata["tags"])

@@ -11,6 +11,8 @@ from models import Recorder, tiny
 import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.provenance import Teacher
+from atomhub.results import Measurement, Score
+from atomhub.storage.cards import dataset_card
 from atomhub.training import fit as fitting
 from atomhub.training.accuracy import accuracy
 from atomhub.training.measure import herding_real, random_real, summary
@@ -43,14 +45,41 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
         result = atomhub.evaluate(saved, tiny, "quick", runs=runs)
     again = atomhub.load(saved.name)
     assert again.manifest.results.measured == (result,)
-    atomhub.evaluate(again, tiny, "brief", runs=1, baseline=())
+    brief = atomhub.evaluate(again, tiny, "brief", runs=1, baseline=())
     assert [r.protocol for r in atomhub.load(saved.name).manifest.results.measured] == ["quick", "brief"]
     card = (saved.path / "README.md").read_text()
-    assert "| trained on | quick, tiny() | brief, tiny() |" in card
-    assert f"| this set | **{result.score.mean:.1f} ± {result.score.std:.1f}** |" in card
-    assert f"| 95 % interval of the mean | ± {result.score.interval:.1f} | – |" in card
-    assert f"| random real images | {result.baseline['random'].mean:.1f} ±" in card
+    measured, random = result.score, result.baseline["random"]
+    assert f"| tiny() | 2 | **{measured.text}** | ± {measured.interval:.1f} | {random.text} |" in card
+    assert f"| tiny() | 1 | **{brief.score.mean:.1f} (1 network)** | – |" in card
+    assert card.index("Protocol quick:") < card.index("Protocol brief:")
     assert json.loads((saved.path / "manifest.json").read_text())["results"]["measured"][0]["score"]["runs"] == 2
+
+
+def test_a_card_says_where_a_set_is_no_better_than_random_images(digits1):
+    def card(distilled, random):
+        scores = [Score(mean=m, std=1.0, runs=4, accuracies=(m,) * 4, seconds=1.0) for m in (distilled, random)]
+        result = Measurement(
+            protocol="dm", network="vit", score=scores[0], baseline={"random": scores[1]}, seed=0, revision=2,
+            test_images=360, device="cpu",
+        )  # fmt: skip
+        return dataset_card(digits1.manifest.with_result(result))
+
+    words = "With vit these images are no better than as many random real ones."
+    assert words in card(50.0, 49.0)
+    assert words in card(40.0, 49.0)
+    assert words not in card(50.0, 45.0)
+
+
+def test_norms_and_protocols_have_tables_of_their_own(digits1):
+    manifest = digits1.manifest
+    for network in ("convnet:width=128,norm=instance", "resnet18:norm=instance", "convnet:width=128,norm=batch"):
+        score = Score(mean=50.0, std=1.0, runs=3, accuracies=(49.0, 50.0, 51.0), seconds=1.0)
+        manifest = manifest.with_result(
+            Measurement(protocol="dm", network=network, score=score, seed=0, revision=2, test_images=360, device="cpu")
+        )
+    card = dataset_card(manifest)
+    one, two = card.index("Protocol dm, instance norm:"), card.index("Protocol dm, batch norm:")
+    assert one < card.index("| resnet18:norm=instance | 3 | **50.0 ± 1.0** |") < two
 
 
 def test_fewer_runs_never_take_the_place_of_more(home, digits1, short):
