@@ -18,6 +18,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Recipe name to fields."""
 
+PURPOSES: dict[str, str] = {
+    "dm": "to reproduce DM, the field's baseline",
+    "datadam": "to reproduce DataDAM",
+    "channel": "to see what channel attention alone does",
+    "atom": "to reproduce ATOM",
+    "dance": "for sets that networks learn most from; the default",
+}
+"""Recipe name to what it is for."""
+
 TUNED: dict[str, dict[str, Any]] = {
     # 16x16 images on a CPU: small and short
     "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "bank_epochs": 30}

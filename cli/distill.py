@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from . import options
+from . import complete, options
 from .hub import report_push
 from .output import RANK, Steps, print_data, print_json, say, watched
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", shell_complete=complete.sources)
 @click.option("--ipc", type=click.IntRange(min=1), required=True, metavar="N", help="Images per class.")
-@click.option("--recipe", default="dance", show_default=True, metavar="NAME|FILE.toml",
+@click.option("--recipe", default="dance", show_default=True, metavar="NAME|FILE.toml", shell_complete=complete.recipes,
               help="How to distil; 'atomhub recipes' lists the names.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Replace a field of the recipe. Repeatable.")  # fmt: skip

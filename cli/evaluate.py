@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import complete, options
 from .hub import fetched
 from .output import Steps, accuracy, print_json, print_table, say
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--network", "networks", multiple=True, default=(None,), metavar="NAME",
               help="Network, such as convnet:width=64,norm=batch. Repeatable.  [default: the protocol's]")  # fmt: skip
 @options.protocol()
@@ -78,7 +78,7 @@ def evaluate(
     rows.append(["time (distilled)", *(f"{r.score.seconds:.0f} s" for r in results)])
     title = (
         f"{distilled.name}: accuracy in % on {results[0].test_images} real test images after the last epoch, "
-        f"mean ± std of {runs} networks, protocol {protocol}{', soft labels' * (labels == 'soft')}, "
+        f"mean ± std over the networks ({runs}), protocol {protocol}{', soft labels' * (labels == 'soft')}, "
         f"{distilled.manifest.format.bytes_per_class} bytes per class"
     )
     print_table(["trained on", *(r.network for r in results)], rows, title)

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from . import options
+from . import complete, options
 from .output import print_data, print_json, say
 
 
 @click.command("export")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--format", "format_", required=True, type=click.Choice(["ddranking", "dc", "images", "npz"]),
               help="Format: ddranking (tensors and config.yaml), dc (a .pt file like those of DC, DM and DataDAM), "
               "images (PNGs by class) or npz (NumPy).")  # fmt: skip

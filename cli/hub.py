@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import complete, options
 from .output import Steps, accuracy, agreed, print_data, print_json, print_table, say, size, soft, watched
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _WIDE = 5.0
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.argument("repo", required=False)
 @options.publishing
 @click.option("--revision", "--branch", metavar="BRANCH", help="Branch to commit to.  [default: main]")
@@ -109,7 +109,7 @@ def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str |
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--runs", type=click.IntRange(min=2), metavar="N",
               help="Number of networks to train.  [default: as many as claimed, 2 to 5]")  # fmt: skip
 @options.device

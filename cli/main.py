@@ -1,5 +1,6 @@
 """The command group, and how errors become sentences and exit codes."""
 
+import logging
 import os
 import signal
 import sys
@@ -47,8 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
     warnings.showwarning = partial(_note, set())
     warnings.filterwarnings("default", category=AtomhubWarning)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
     signal.signal(signal.SIGTERM, _terminated)
-    for room in ("sets", "real", "banks", "runs"):
+    for room in ("sets", "real", "banks", "runs", "evaluations"):
         sweep(home() / room)  # what killed processes left
     try:
         # --debug is understood after the command as well

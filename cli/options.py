@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from . import complete
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 device = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps",
                       help="Device to compute on.")  # fmt: skip
@@ -28,7 +30,7 @@ def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
 def protocol(default: str = "dm") -> Callable[..., Any]:
     """Return the option that chooses how networks are trained."""
     return click.option("--protocol", default=default, show_default=True, metavar="dm|datadam|idc|dance|ncfm|quick",
-                        help="Training protocol.")  # fmt: skip
+                        shell_complete=complete.protocols, help="Training protocol.")  # fmt: skip
 
 
 def training(command: Callable[..., Any]) -> Callable[..., Any]:

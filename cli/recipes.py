@@ -2,16 +2,16 @@
 
 import click
 
-from . import options
+from . import complete, options
 from .output import print_json, print_table
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.recipes)
 @click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, as a start for your own.")
 @options.as_json
 def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
-    """List the recipes, or all fields of the recipe NAME.
+    """List the recipes and what they are for, or all fields of the recipe NAME.
 
     Each field is shown with its value, unit, range, meaning and source.
 
@@ -20,7 +20,7 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
       atomhub recipes atom
       atomhub recipes atom --toml > my.toml
     """
-    from atomhub.presets import PRESETS, TUNED
+    from atomhub.presets import PRESETS, PURPOSES, TUNED
     from atomhub.recipe import Recipe, allowed_values
 
     if name is None:
@@ -32,8 +32,8 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
         rows = []
         for preset, r in presets.items():
             more = ", ".join(f"{k}={v}" for k, v in PRESETS[preset].items() if k not in columns)
-            rows.append([preset, *(f"{getattr(r, key):g}" for key in columns), more])
-        print_table(["recipe", *columns, "other fields"], rows)
+            rows.append([preset, PURPOSES[preset], *(f"{getattr(r, key):g}" for key in columns), more])
+        print_table(["recipe", "what for", *columns, "other fields"], rows)
         for source, fields in TUNED.items():
             click.echo(f"For {source}, unless you set them: " + ", ".join(f"{k}={v}" for k, v in fields.items()))
         return

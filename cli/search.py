@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from . import options
+from . import complete, options
 from .hub import fetched
 from .output import Steps, print_json, print_table, say
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--space", default="convnet-720", show_default=True, metavar="NAME|FILE.toml",
               help="Networks to rank: all combinations of some options.")  # fmt: skip
 @click.option("--budget", type=click.IntRange(min=1), metavar="N",
@@ -77,11 +77,10 @@ def search(
         say(f"{len(failed)} could not be trained, such as {failed[0][0]}: {failed[0][1]}")
     if saved:
         regret = "?" if found.regret is None else f"{found.regret:.1f}"
-        rank = "-" if found.correlation is None else f"{found.correlation:.2f}"
+        rank = found.agreement or "they are too few for a rank correlation"
         say(
-            f"{len(checks)} networks were also trained on all {found.images[1]} real images: the rank correlation is "
-            f"{rank}, and the chosen network is {regret} points below the best. That took "
-            f"{saved['real_seconds']:.0f} s instead of {saved['proxy_seconds']:.0f} s, "
-            f"with {found.images[1] / found.images[0]:.0f} times as many images."
+            f"{len(checks)} networks were also trained on all {found.images[1]} real images: {rank}, and "
+            f"the chosen network is {regret} points below the best. On the {found.images[0]} distilled images these "
+            f"networks took {saved['proxy_seconds']:.0f} s in place of {saved['real_seconds']:.0f} s."
         )
         say(f"See {folder / 'check.png'}.")

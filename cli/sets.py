@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
-from .output import accuracy, agreed, print_json, print_table, say, size, soft
+from . import complete, options
+from .output import accuracy, agreed, print_data, print_json, print_table, say, size, soft
 
 if TYPE_CHECKING:
     from atomhub.manifest import Manifest
@@ -116,7 +116,7 @@ def _list_remote(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @options.as_json
 def info(name: str, as_json: bool) -> None:
     """Show what is known about the set NAME, and check its files.
@@ -158,19 +158,20 @@ def info(name: str, as_json: bool) -> None:
     for result in m.results.measured:
         random = result.baseline.get("random")
         beside = f", random real images {accuracy(random)}" if random else ""
-        how = f"{result.network}, {result.protocol}{soft(result)}, {result.score.runs} networks"
-        rows.append(["accuracy", f"{accuracy(result.score)} % ({how}){beside}"])
+        how = f"{result.network}, {result.protocol}{soft(result)}, networks: {result.score.runs}"
+        rows.append(["accuracy in %", f"{accuracy(result.score)}; {how}{beside}"])
     rows += [["path", str(distilled.path)], ["files", "all digests verified"]]
     print_table([], rows)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="File to write.  [default: NAME.png]")  # fmt: skip
 @click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
               help="Most images per class to show.")  # fmt: skip
-def preview(name: str, output: Path | None, ipc: int) -> None:
+@options.as_json
+def preview(name: str, output: Path | None, ipc: int, as_json: bool) -> None:
     """Write a picture of the set NAME, class by class.
 
     \b
@@ -185,13 +186,17 @@ def preview(name: str, output: Path | None, ipc: int) -> None:
     distilled = atomhub.load(name)
     target = output or Path(f"{distilled.name}.png")
     buffer = io.BytesIO()
-    distilled.preview(ipc).save(buffer, "PNG")
+    picture = distilled.preview(ipc)
+    picture.save(buffer, "PNG")
     replace_file(target, buffer.getvalue())
-    click.echo(target)
+    if as_json:
+        print_json({"name": distilled.name, "path": str(target), "width": picture.width, "height": picture.height})
+    else:
+        print_data(target)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @options.yes
 def remove(name: str, yes: bool) -> None:
     """Delete the set NAME from the local store.

@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from . import options
+from . import complete, options
 from .hub import fetched
 from .output import print_data, print_json, say
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--network", metavar="NAME", help="Network to train.  [default: the protocol's]")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Folder to write to.  [default: NAME-NETWORK]")  # fmt: skip
@@ -68,7 +68,7 @@ def train(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.sets)
 @click.option("--teacher", metavar="NETWORK",
               help="Network that gives the labels.  [default: the one that the set was distilled with]")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",

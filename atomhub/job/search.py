@@ -161,15 +161,17 @@ def plot(found: Search, path: str | Path) -> None:
     if others := near[1:]:
         axes.scatter(*zip(*others, strict=True), color="tab:blue", label="other networks")
     axes.scatter(*points[0], color="tab:orange", marker="*", s=160, label="chosen")
-    if len(near) < len(points):
-        axes.plot([], [], " ", label=f"not shown: {len(points) - len(near)} far below")
     axes.set_xlabel(f"trained on {found.images[0]} distilled images: accuracy on real training images (%)")
     axes.set_ylabel(f"trained on {found.images[1]} real images: test accuracy (%)")
-    rank = "" if found.correlation is None else f", rank correlation {found.correlation:.2f}"
-    axes.set_title(
-        f"{found.name}: {len(found.checks)} of {len(found.candidates)} networks{rank}", loc="left", fontsize=10
-    )
+    title = [f"{found.name}: {len(found.checks)} of {len(found.candidates)} networks", found.agreement]
+    axes.set_title(", ".join(filter(None, title)), loc="left", fontsize=10)
     axes.margins(0.1)
+    for x, y in sorted(set(points) - set(near)):  # far below: an arrow at the edge says where
+        edge = (min(max(x, axes.get_xlim()[0]), axes.get_xlim()[1]), axes.get_ylim()[0])
+        style = {"arrowstyle": "->", "color": "tab:blue"}
+        axes.annotate(
+            f"{x:.0f}, {y:.0f}", edge, (0, 22), textcoords="offset points", ha="left", fontsize=8, arrowprops=style
+        )
     axes.legend(loc="best")  # never over the chosen network
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")

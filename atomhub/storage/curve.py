@@ -9,7 +9,10 @@ from atomhub.recipe import Recipe
 
 
 def draw_curve(name: str, p: Provenance, path: Path) -> None:
-    """Draw the loss of the set ``name`` over iterations, and the accuracy where it was measured on the way, as PNG."""
+    """Draw the loss of the set ``name`` over iterations, and what was measured on the way, as PNG.
+
+    Pixels out of 0..1 are those that a step pushed there, where they are clipped.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
     from scipy.ndimage import uniform_filter1d
@@ -22,7 +25,7 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         iterations, shares = zip(*p.clipped_history, strict=True)
         below.plot(iterations, [100 * share for share in shares], color="tab:red", linewidth=1)
         below.set_ylim(bottom=0)
-        below.set_ylabel("clipped\npixels (%)", color="tab:red")
+        below.set_ylabel("pixels out\nof 0..1 (%)", color="tab:red")
     else:
         axes = below = figure.subplots()
     iterations, losses = zip(*p.history, strict=True)
@@ -39,6 +42,9 @@ def draw_curve(name: str, p: Provenance, path: Path) -> None:
         right = axes.twinx()
         right.plot(*zip(*p.accuracy_history, strict=True), "o-", color="tab:orange")
         norm = f", {p.recipe.norm} norm" if isinstance(p.recipe, Recipe) else ""
+        low, high = right.get_ylim()
+        room = max(0.0, 10 - (high - low)) / 2  # within fewer than ten points, one network's noise looks like a trend
+        right.set_ylim(max(0, low - room), min(100, high + room))
         right.set_ylabel(f"test accuracy of one network (%)\nquick, ConvNet{norm}", color="tab:orange")
-    axes.set_title(name, loc="left")
+    axes.set_title(f"{name}, recipe {p.method}", loc="left", fontsize=11)
     figure.savefig(path, dpi=120)

@@ -121,6 +121,12 @@ class Search:
     regret: float | None
     images: tuple[int, int]
 
+    @property
+    def agreement(self) -> str:
+        """The rank correlation in words; ranks of fewer than ten networks say little."""
+        few = sum(not c.failed for c in self.checks) < 10
+        return "" if few or self.correlation is None else f"rank correlation {self.correlation:.2f}"
+
 
 def find_space(space: str | Path) -> Space:
     """Return the space of a name (``convnet-720``) or of a TOML file.

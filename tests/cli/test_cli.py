@@ -49,6 +49,8 @@ def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
     assert "all digests verified" in out
     assert "atomhub distill digits --ipc 1 --recipe atom --seed 0 --set width=4" in out
 
+    code, out, _ = run("preview", "digits-ipc1", "--output", tmp_path / "digits.png", "--json")
+    assert json.loads(out)["width"] > 300
     code, out, _ = run("preview", "digits-ipc1", "--output", tmp_path / "digits.png")
     assert code == 0
     assert Image.open(tmp_path / "digits.png").width > 100

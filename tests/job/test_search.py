@@ -9,7 +9,7 @@ import atomhub
 from atomhub.errors import UsageError
 from atomhub.job.search import plot
 from atomhub.training import architectures as searching
-from atomhub.training.architectures import Space, find_space
+from atomhub.training.architectures import Candidate, Check, Space, conclude, find_space
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 
@@ -60,8 +60,18 @@ def test_the_ranking_is_checked_by_training_on_the_whole_set(home, digits1, spac
     ranks = [np.argsort(np.argsort(a)) for a in ([c.accuracy for c in found.candidates], real)]
     assert found.correlation == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-3)  # no ties here
     assert found.images == (10, 1437)
+    assert found.agreement == ""  # ranks of four networks say little
     plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ten_networks_are_enough_for_a_rank_correlation(tmp_path):
+    candidates = tuple(Candidate(f"n{i}", 60.0 - i, 10, 1.0) for i in range(11))
+    checks = tuple(Check(f"n{i}", 80.0 - i if i < 10 else 10.0, 2.0) for i in range(11))
+    found = conclude("some", candidates, checks, (100, 1000))
+    assert found.agreement == "rank correlation 1.00"
+    plot(found, tmp_path / "plot.png")  # with one far below
+    assert conclude("some", candidates[:9], checks[:9], (100, 1000)).agreement == ""
 
 
 def test_a_budget_draws_candidates_by_the_seed(home, digits1, space):
