@@ -11,7 +11,7 @@ from .output import print_json, print_table
 @click.option("--toml", "as_toml", is_flag=True, help="Print the recipe as TOML, as a start for your own.")
 @options.as_json
 def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
-    """List the recipes and what they are for, or all fields of the recipe NAME.
+    """List the recipes and their purposes, or all fields of one.
 
     Each field is shown with its value, unit, range, meaning and source.
 
