@@ -1,7 +1,7 @@
 """atomhub: the hub for distilled datasets.
 
 >>> import atomhub
->>> distilled = atomhub.distill("digits", ipc=1, overrides={"iterations": 5})
+>>> distilled = atomhub.distill("digits", ipc=1, recipe="atom", overrides={"iterations": 5})
 >>> images, labels = distilled.as_tensors()
 >>> tuple(images.shape), labels.tolist()
 ((10, 1, 16, 16), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])

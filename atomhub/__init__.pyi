@@ -6,6 +6,7 @@ from .errors import AtomhubError as AtomhubError
 from .hub.load import load as load
 from .hub.models import load_model as load_model, push_model as push_model, save_model as save_model
 from .job.evaluation import evaluate as evaluate, verify as verify
+from .job.forecast import forecast as forecast
 from .job.run import distill as distill
 from .job.search import search as search
 from .recipe import Recipe as Recipe

@@ -1,5 +1,6 @@
 """``atomhub distill``."""
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import click
 
 from . import complete, options
 from .hub import report_push
-from .output import RANK, Steps, print_data, print_json, say, watched
+from .output import RANK, Steps, duration, print_data, print_json, say, watched
 
 
 @click.command()
@@ -34,13 +35,14 @@ from .output import RANK, Steps, print_data, print_json, say, watched
 @click.option("--memory", metavar="8GiB", help="Most memory to take.  [default: 80 % of what is free]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
               help="Iterations between checkpoints.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would be done and about how long it would take, and stop.")
 @click.option("--resume/--no-resume", default=None, help="Continue an unfinished run, or discard it.")
 @options.reading
 @options.as_json
 def distill(
     source: str, ipc: int, recipe: str, settings: tuple[str, ...], iterations: int | None, output: Path | None,
     push: str | None, private: bool | None, tags: tuple[str, ...], commit_message: str | None, branch: str | None,
-    as_json: bool, **options: Any,
+    dry_run: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Distil SOURCE into a few synthetic images per class.
 
@@ -52,7 +54,7 @@ def distill(
     Examples:
       atomhub distill digits --ipc 10
       atomhub distill cifar10 --ipc 10 --recipe atom --set real_batch=64 --push
-      atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2
+      atomhub distill ./photos --ipc 1 --size 64 --test-fraction 0.2 --dry-run
       torchrun --nproc-per-node 8 -m atomhub distill cifar100 --ipc 50
     """
     import atomhub
@@ -65,6 +67,11 @@ def distill(
     elif given := [key for key, value in how.items() if value not in (None, ())]:
         flag = {"tags": "tag", "commit_message": "message", "revision": "branch"}.get(given[0], given[0])
         raise click.UsageError(f"--{flag} is about the Hub: add --push.")
+    if dry_run:
+        about_the_run = {key: value for key, value in options.items() if key not in _SAVING}
+        _forecast(source, ipc, recipe, _overrides(settings, iterations), as_json, **about_the_run)
+        return
+    logging.getLogger("atomhub").setLevel(logging.WARNING if as_json else logging.INFO)
     with Steps(f"Distilling {source}, ipc {ipc}", quiet=as_json or RANK > 0) as steps:
         distilled = atomhub.distill(
             source, ipc, recipe, _overrides(settings, iterations), save=output or True, checkpoints=True,
@@ -87,6 +94,26 @@ def distill(
     print_data(distilled.path)
     say(f"Saved {distilled.name}: {len(distilled)} images in {made.seconds:.0f} s. Measure it with: "
         f"atomhub evaluate {shlex.quote(str(output or distilled.name))}")  # fmt: skip
+
+
+_SAVING = ("name", "overwrite", "measure_every", "checkpoint_every", "resume")
+
+
+def _forecast(source: str, ipc: int, recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:
+    """Print what a run would do and take."""
+    from dataclasses import asdict
+
+    import atomhub
+
+    found = atomhub.forecast(source, ipc, recipe, overrides, **options)
+    if as_json:
+        print_json(asdict(found) | {"seconds": found.seconds})
+        return
+    print_data(found.plan)
+    if found.networks:
+        print_data(f"A network takes about {duration(found.network_seconds)}.")
+    print_data(f"An iteration takes about {found.iteration_seconds:.2g} s.")
+    print_data(f"In all: about {duration(found.seconds)}.")
 
 
 def _overrides(settings: tuple[str, ...], iterations: int | None) -> dict[str, Any]:

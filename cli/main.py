@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or os.environ.get("ATOMHUB_DEBUG", "0") not in ("", "0")
     warnings.showwarning = partial(_note, set())
     warnings.filterwarnings("default", category=AtomhubWarning)
+    logging.getLogger("atomhub").handlers = [_Lines()]
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
     signal.signal(signal.SIGTERM, _terminated)
     for room in ("sets", "real", "banks", "runs", "evaluations"):
@@ -76,6 +77,13 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody is left to catch what it would raise
     if code:  # what click makes of ctx.exit() and Exit
         sys.exit(code)
+
+
+class _Lines(logging.Handler):
+    """Shows what atomhub logs as lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _terminated(*_: Any) -> None:

@@ -96,6 +96,14 @@ def size(count: int | None) -> str:
     return "-" if count is None else decimal(count)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: seconds, minutes or hours."""
+    for unit, each in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * each:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def accuracy(score: Score | None) -> str:
     """Return an accuracy in percent, or a dash."""
     return score.text if score else "-"

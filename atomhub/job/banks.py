@@ -42,9 +42,7 @@ def find_bank(
     Raises:
         AtomhubError: a loss is not finite, or the cache cannot be written.
     """
-    part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in DEPENDS}
-    part |= {"source": real.info.fingerprint, "device": device.type, "version": VERSION}
-    keys = [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]
+    keys = _keys(real, recipe, device)
     found = {member: kept for member, key in enumerate(keys) if (kept := _read(key)) is not None}
     missing = [member for member in range(recipe.bank) if member not in found]
     if missing:
@@ -68,6 +66,18 @@ def find_bank(
             del images
             torch.cuda.empty_cache()  # the engine asks how much is free
     return Bank.joined([found[member] for member in range(recipe.bank)])
+
+
+def lacking(real: RealData, recipe: Recipe, device: torch.device) -> int:
+    """Return how many networks of a bank are not in the cache."""
+    return sum(not _path(key).exists() for key in _keys(real, recipe, device))
+
+
+def _keys(real: RealData, recipe: Recipe, device: torch.device) -> list[str]:
+    """Return what tells the networks of a bank from all others."""
+    part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in DEPENDS}
+    part |= {"source": real.info.fingerprint, "device": device.type, "version": VERSION}
+    return [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]
 
 
 def _path(key: str) -> Path:

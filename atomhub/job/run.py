@@ -1,5 +1,6 @@
 """From real images to a distilled set: the main job, and the one place where it is set up."""
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -7,22 +8,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from atomhub import devices
 from atomhub.command import command
 from atomhub.core import draws
 from atomhub.core.engine import Engine
-from atomhub.core.plan import worth_compiling
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import SourceError, UsageError, check_whole
+from atomhub.errors import UsageError, check_whole
 from atomhub.files import check_target, home, locked
 from atomhub.job.banks import find_bank
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
+from atomhub.job.forecast import asked, plan_of, resolved_for
 from atomhub.job.loop import Progress, Run
 from atomhub.manifest import BITS, Format, Manifest, check_name
 from atomhub.presets import PRESETS
@@ -31,6 +31,8 @@ from atomhub.recipe import Recipe, choose_recipe
 from atomhub.results import Results
 from atomhub.storage import formats, store
 from atomhub.version import versions
+
+_LOG = logging.getLogger("atomhub")
 
 
 def distill(
@@ -77,10 +79,7 @@ def distill(
     check_whole("seed", seed, 0)
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
-    limit = None if memory is None else devices.parse_size(memory)
-    given = source.info.id if isinstance(source, RealData) else source if isinstance(source, str | Path) else ""
-    chosen = choose_recipe(recipe, str(given), overrides)
-    where = devices.find_device(device)
+    chosen, where, limit = asked(source, recipe, overrides, device, memory)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
 
@@ -94,7 +93,7 @@ def distill(
             raise UsageError(
                 "measure_every needs test images, and the source has none.", "Set some aside: test_fraction."
             )
-        resolved = _resolved(chosen, real, ipc, where)
+        resolved = resolved_for(chosen, real, ipc, where)
         name = check_name(name or f"{real.name}-ipc{ipc}")
         target = None
         if save is not False:
@@ -114,6 +113,7 @@ def distill(
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
+            _LOG.info(plan_of(real, resolved, ipc, where, limit))
             offsets, bank = real.train.offsets(len(real.class_names)), None
             if resolved.bank:
                 # too little memory is said now, not after hours of training networks
@@ -165,26 +165,6 @@ def _manifest(
         device=devices.describe_device(device), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     return Manifest(name=name, format=form, provenance=provenance, results=Results(network=resolved.network()))
-
-
-def _resolved(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:
-    """Fill in what follows from the data and the device; SourceError if a class is too small."""
-    counts = np.diff(real.train.offsets(len(real.class_names)))
-    if counts.min() < ipc * recipe.views_per_image:
-        most = counts.min() // recipe.views_per_image
-        scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
-        ways = [f"`ipc={most}` or less"] * bool(most) + ["fewer views (set formation=1)"] * (recipe.formation > 1)
-        raise SourceError(
-            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
-            f"{ipc}{each}.",
-            f"Use {', or '.join(ways)}.",
-        )
-    resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
-    if resolved.precision == "auto":
-        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
-        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, real.info.channels, real.info.size)
-        resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
-    return resolved
 
 
 def _begin(kept: Checkpoints | None, resume: bool | None, iterations: int) -> Checkpoint | None:

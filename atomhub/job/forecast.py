@@ -1,0 +1,148 @@
+"""What a run is going to do, in words; and what it will take, measured on a few steps of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atomhub import devices
+from atomhub.core.engine import Engine
+from atomhub.core.plan import worth_compiling
+from atomhub.core.real import RealImages
+from atomhub.core.whitening import Normalization
+from atomhub.data.real import RealData, Split
+from atomhub.data.sources import open_source
+from atomhub.errors import SourceError, check_whole
+from atomhub.job.banks import lacking
+from atomhub.memory import free_memory
+from atomhub.recipe import Recipe, choose_recipe
+from atomhub.training.bank import BATCH, train_bank
+
+_BATCHES = 10
+"""Of a network's training, to time it."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take on this machine, as long as nothing else works on it.
+
+    Attributes:
+        plan: What it is going to do, in a sentence or two.
+        networks: Networks to train on the real images first; those of earlier runs are used again.
+        network_seconds: For each of them.
+        iterations: Iterations of the run.
+        iteration_seconds: For each of them.
+        memory: Most bytes that it takes.
+    """
+
+    plan: str
+    networks: int
+    network_seconds: float
+    iterations: int
+    iteration_seconds: float
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, at most about."""
+        return self.networks * self.network_seconds + self.iterations * self.iteration_seconds
+
+
+def asked(
+    source: object, recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None, device: str,
+    memory: int | str | None,
+) -> tuple[Recipe, torch.device, int | None]:  # fmt: skip
+    """Return the recipe, the device and the limit of memory that arguments of a run mean."""
+    limit = None if memory is None else devices.parse_size(memory)
+    given = source.info.id if isinstance(source, RealData) else source if isinstance(source, str | Path) else ""
+    return choose_recipe(recipe, str(given), overrides), devices.find_device(device), limit
+
+
+def resolved_for(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:
+    """Fill in what follows from the data and the device; SourceError if a class is too small."""
+    counts = np.diff(real.train.offsets(len(real.class_names)))
+    if counts.min() < ipc * recipe.views_per_image:
+        most = counts.min() // recipe.views_per_image
+        scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
+        ways = [f"`ipc={most}` or less"] * bool(most) + ["fewer views (set formation=1)"] * (recipe.formation > 1)
+        raise SourceError(
+            f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
+            f"{ipc}{each}.",
+            f"Use {', or '.join(ways)}.",
+        )
+    resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
+    if resolved.precision == "auto":
+        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
+        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, real.info.channels, real.info.size)
+        resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
+    return resolved
+
+
+def plan_of(real: RealData, recipe: Recipe, ipc: int, device: torch.device, memory: int | None) -> str:
+    """Return what a run with a resolved recipe is going to do, in a sentence or two."""
+    size = real.info.size
+    views = f", with {recipe.formation}x{recipe.formation} views each" if recipe.formation > 1 else ""
+    images = f"{len(real.train.labels):,} images of {size}x{size} in {len(real.class_names)} classes"
+    first = f"{lacking(real, recipe, device)} of {recipe.bank} networks to train first, then " if recipe.bank else ""
+    return (
+        f"{real.info.called}: {images} become {ipc} for each class{views}. {first.capitalize() or ''}"
+        f"{recipe.iterations:,} iterations on {devices.describe_device(device)}, in at most "
+        f"{_most(device, memory) / 1e9:.1f} GB of memory."
+    )
+
+
+def _most(device: torch.device, memory: int | None) -> int:
+    return int(0.8 * free_memory(device)) if memory is None else memory
+
+
+def forecast(
+    source: object, ipc: int, recipe: str | Path | Recipe = "dance", overrides: Mapping[str, Any] | None = None, *,
+    seed: int = 0, device: str = "auto", memory: int | str | None = None, **options: Any,
+) -> Forecast:  # fmt: skip
+    """Return what :func:`atomhub.distill` with these arguments would do, and how long that would take.
+
+    Some iterations and some steps of a network's training are run for it, compiled if the run would be, which takes a
+    minute or two; nothing is kept but the decoded images. Arguments are those of ``distill``.
+
+    Args:
+        source: The real images.
+        ipc: Images per class.
+        recipe: Preset name, TOML file, or a Recipe.
+        overrides: Recipe fields to replace.
+        seed: Of all draws.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        memory: Most bytes to take.
+        options: Source options.
+
+    Raises:
+        UsageError, AtomhubError: what that would raise before its work.
+    """
+    check_whole("ipc", ipc, 1)
+    chosen, where, limit = asked(source, recipe, overrides, device, memory)
+    real = source if isinstance(source, RealData) else open_source(source, **options)
+    resolved = resolved_for(chosen, real, ipc, where)
+    with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
+        normalization = Normalization(real.mean, real.std)
+        networks = lacking(real, resolved, where) if resolved.bank else 0
+        each = 0.0
+        if networks:
+            for batches in (1, _BATCHES):  # the first is slow
+                rows = slice(0, batches * BATCH)
+                some = replace(real, train=Split(real.train.images[rows], real.train.labels[rows]))
+                images = RealImages(some.train.images, normalization, where)
+                (bank,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0])
+            each = bank.seconds * resolved.bank_epochs * len(real.train.labels) / len(some.train.labels)
+        trial = resolved.replace(init="noise")  # the same work, and no images to choose
+        offsets = real.train.offsets(len(real.class_names))
+        engine = Engine(real.train.images, offsets, trial, ipc, normalization, seed, where, memory=limit)
+        engine.step(0)
+        float(engine.step(1))  # which waits for a GPU
+        start = time.perf_counter()
+        float(engine.step(2))
+        spent = time.perf_counter() - start
+    plan = plan_of(real, resolved, ipc, where, limit)
+    return Forecast(plan, networks, each, resolved.iterations, spent, _most(where, limit))
