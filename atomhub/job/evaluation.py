@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from atomhub.data.real import check_again
@@ -10,6 +11,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
+from atomhub.job.kept import KeptFile
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
@@ -25,8 +27,9 @@ def evaluate(
     that was stopped or killed goes on after the networks that it has, which are kept in ``ATOMHUB_HOME`` till then.
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
+    keep = partial(KeptFile, home() / "evaluations", distilled.name)
     with heeded("this network, whose result is kept") as stop:
-        result = measure(distilled, network, protocol, runs, stop=stop, keep=home() / "evaluations", **options)
+        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
         record(distilled, result)
         if stop():
             kept = f"the result of the {result.score.runs} networks trained so far is kept"

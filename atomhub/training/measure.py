@@ -3,9 +3,8 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fastest_group, fit, seeded
-from atomhub.training.kept import Kept
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
 from atomhub.training.protocols import Protocol, find_protocol
@@ -33,11 +31,32 @@ Progress = Callable[[str, int, int], None]
 """Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done and in all."""
 
 
+class Kept:
+    """What was measured so far, of the set and of its baselines.
+
+    Attributes:
+        scores: ``distilled`` or a baseline to what was measured of it.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Score] = {}
+
+    def add(self, kind: str, score: Score) -> None:
+        """Keep what was measured of one kind, in place of what was there of it."""
+        self.scores[kind] = score
+
+    def forget(self) -> None:
+        """Let go of it: the measurement is complete."""
+
+
+Keep = Callable[[Mapping[str, Any]], Kept]
+
+
 def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
-    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Path | None = None,
+    progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Keep | None = None,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -64,8 +83,8 @@ def measure(
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
         progress: Called after every network, or after those trained together.
         stop: Asked then: if it is true, the result is that of the networks trained so far.
-        keep: Folder for the accuracies of a measurement that goes on; one that was stopped continues from there. None:
-            nothing is written.
+        keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
+            measurement that was stopped continues from there. None: nothing is kept.
 
     Raises:
         UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
@@ -89,7 +108,7 @@ def measure(
     known = network is None or isinstance(network, str)
     own = distilled.as_tensors()[0]
     digest = hashlib.sha256(own.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
-    kept = Kept(keep if known else None, distilled.name, {
+    kept = (keep if keep and known else lambda _: Kept())({
         "set": digest, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)), "network": label,
         "seed": seed, "device": str(where), "versions": versions("torch"),
     })  # fmt: skip
