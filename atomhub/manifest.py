@@ -188,10 +188,14 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
     def with_result(self, new: Measurement) -> Manifest:
         """Return a copy with a result added, in place of one of the same network and protocol.
 
-        Unless that has more runs, of the same revision of the protocol.
+        Unless that has more runs, of the same revision of the protocol. Baselines of the old one that were not measured
+        again stay.
         """
         same = (new.network, new.protocol, new.labels)
         old = self.results.measured
+        for r in old:
+            if (r.network, r.protocol, r.labels, r.revision) == (*same, new.revision):
+                new = new.model_copy(update={"baseline": {**r.baseline, **new.baseline}})
         kept = (
             r for r in old
             if (r.network, r.protocol, r.labels) != same

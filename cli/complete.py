@@ -9,6 +9,9 @@ import atomhub
 from atomhub.files import home
 from atomhub.presets import PRESETS
 
+PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "quick")
+"""As in :data:`atomhub.training.protocols.PROTOCOLS`, which loads torch; a test compares them."""
+
 
 def _items(names: list[str], incomplete: str, kind: str = "") -> list[CompletionItem]:
     """Return the names that begin so; ``kind``: ``dir`` or ``file`` for paths as well."""
@@ -37,4 +40,4 @@ def recipes(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
 
 def protocols(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a protocol."""
-    return _items(["dm", "datadam", "idc", "dance", "ncfm", "quick"], incomplete)
+    return _items(list(PROTOCOLS), incomplete)

@@ -29,7 +29,7 @@ def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def protocol(default: str = "dm") -> Callable[..., Any]:
     """Return the option that chooses how networks are trained."""
-    return click.option("--protocol", default=default, show_default=True, metavar="dm|datadam|idc|dance|ncfm|quick",
+    return click.option("--protocol", default=default, show_default=True, metavar="|".join(complete.PROTOCOLS),
                         shell_complete=complete.protocols, help="Training protocol.")  # fmt: skip
 
 

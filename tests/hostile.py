@@ -3,10 +3,22 @@
 import hashlib
 import json
 
+import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from atomhub.cli.main import main
 from atomhub.manifest import digest
+
+PARQUET = "data/train-00000-of-00001.parquet"
+
+
+def run(*words):
+    """Run a command; return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+        raise SystemExit(0)
+    return ended.value.code or 0
 
 
 def described(folder, *names):

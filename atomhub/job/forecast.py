@@ -33,9 +33,9 @@ class Forecast:
     Attributes:
         plan: What it is going to do, in a sentence or two.
         networks: Networks to train on the real images first; those of earlier runs are used again.
-        network_seconds: For each of them.
+        network_seconds: Seconds for each of them.
         iterations: Iterations of the run.
-        iteration_seconds: For each of them.
+        iteration_seconds: Seconds for each of them.
         memory: Most bytes that it takes.
     """
 
@@ -48,7 +48,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, at most about."""
+        """Seconds of the whole run, without what it takes to start it."""
         return self.networks * self.network_seconds + self.iterations * self.iteration_seconds
 
 
@@ -87,9 +87,10 @@ def plan_of(real: RealData, recipe: Recipe, ipc: int, device: torch.device, memo
     size = real.info.size
     views = f", with {recipe.formation}x{recipe.formation} views each" if recipe.formation > 1 else ""
     images = f"{len(real.train.labels):,} images of {size}x{size} in {len(real.class_names)} classes"
-    first = f"{lacking(real, recipe, device)} of {recipe.bank} networks to train first, then " if recipe.bank else ""
+    missing = lacking(real, recipe, device) if recipe.bank else 0
+    first = f"{missing} of {recipe.bank} networks to train first, then " if missing else ""
     return (
-        f"{real.info.called}: {images} become {ipc} for each class{views}. {first.capitalize() or ''}"
+        f"{real.info.called}: {images} become {ipc} for each class{views}. {first}"
         f"{recipe.iterations:,} iterations on {devices.describe_device(device)}, in at most "
         f"{_most(device, memory) / 1e9:.1f} GB of memory."
     )

@@ -107,11 +107,13 @@ def measure(
     # a function of the user's may give a network that does something else in every step, or another time
     known = network is None or isinstance(network, str)
     own = distilled.as_tensors()[0]
-    digest = hashlib.sha256(own.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
-    kept = (keep if keep and known else lambda _: Kept())({
-        "set": digest, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)), "network": label,
-        "seed": seed, "device": str(where), "versions": versions("torch"),
-    })  # fmt: skip
+    kept = Kept()
+    if keep and known:
+        digests = [hashlib.sha256(tensor.contiguous().numpy()).hexdigest() for tensor in (own, targets)]
+        kept = keep({
+            "set": digests, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)),
+            "network": label, "seed": seed, "device": str(where), "versions": versions("torch"),
+        })  # fmt: skip
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None

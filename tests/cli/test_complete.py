@@ -3,7 +3,9 @@
 import pytest
 from click.shell_completion import ShellComplete
 
+from atomhub.cli import complete
 from atomhub.cli.main import cli
+from atomhub.training.protocols import PROTOCOLS
 
 
 def completed(words, incomplete):
@@ -25,6 +27,10 @@ def completed(words, incomplete):
 )
 def test_names_are_completed(home, words, incomplete, values, paths):
     assert completed(words, incomplete) == (values, paths)
+
+
+def test_protocols_are_those_there_are():
+    assert list(complete.PROTOCOLS) == list(PROTOCOLS)
 
 
 def test_so_are_those_of_ones_own_sets(home, digits1):

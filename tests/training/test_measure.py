@@ -82,6 +82,15 @@ def test_norms_and_protocols_have_tables_of_their_own(digits1):
     assert one < card.index("| resnet18:norm=instance | 3 | **50.0 ± 1.0** |") < two
 
 
+def test_a_baseline_that_was_not_measured_again_stays(home, digits1, short):
+    saved = digits1.save()
+    first = atomhub.evaluate(saved, tiny, "quick", runs=1)
+    later = atomhub.evaluate(saved, tiny, "quick", runs=2, baseline=())
+    (kept,) = atomhub.load(saved.name).manifest.results.measured
+    assert kept.score == later.score
+    assert kept.baseline == first.baseline
+
+
 def test_fewer_runs_never_take_the_place_of_more(home, digits1, short):
     saved = digits1.save()
     for runs in (2, 1):
