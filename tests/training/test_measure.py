@@ -11,6 +11,7 @@ from models import Recorder, tiny
 import atomhub
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.provenance import Teacher
+from atomhub.recipe import Recipe
 from atomhub.results import Measurement, Score
 from atomhub.storage.cards import dataset_card
 from atomhub.training import fit as fitting
@@ -68,6 +69,19 @@ def test_a_card_says_where_a_set_is_no_better_than_random_images(digits1):
     assert words in card(50.0, 49.0)
     assert words in card(40.0, 49.0)
     assert words not in card(50.0, 45.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cited"),
+    [("dm", {"DM"}), ("datadam", {"DataDAM"}), ("atom", {"ATOM"}), ("dance", {"DM", "DANCE", "IDC"})],
+)
+def test_a_card_cites_the_papers_of_its_own_method(digits1, recipe, cited):
+    titles = {
+        "DM": "Condensation with Distribution Matching", "DataDAM": "DataDAM: Efficient", "ATOM": "Attention Mixer",
+        "DANCE": "DANCE: Dual-View", "IDC": "Efficient Synthetic-Data Parameterization",
+    }  # fmt: skip
+    card = dataset_card(digits1.manifest.replace(provenance={"recipe": Recipe.named(recipe)}))
+    assert {name for name, title in titles.items() if title in card} == cited
 
 
 def test_norms_and_protocols_have_tables_of_their_own(digits1):
