@@ -109,7 +109,7 @@ def measure(
     own = distilled.as_tensors()[0]
     kept = Kept()
     if keep and known:
-        digests = [hashlib.sha256(tensor.contiguous().numpy()).hexdigest() for tensor in (own, targets)]
+        digests = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in (own, targets)]
         kept = keep({
             "set": digests, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)),
             "network": label, "seed": seed, "device": str(where), "versions": versions("torch"),
