@@ -44,9 +44,20 @@ class Recipe(BaseModel):
     loss_scale: float = _knob(100.0, "factor on the whole loss", "-", "DataDAM's code", gt=0, le=1e9)
     # the papers say p 4 and instance norm, DataDAM's code does p 1 and batch norm
     power: float = _knob(1.0, "p of the attention maps, sum of |f|^p", "-", "DataDAM's code", ge=1, le=8)
+    matcher: str = _knob(
+        "convnet", "network that images are matched under: convnet, of the width and depth below, or any other that "
+        "atomhub can train, with batch norm's statistics of real images", "-", "ATOM section 3",
+        pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200, exclude_if=lambda value: value == "convnet",
+    )  # fmt: skip
+    weights: str | None = _knob(
+        None, "weights to start every network from, in place of fresh ones: a .safetensors file, or torchvision's name "
+        "of those of the matcher", pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000,
+        exclude_if=lambda value: value is None,
+    )  # fmt: skip
     norm: Literal["instance", "batch", "none"] = _knob(
-        "batch", "norm layers of the ConvNet that images are matched under", "-", "DataDAM's code"
-    )
+        "batch", "norm layers of the networks that images are matched under, where these leave a choice", "-",
+        "DataDAM's code",
+    )  # fmt: skip
     statistics: Literal["own", "real"] = _knob(
         "own", "batch norm's mean and variance for synthetic images: their own, or those of the real batch"
     )
@@ -117,6 +128,10 @@ class Recipe(BaseModel):
             raise ValueError("calibration needs trained networks: set bank above 0")
         if self.bank and (self.widths or self.depths):
             raise ValueError("a bank has networks of one width and depth: unset widths and depths")
+        if not self.convnet and (self.widths or self.depths):
+            raise ValueError(f"{self.matcher} has a width and depth of its own: unset widths and depths")
+        if self.convnet and self.weights:
+            raise ValueError("weights are those of another matcher, such as resnet18: set one")
         if self.zca and self.formation > 1:
             raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
         return self
@@ -186,8 +201,16 @@ class Recipe(BaseModel):
         return {key: _text(value) for key, value in self if value != getattr(base, key)}
 
     def network(self) -> str:
-        """Return the ConvNet that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`."""
-        return f"convnet:width={self.width},depth={self.depth},norm={self.norm}"
+        """Return the network that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`.
+
+        Of a network that is not a ConvNet the name may leave options out.
+        """
+        return f"convnet:width={self.width},depth={self.depth},norm={self.norm}" if self.convnet else self.matcher
+
+    @property
+    def convnet(self) -> bool:
+        """Whether images are matched under ConvNets."""
+        return self.matcher == "convnet"
 
     def resolved(self, ipc: int, size: int, flip: bool = True) -> Recipe:
         """Fill in what follows from the data: depth from the resolution, learning rate from ipc, flips only if safe.
@@ -201,7 +224,7 @@ class Recipe(BaseModel):
             UsageError: the recipe's depth does not fit the resolution.
         """
         depth = self.depth or default_depth(size)
-        if size < 2 ** (max(depth, *self.depths, 0) + 1):
+        if self.convnet and size < 2 ** (max(depth, *self.depths, 0) + 1):
             raise UsageError(
                 f"Recipe field 'depth' cannot be {max(depth, *self.depths, 0)} at {size}x{size} pixels: "
                 "too little is left after pooling.",
@@ -217,7 +240,10 @@ class Recipe(BaseModel):
         else:
             rate = self.image_lr or (1.0 if ipc <= 50 else 10.0)
         return self.replace(
-            depth=depth, image_lr=rate, image_lr_scaling="none", augmentation=safe_operations(self.augmentation, flip)
+            depth=depth if self.convnet else None,
+            image_lr=rate,
+            image_lr_scaling="none",
+            augmentation=safe_operations(self.augmentation, flip),
         )
 
     @property

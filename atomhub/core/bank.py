@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-from atomhub.core.convnet import ConvNet
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class Bank:
     """P networks of one kind (DANCE, IJCAI 2024, section 3.2).
 
     Attributes:
-        initial: Name of a parameter of :class:`ConvNet` to its values before training, (P, ...) float.
-        trained: The same, after. Norm layers are not in it: theirs stay the identity.
+        initial: Name of a parameter to its values before training, (P, ...) float.
+        trained: The same, after. The norm layers of ConvNets are not in it: theirs stay the identity.
         seconds: What the training took.
     """
 
@@ -44,9 +43,19 @@ class Bank:
         )
         return Bank(initial, trained, self.seconds)
 
+    def weights(self, member: int, share: float) -> dict[str, Tensor]:
+        """Return the weights ``(1 - share) * initial + share * trained`` of a member, by name."""
+        return {name: torch.lerp(self.initial[name][member], end[member], share) for name, end in self.trained.items()}
+
     @torch.no_grad()
-    def put(self, network: ConvNet, member: int, share: float) -> None:
-        """Give a network the weights ``(1 - share) * initial + share * trained`` of a member."""
-        for name, parameter in network.named_parameters():
-            if name in self.trained:
-                parameter.copy_(torch.lerp(self.initial[name][member], self.trained[name][member], share))
+    def put(self, network: nn.Module, member: int, share: float) -> None:
+        """Give a network the :meth:`weights` of a member; what they do not name stays as it is."""
+        network.load_state_dict(self.weights(member, share), strict=False)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of some tensors and their names, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -55,7 +55,7 @@ def through(
     of the two that are matched.
     """
     z = _activation(y, known, kind)
-    sums = _attention(z, kind)
+    sums = attention(z, kind)
     following, measured = enter(F.avg_pool2d(z, 2).to(y.dtype), weight, bias, kind)
     return sums, following, measured
 
@@ -140,7 +140,8 @@ def _activation(y: Tensor, known: Moments | None, kind: Kind) -> Tensor:
     return F.relu(y)
 
 
-def _attention(z: Tensor, kind: Kind) -> list[Tensor]:
+def attention(z: Tensor, kind: Kind) -> list[Tensor]:
+    """Return what :func:`through` gives as attention, of activations (n, C, H, W) that are not negative."""
     a = _power(z, kind.power)
     return [a.sum(1).flatten(1)] * kind.spatial + [a.sum((2, 3))] * kind.channel
 

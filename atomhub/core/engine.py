@@ -25,7 +25,7 @@ from atomhub.core.parallel import Team
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
 from atomhub.core.plan import LIBRARIES, Piece, Plan, budget, length, plan, worth_compiling
 from atomhub.core.real import RealImages
-from atomhub.core.sampling import Draw, Sampler
+from atomhub.core.sampling import Draw, Networks, Sampler
 from atomhub.core.synthetic import Synthetic, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
@@ -87,24 +87,14 @@ class Engine:
         self.starts = bounds[:-1][self.owned] - first
         self.counts = bounds[1:][self.owned] - self.starts - first
         exact_float32(recipe.precision == "tf32")
-        channels, size = images.shape[1], images.shape[-1]
-        if compiled is None:
-            compiled = worth_compiling(recipe, self.classes, ipc, channels, size, self.device)
-        compiled = compiled and dtype == torch.float32
         bf16 = recipe.precision == "bfloat16" and dtype == torch.float32
         compute = torch.bfloat16 if bf16 else dtype
-        self.embedding = Embedding(recipe, channels, self.classes, size, dtype, compute, bank)
-        add = self.team.add if self.team.size > 1 else None
-        kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))
-        self.compiler = Compiler(compiled)
         self.real = RealImages(images, normalization, self.device, dtype, memory)
         self._give_back = partial(_give_back, self.real, memory if self.device.type == "cpu" else None)
-        self.passes = Passes(kind, self.compiler, add, self._give_back)
-        self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add, self._give_back)
-        self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, self.embedding)
+        networks = self._networks(images.shape[1:], compute, compiled, bank)
+        self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, networks)
         self.numbers = torch.from_numpy(self.owned).to(self.device)
         each = recipe.classes_per_iteration or self.classes
-        largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
         resident = 3 * numbers * dtype.itemsize  # the images, their gradient, their momentum
         on_gpu = self.device.type == "cuda"
@@ -112,7 +102,7 @@ class Engine:
 
         @cache
         def planned(count: int) -> Plan:
-            return plan(recipe, largest, count, self.views, compute.itemsize, limit, self.device, memory)
+            return self._planned(count, compute.itemsize, limit)
 
         self.plan: Callable[[int], Plan] = planned
         """Gives how the work on some classes is cut."""
@@ -122,6 +112,26 @@ class Engine:
         self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
         self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
         self._clipped = torch.zeros((), device=self.device)
+
+    def _networks(
+        self, shape: tuple[int, int, int], compute: torch.dtype, compiled: bool | None, bank: Bank | None
+    ) -> Networks:
+        """Return what networks are drawn from, and set up how they work on images of a shape."""
+        recipe, classes, (channels, size, _) = self.recipe, self.classes, shape
+        if compiled is None:
+            compiled = worth_compiling(recipe, classes, self.ipc, channels, size, self.device)
+        self.compiler = Compiler(compiled and self.dtype == torch.float32)
+        add = self.team.add if self.team.size > 1 else None
+        kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))
+        self.passes = Passes(kind, self.compiler, add, self._give_back)
+        self.calibration = Passes(Kind(recipe.norm, 1.0, False, False), self.compiler, add, self._give_back)
+        self.embedding = Embedding(recipe, channels, classes, size, self.dtype, compute, bank)
+        return self.embedding
+
+    def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
+        """Return how the work on some classes is cut so that it fits a limit of bytes."""
+        largest = max(self.embedding.networks, key=lambda n: (n.convolutions[0].out_channels, n.depth))
+        return plan(self.recipe, largest, count, self.views, itemsize, limit, self.device, self.memory)
 
     def draw(self, iteration: int) -> Draw:
         """Return what chance decides in an iteration; calls may come in any order."""

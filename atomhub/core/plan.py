@@ -152,17 +152,9 @@ def plan(
     together = coupled and (recipe.statistics == "own" or bool(recipe.calibration))
     least = 2 * vectors * classes + work + held * views * (classes if together else 1)
     if least > budget:
-        more = "Free some, or use another device."
-        if memory is not None:
-            more = f'Give `memory="{math.ceil((memory + least - budget) / 2**20)}MiB"` or more.'
         fewer = "Or set the recipe field classes_per_iteration, or norm=instance." if together else ""
         count = classes * views if together else views
-        left = f"{budget / 2**20:.0f} MiB are" if budget > 0 else "nothing is"
-        raise AtomhubError(
-            f"The memory is too small: the work on {count} synthetic image{'s' * (count > 1)} at once needs "
-            f"{least / 2**20:.1f} MiB, and {left} left beside the program, its libraries and its images.",
-            f"{more} {fewer}".strip(),
-        )
+        raise too_small(f"{count} synthetic image{'s' * (count > 1)}", least, budget, memory, fewer)
     if memory is not None:
         budget = max(least, int(budget * _FILLED))
     free = budget - (least - work)
@@ -188,6 +180,27 @@ def plan(
     fit = max(views, (free - most * work) // held)
     groups = [inside(group, most) for group in cut(classes, views, max(views, min(most, fit)))]
     return Plan(*split, keep, some, first and maps[0] * max(views, most) < free - most * work, groups)
+
+
+def too_small(what: str, least: int, budget: int, memory: int | None, or_else: str = "") -> AtomhubError:
+    """Return the error for a budget of bytes that is smaller than the least that the work on some images at once needs.
+
+    Args:
+        what: The images, in words.
+        least: Bytes that are needed.
+        budget: Bytes that there are.
+        memory: The limit that left them; None: there is none.
+        or_else: Another way out.
+    """
+    more = "Free some, or use another device."
+    if memory is not None:
+        more = f'Give `memory="{math.ceil((memory + least - budget) / 2**20)}MiB"` or more.'
+    left = f"{budget / 2**20:.0f} MiB are" if budget > 0 else "nothing is"
+    return AtomhubError(
+        f"The memory is too small: the work on {what} at once needs {least / 2**20:.1f} MiB, and {left} left beside "
+        "the program, its libraries and its images.",
+        f"{more} {or_else}".strip(),
+    )
 
 
 def kept(costs: list[int], sizes: list[int], images: int, budget: int, first: bool = False) -> frozenset[int]:

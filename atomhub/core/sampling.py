@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from typing import Protocol as Interface
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atomhub.core import augment, draws
-from atomhub.core.embedding import Embedding
 from atomhub.core.real import upload
 from atomhub.recipe import Recipe
 
@@ -74,6 +74,13 @@ class Draw:
         return {n: v for n, v in values.items() if isinstance(v, Tensor) and (indices or n != "indices")}
 
 
+class Networks(Interface):
+    """What the networks of a run are drawn from."""
+
+    def draw(self, seed: int, iteration: int, trained: bool = False) -> tuple[int, Tensor, Tensor | None]:
+        """Return which network, its weights, and those of the trained one (:class:`Draw` has them)."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Draws iterations.
@@ -85,7 +92,7 @@ class Sampler:
         owned: (k,) class numbers that this process owns.
         starts: (k,) first rows of their real images.
         counts: (k,) how many they have.
-        embedding: Gives the networks.
+        networks: Gives the networks.
     """
 
     recipe: Recipe
@@ -94,12 +101,12 @@ class Sampler:
     owned: NDArray[np.int64]
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
-    embedding: Embedding
+    networks: Networks
 
     def draw(self, iteration: int) -> Draw:
         """Return an iteration's draw, on the CPU; every part is keyed by class as well, but for the weights."""
         recipe, chosen = self.recipe, self._chosen(iteration)
-        network, weights, trained = self.embedding.draw(self.seed, iteration, bool(recipe.calibration))
+        network, weights, trained = self.networks.draw(self.seed, iteration, bool(recipe.calibration))
         at = slice(None) if chosen is None else chosen
         owned = self.owned[at]
         u = draws.uniform(self.seed, draws.AUGMENTATION, iteration, owned[:, None], np.arange(augment.DRAWS)[None])

@@ -3,21 +3,21 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from atomhub.core.bank import Bank
+from atomhub.core.bank import Bank, digest_of
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
 from atomhub.errors import AtomhubWarning
 from atomhub.files import home, replace_file
 from atomhub.interrupts import heeded
+from atomhub.job.matchers import Matching
 from atomhub.recipe import Recipe
 from atomhub.training.bank import BATCH, DEPENDS, VERSION, train_bank
 from atomhub.training.fit import fastest_group
@@ -25,7 +25,7 @@ from atomhub.training.fit import fastest_group
 
 def find_bank(
     real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None, matching: Matching | None = None,
 ) -> Bank:  # fmt: skip
     """Return the bank of a resolved recipe for a source: networks from the cache, and those it lacks trained now.
 
@@ -38,23 +38,24 @@ def find_bank(
         normalization: From pixels to the space of the networks.
         device: Where to train.
         progress: Called with the networks there are and those there will be, when one is trained.
+        matching: How to make them; None: they are ConvNets.
 
     Raises:
         AtomhubError: a loss is not finite, or the cache cannot be written.
     """
-    keys = _keys(real, recipe, device)
+    keys = _keys(real, recipe, device, matching)
     found = {member: kept for member, key in enumerate(keys) if (kept := _read(key)) is not None}
     missing = [member for member in range(recipe.bank) if member not in found]
     if missing:
-        images = RealImages(real.train.images, normalization, device)
+        images, build = RealImages(real.train.images, normalization, device), matching.build if matching else None
         group = fastest_group(device, BATCH * real.info.size**2)
         with heeded("this network" if group == 1 else "these networks") as stop:
             for i in range(0, len(missing), group):
                 some = missing[i : i + group]
                 progress(len(found), recipe.bank)
-                for member, one in zip(some, train_bank(real, recipe, images, some), strict=True):
+                for member, one in zip(some, train_bank(real, recipe, images, some, build), strict=True):
                     tensors = {f"{s}.{name}": t for s in ("initial", "trained") for name, t in getattr(one, s).items()}
-                    about = {"key": keys[member], "seconds": str(one.seconds), "sha256": _digest(tensors)}
+                    about = {"key": keys[member], "seconds": str(one.seconds), "sha256": digest_of(tensors)}
                     replace_file(_path(keys[member]), save(tensors, about))
                     found[member] = one
                 if stop():
@@ -68,27 +69,22 @@ def find_bank(
     return Bank.joined([found[member] for member in range(recipe.bank)])
 
 
-def lacking(real: RealData, recipe: Recipe, device: torch.device) -> int:
+def lacking(real: RealData, recipe: Recipe, device: torch.device, matching: Matching | None = None) -> int:
     """Return how many networks of a bank are not in the cache."""
-    return sum(not _path(key).exists() for key in _keys(real, recipe, device))
+    return sum(not _path(key).exists() for key in _keys(real, recipe, device, matching))
 
 
-def _keys(real: RealData, recipe: Recipe, device: torch.device) -> list[str]:
+def _keys(real: RealData, recipe: Recipe, device: torch.device, matching: Matching | None) -> list[str]:
     """Return what tells the networks of a bank from all others."""
     part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in DEPENDS}
     part |= {"source": real.info.fingerprint, "device": device.type, "version": VERSION}
+    if matching is not None:
+        part["matcher"] = matching.identity
     return [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]
 
 
 def _path(key: str) -> Path:
     return home() / "banks" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read(key: str) -> Bank | None:
@@ -98,7 +94,7 @@ def _read(key: str) -> Bank | None:
             if about.get("key") != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-            if about.get("sha256") != _digest(tensors):
+            if about.get("sha256") != digest_of(tensors):
                 raise ValueError("its weights are not those it was written with")
     except FileNotFoundError:
         return None

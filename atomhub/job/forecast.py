@@ -1,16 +1,16 @@
 """What a run is going to do, in words; and what it will take, measured on a few steps of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from atomhub import devices
-from atomhub.core.engine import Engine
 from atomhub.core.plan import worth_compiling
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
@@ -18,6 +18,7 @@ from atomhub.data.real import RealData, Split
 from atomhub.data.sources import open_source
 from atomhub.errors import SourceError, check_whole
 from atomhub.job.banks import lacking
+from atomhub.job.matchers import Matching, engine_for, find_matcher
 from atomhub.memory import free_memory
 from atomhub.recipe import Recipe, choose_recipe
 from atomhub.training.bank import BATCH, train_bank
@@ -62,8 +63,10 @@ def asked(
     return choose_recipe(recipe, str(given), overrides), devices.find_device(device), limit
 
 
-def resolved_for(recipe: Recipe, real: RealData, ipc: int, device: torch.device) -> Recipe:
-    """Fill in what follows from the data and the device; SourceError if a class is too small."""
+def resolved_for(
+    recipe: Recipe, real: RealData, ipc: int, device: torch.device, matcher: Callable[[], nn.Module] | None = None
+) -> tuple[Recipe, Matching | None]:
+    """Fill in what follows from the data and the device, and find the matcher; SourceError if a class is too small."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
     if counts.min() < ipc * recipe.views_per_image:
         most = counts.min() // recipe.views_per_image
@@ -77,20 +80,27 @@ def resolved_for(recipe: Recipe, real: RealData, ipc: int, device: torch.device)
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
         # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
-        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, real.info.channels, real.info.size)
+        shape = real.info.channels, real.info.size
+        long = device.type == "cuda" or (resolved.convnet and worth_compiling(resolved, len(counts), ipc, *shape))
         resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
-    return resolved
+    matching = find_matcher(resolved, real, matcher)
+    if matching is not None:
+        resolved = resolved.replace(matcher=matching.spec, weights=matching.weights)
+    return resolved, matching
 
 
-def plan_of(real: RealData, recipe: Recipe, ipc: int, device: torch.device, memory: int | None) -> str:
+def plan_of(
+    real: RealData, recipe: Recipe, ipc: int, device: torch.device, memory: int | None, matching: Matching | None
+) -> str:
     """Return what a run with a resolved recipe is going to do, in a sentence or two."""
     size = real.info.size
     views = f", with {recipe.formation}x{recipe.formation} views each" if recipe.formation > 1 else ""
     images = f"{len(real.train.labels):,} images of {size}x{size} in {len(real.class_names)} classes"
-    missing = lacking(real, recipe, device) if recipe.bank else 0
+    missing = lacking(real, recipe, device, matching) if recipe.bank else 0
     first = f"{missing} of {recipe.bank} networks to train first, then " if missing else ""
+    under = f" under {matching.spec}" if matching else ""
     return (
-        f"{real.info.called}: {images} become {ipc} for each class{views}. {first}"
+        f"{real.info.called}: {images} become {ipc} for each class{views}{under}. {first}"
         f"{recipe.iterations:,} iterations on {devices.describe_device(device)}, in at most "
         f"{_most(device, memory) / 1e9:.1f} GB of memory."
     )
@@ -102,7 +112,8 @@ def _most(device: torch.device, memory: int | None) -> int:
 
 def forecast(
     source: object, ipc: int, recipe: str | Path | Recipe = "dance", overrides: Mapping[str, Any] | None = None, *,
-    seed: int = 0, device: str = "auto", memory: int | str | None = None, **options: Any,
+    seed: int = 0, device: str = "auto", memory: int | str | None = None,
+    matcher: Callable[[], nn.Module] | None = None, **options: Any,
 ) -> Forecast:  # fmt: skip
     """Return what :func:`atomhub.distill` with these arguments would do, and how long that would take.
 
@@ -117,6 +128,7 @@ def forecast(
         seed: Of all draws.
         device: ``auto``, ``cpu`` or ``cuda``.
         memory: Most bytes to take.
+        matcher: Makes the networks that images are matched under, in place of the recipe's.
         options: Source options.
 
     Raises:
@@ -125,25 +137,25 @@ def forecast(
     check_whole("ipc", ipc, 1)
     chosen, where, limit = asked(source, recipe, overrides, device, memory)
     real = source if isinstance(source, RealData) else open_source(source, **options)
-    resolved = resolved_for(chosen, real, ipc, where)
+    resolved, matching = resolved_for(chosen, real, ipc, where, matcher)
     with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
         normalization = Normalization(real.mean, real.std)
-        networks = lacking(real, resolved, where) if resolved.bank else 0
+        networks = lacking(real, resolved, where, matching) if resolved.bank else 0
         each = 0.0
         if networks:
             for batches in (1, _BATCHES):  # the first is slow
                 rows = slice(0, batches * BATCH)
                 some = replace(real, train=Split(real.train.images[rows], real.train.labels[rows]))
                 images = RealImages(some.train.images, normalization, where)
-                (bank,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0])
+                build = matching.build if matching else None
+                (bank,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0], build)
             each = bank.seconds * resolved.bank_epochs * len(real.train.labels) / len(some.train.labels)
         trial = resolved.replace(init="noise")  # the same work, and no images to choose
-        offsets = real.train.offsets(len(real.class_names))
-        engine = Engine(real.train.images, offsets, trial, ipc, normalization, seed, where, memory=limit)
+        engine = engine_for(real, trial, ipc, normalization, seed, where, matching=matching, memory=limit)
         engine.step(0)
         float(engine.step(1))  # which waits for a GPU
         start = time.perf_counter()
         float(engine.step(2))
         spent = time.perf_counter() - start
-    plan = plan_of(real, resolved, ipc, where, limit)
+    plan = plan_of(real, resolved, ipc, where, limit, matching)
     return Forecast(plan, networks, each, resolved.iterations, spent, _most(where, limit))

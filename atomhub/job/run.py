@@ -5,15 +5,16 @@ import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from atomhub import devices
 from atomhub.command import command
 from atomhub.core import draws
-from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
@@ -24,6 +25,7 @@ from atomhub.job.banks import find_bank
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
 from atomhub.job.forecast import asked, plan_of, resolved_for
 from atomhub.job.loop import Progress, Run
+from atomhub.job.matchers import engine_for
 from atomhub.manifest import BITS, Format, Manifest, check_name
 from atomhub.presets import PRESETS
 from atomhub.provenance import Provenance
@@ -40,7 +42,8 @@ def distill(
     overrides: Mapping[str, Any] | None = None, *, seed: int = 0, device: str = "auto",
     memory: int | str | None = None, name: str | None = None, save: bool | str | Path = False,
     overwrite: bool = False, measure_every: int = 0, checkpoints: bool | str | Path = False,
-    checkpoint_every: int = 500, resume: bool | None = None, progress: Progress | None = None, **options: Any,
+    checkpoint_every: int = 500, resume: bool | None = None, progress: Progress | None = None,
+    matcher: Callable[[], nn.Module] | None = None, **options: Any,
 ) -> DistilledDataset:  # fmt: skip
     """Distil a labelled image dataset into ``ipc`` synthetic images per class.
 
@@ -67,6 +70,8 @@ def distill(
         checkpoint_every: Iterations between checkpoints; SIGINT and SIGTERM write one as well.
         resume: Continue from the checkpoints (True) or start anew (False); None: refuse if there are any.
         progress: Called now and then.
+        matcher: A function that returns a new network to match images under, with fresh weights, in place of the
+            recipe's ``matcher``.
         options: Source options (:class:`atomhub.data.real.SourceOptions`).
 
     Raises:
@@ -93,7 +98,7 @@ def distill(
             raise UsageError(
                 "measure_every needs test images, and the source has none.", "Set some aside: test_fraction."
             )
-        resolved = resolved_for(chosen, real, ipc, where)
+        resolved, matching = resolved_for(chosen, real, ipc, where, matcher)
         name = check_name(name or f"{real.name}-ipc{ipc}")
         target = None
         if save is not False:
@@ -113,18 +118,15 @@ def distill(
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
-            _LOG.info(plan_of(real, resolved, ipc, where, limit))
-            offsets, bank = real.train.offsets(len(real.class_names)), None
+            _LOG.info(plan_of(real, resolved, ipc, where, limit, matching))
+            make = partial(engine_for, real, matching=matching, memory=limit, team=team)
+            bank = None
             if resolved.bank:
                 # too little memory is said now, not after hours of training networks
-                trial = resolved.replace(init="noise")
-                Engine(real.train.images, offsets, trial, ipc, normalization, seed, where, memory=limit, team=team)
+                make(resolved.replace(init="noise"), ipc, normalization, seed, where)
                 # those of another machine would not be the same, bit for bit
-                bank = team.lead(lambda: find_bank(real, resolved, normalization, where, told("networks")))
-            engine = Engine(
-                real.train.images, offsets, resolved, ipc, normalization, seed, where, memory=limit, team=team,
-                bank=bank,
-            )  # fmt: skip
+                bank = team.lead(lambda: find_bank(real, resolved, normalization, where, told("networks"), matching))
+            engine = make(resolved, ipc, normalization, seed, where, bank=bank)
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
             run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
             distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not
@@ -164,7 +166,9 @@ def _manifest(
         versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
         device=devices.describe_device(device), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    return Manifest(name=name, format=form, provenance=provenance, results=Results(network=resolved.network()))
+    # nobody else has a user's function
+    network = f"convnet:norm={resolved.norm}" if resolved.matcher.endswith("()") else resolved.network()
+    return Manifest(name=name, format=form, provenance=provenance, results=Results(network=network))
 
 
 def _begin(kept: Checkpoints | None, resume: bool | None, iterations: int) -> Checkpoint | None:

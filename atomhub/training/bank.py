@@ -1,9 +1,10 @@
 """Brief training of a bank's networks on real images. Nothing is kept here: see ``job/banks.py``."""
 
 import time
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atomhub.core import draws
 from atomhub.core.bank import Bank
@@ -11,12 +12,12 @@ from atomhub.core.convnet import ConvNet
 from atomhub.core.real import RealImages
 from atomhub.data.real import RealData
 from atomhub.recipe import Recipe
-from atomhub.training.fit import fit
+from atomhub.training.fit import fit, seeded
 from atomhub.training.protocols import Protocol
 
 VERSION = 3
 """Version of the training below: networks of another version are trained anew."""
-DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "precision")
+DEPENDS = ("bank_epochs", "width", "depth", "norm", "zca", "precision", "matcher")
 """Fields of a recipe that a network of a bank depends on."""
 _SEED = 0
 """One bank serves all seeds of a source."""
@@ -26,31 +27,39 @@ _STAGES = (("color",), ("crop",))
 """Of every image, always, and neither changes a class."""
 
 
-def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list[int]) -> list[Bank]:
+def train_bank(
+    real: RealData, recipe: Recipe, images: RealImages, members: list[int],
+    build: Callable[[], nn.Module] | None = None,
+) -> list[Bank]:  # fmt: skip
     """Train some networks of a bank together, and return each as a bank of one.
 
     As in DANCE's code: SGD (learning rate 0.01, a fifth of it after two and again after five sixths of the epochs,
     momentum 0.9, decay 5e-4, batch 64), colour and crop with parameters for every image, and CutMix with probability
-    0.5. Norm layers stay the identity, which is ours.
+    0.5. Norm layers of ConvNets stay the identity, which is ours.
 
     Args:
         real: The source.
         recipe: A resolved recipe.
         images: Its training images.
         members: Numbers of the networks, which key their weights, order and augmentation.
+        build: Makes one, from torch's global generator; None: they are ConvNets.
 
     Raises:
         AtomhubError: a loss is not finite.
     """
-    start, networks = time.perf_counter(), []
+    start, networks = time.perf_counter(), list[nn.Module]()
     seeds = [draws.generator_seed(_SEED, draws.BANK, 0, member) for member in members]
     for seed in seeds:
-        network = ConvNet(
-            real.info.channels, len(real.class_names), real.info.size, recipe.width, recipe.depth, recipe.norm
-        )
-        network.reinitialise(torch.Generator().manual_seed(seed))
-        network.norms.requires_grad_(False)
-        networks.append(network.to(images.device))
+        if build is None:
+            network = ConvNet(
+                real.info.channels, len(real.class_names), real.info.size, recipe.width, recipe.depth, recipe.norm
+            )
+            network.reinitialise(torch.Generator().manual_seed(seed))
+            network.norms.requires_grad_(False)
+            networks.append(network.to(images.device))
+        else:
+            with seeded(seed, torch.device("cpu")):
+                networks.append(build().to(images.device))
     initial = [_weights(network) for network in networks]
     labels = torch.from_numpy(real.train.labels).to(images.device)
     drops = (-(-recipe.bank_epochs * 2 // 3), -(-recipe.bank_epochs * 5 // 6))
@@ -66,6 +75,6 @@ def train_bank(real: RealData, recipe: Recipe, images: RealImages, members: list
     return [Bank(before, _weights(network), seconds) for before, network in zip(initial, networks, strict=True)]
 
 
-def _weights(network: ConvNet) -> dict[str, Tensor]:
-    """Return a copy of the weights of a network but those of norm layers, name to (1, ...), on the CPU."""
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the weights that a network learns, name to (1, ...), on the CPU."""
     return {name: p.detach().cpu().clone()[None] for name, p in network.named_parameters() if p.requires_grad}

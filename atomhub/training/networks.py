@@ -18,6 +18,9 @@ from atomhub.training.nets import NETWORKS, InputSpec
 TORCHVISION = "torchvision/"
 """Prefix of torchvision's classifiers; needed only for those that have a namesake above."""
 
+TIMM = "timm/"
+"""Prefix of timm's models, where it is installed."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -61,8 +64,8 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
     """Return a network by name.
 
     Args:
-        spec: One of :data:`NETWORKS` or a classifier of torchvision, with options: ``convnet:width=64,norm=batch``;
-            None: the usual one.
+        spec: One of :data:`NETWORKS`, with options: ``convnet:width=64,norm=batch``; a classifier of torchvision; a
+            model of timm, as ``timm/NAME``; None: the usual one.
         inputs: What it is to classify.
         usual: The network of a set (``manifest.results.network``), whose options count where ``spec`` names the same
             network without them; other networks have its norm.
@@ -75,7 +78,7 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
     name, given = split_spec(spec or usual)
     make = NETWORKS.get(name)
     if make is None:
-        network = _torchvision(name, given, inputs)
+        network = (_timm if name.startswith(TIMM) else _torchvision)(name, given, inputs)
         return _tried(network) if tried else network
     hints = get_type_hints(make, include_extras=True)
     signature = inspect.signature(make).parameters
@@ -145,6 +148,27 @@ def _torchvision(name: str, options: Mapping[str, str], inputs: InputSpec) -> Ne
         return model if inputs.channels == 3 else _AsColour(model)
 
     return Network(TORCHVISION + plain if plain in NETWORKS else plain, build, inputs)
+
+
+def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(f"The network {name!r} needs timm.", "Install it: pip install atomhub[models]") from None
+    plain = name.removeprefix(TIMM)
+    if not timm.is_model(plain):
+        raise UsageError(f"timm has no model {plain!r}.", closest(plain, timm.list_models()))
+    if options:
+        raise UsageError(f"The network {name!r} has no option {min(options)!r}.", "timm's models have none here.")
+
+    def build() -> nn.Module:
+        shape: dict[str, Any] = {"num_classes": inputs.classes, "in_chans": inputs.channels}
+        try:
+            return timm.create_model(plain, img_size=inputs.size, **shape)
+        except TypeError:  # most take images of any size
+            return timm.create_model(plain, **shape)
+
+    return Network(name, build, inputs)
 
 
 def _sketch(build: Callable[[], nn.Module]) -> nn.Module:

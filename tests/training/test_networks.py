@@ -83,6 +83,18 @@ def test_torchvision_classifiers_go_by_their_names_and_take_grey_images():
         assert output.shape == (2, 7)
 
 
+def test_models_of_timm_have_a_prefix_and_take_grey_images_of_any_size():
+    pytest.importorskip("timm")
+    for name in ("timm/resnet18", "timm/vit_tiny_patch16_224"):
+        network = find_network(name, InputSpec(1, 7, 32))
+        assert network.spec == name
+        assert network.build().eval()(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+    with pytest.raises(UsageError, match=r"(?s)timm has no model 'resnt18'.*'resnet18'"):
+        find_network("timm/resnt18", CIFAR)
+    with pytest.raises(UsageError, match="has no option 'norm'"):
+        find_network("timm/resnet18:norm=batch", CIFAR)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

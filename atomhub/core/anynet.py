@@ -1,0 +1,178 @@
+"""Distillation under any network: the same iteration as :mod:`atomhub.core.engine`, with autograd for the gradients."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atomhub.core import augment, mixer
+from atomhub.core.bank import Bank
+from atomhub.core.blocks import Kind
+from atomhub.core.engine import Engine
+from atomhub.core.graphs import Targets
+from atomhub.core.matcher import Build, Matcher
+from atomhub.core.passes import Compiler
+from atomhub.core.plan import Piece, Plan, cut, length, too_small
+from atomhub.core.sampling import Draw
+
+_PIXELS, _FEWEST, _MOST = 2**22, 64, 256
+"""Pixels, and least and most, of the real images that batch norm's statistics are taken of."""
+_TOGETHER = 128
+"""Most images of a piece on a CPU: its caches hold no more."""
+_COPIES = 5
+"""Of a network's weights at once: as drawn, those of the next draw and of the trained network, and by name."""
+_LARGE = 2**30
+"""Bytes of the largest tensor of a piece on a GPU, which is busy with less."""
+
+
+class AnyEngine(Engine):
+    """Distillation of one set under networks of any kind.
+
+    Batch norm takes its statistics, for both sides, from some of the real images of the iteration, spread over the
+    classes: about 256 of them, of more than 128x128 pixels fewer.
+
+    Args:
+        given: As for :class:`Engine`. Of the recipe, width, depth, norm and statistics are those of ConvNets.
+        build: Makes a network with fresh weights.
+        named: As for :class:`Engine`.
+
+    Raises:
+        UsageError: there is nothing in the network to match.
+        AtomhubError: the memory is too small.
+    """
+
+    def __init__(self, *given: Any, build: Build, **named: Any) -> None:
+        self.build = build
+        super().__init__(*given, **named)
+
+    def _networks(
+        self, shape: tuple[int, int, int], compute: torch.dtype, compiled: bool | None, bank: Bank | None
+    ) -> Matcher:
+        kind = Kind("none", self.recipe.power, bool(self.recipe.spatial), bool(self.recipe.channel))
+        half = compute == torch.bfloat16
+        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank)
+        self.compiler = Compiler(False)
+        self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
+        return self.matcher
+
+    def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
+        if count == 0:  # other processes have the classes of an iteration
+            return Plan([], [], frozenset(), 0, False, [[]])
+        look, each = self.matcher.look, self.recipe.real_batch
+        scale = max(itemsize, 4) / 4  # layers that need float32 make it of half precision
+        forward, both = (int(scale * n) for n in (6 * look.largest, 2 * look.total))
+        numbers = sum(shape.numel() for _, shape in self.matcher.parameters)
+        held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
+        least = held + max(both, self._statistics()[2] * forward)
+        if least > limit:
+            raise too_small(
+                "one synthetic image, or those that give batch norm its statistics,", least, limit, self.memory
+            )
+        free = limit - held
+        most = _TOGETHER if self.device.type == "cpu" else max(1, _LARGE // look.largest)
+        real = cut(count, each, max(1, min(most, free // forward)))
+        pieces = cut(count, self.views, max(1, min(most, free // both)))
+        return Plan(real, real, frozenset(), 0, False, [pieces])
+
+    def _recordable(self) -> bool:
+        return False
+
+    def _statistics(self) -> tuple[int, int, int]:
+        """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.
+
+        They are none where the network has no batch norm.
+        """
+        if not self.matcher.look.norms:
+            return 1, 0, 0
+        drawn = min(self.recipe.classes_per_iteration or self.classes, self.classes)
+        step = -(-drawn // self.most)
+        each = max(1, min(self.most // drawn, self.recipe.real_batch))
+        return step, each, -(-drawn // step) * each
+
+    def _sample(self, draw: Draw) -> Tensor:
+        """Return the real images that batch norm's statistics are taken of, the same in all processes; collective."""
+        step, each, _ = self._statistics()
+        owned = self.owned if draw.classes is None else self.owned[draw.classes.cpu().numpy()]
+        rows = torch.from_numpy(np.flatnonzero(owned % step == 0))
+        pixels = self.real[draw.indices[rows.to(draw.indices.device), :each]]
+        images = pixels  # of none, where others own the classes of an iteration
+        if len(rows):
+            images = augment.augment(pixels, draw.augmentation[rows.to(self.device)], self.recipe.stages)
+        if self.team.size > 1:
+            everyones = images.new_zeros(self.classes, *images.shape[1:])
+            there = images.new_zeros(self.classes)
+            numbers = torch.from_numpy(owned)[rows].to(self.device)
+            everyones[numbers], there[numbers] = images, 1
+            images = self.team.add(everyones)[self.team.add(there) > 0]
+        return images.flatten(0, 1)
+
+    @torch.no_grad()
+    def real_side(self, draw: Draw) -> Targets:
+        """Return what is to be matched of the real images of a draw, and what its networks' batch norms found."""
+        weights = self.matcher.weights(draw.weights)
+        moments, calibrating = [], []
+        if self.matcher.look.norms:
+            sample = self._sample(draw)
+            moments = self.matcher.moments(weights, sample)
+            if draw.trained is not None:
+                calibrating = self.matcher.moments(self.matcher.weights(draw.trained), sample)
+        means: list[Tensor] = []
+        for k, m in self.plan(len(draw.indices)).real:
+            pixels = self.real[draw.indices[k, m]]
+            views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
+            found, _ = self.matcher.see(weights, moments, views)
+            share = (m.stop - m.start) / draw.indices.shape[1]
+            for j, own in enumerate(self._means(found, k.stop - k.start)):
+                if len(means) <= j:
+                    means.append(own.new_zeros(len(draw.indices), own.shape[1]))
+                means[j][k] += own * share
+        self._give_back(1 / 2)
+        return means, [*moments, *calibrating]
+
+    @torch.no_grad()
+    def _gradient(self, draw: Draw, targets: Targets) -> Tensor:
+        recipe, matcher = self.recipe, self.matcher
+        self.gradients.zero_()
+        pieces = self.plan(len(draw.indices)).groups[0]
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        if not pieces:
+            return total
+        means, moments = targets
+        given, calibrating = moments[: matcher.look.norms], moments[matcher.look.norms :]
+        weights, alone = matcher.weights(draw.weights), len(pieces) == 1
+
+        def forward(part: Piece) -> tuple[Tensor, list[Tensor]]:
+            seen = self._seen(draw, part[0]).requires_grad_()
+            return seen, matcher.see(weights, given, self._views(seen, part[1], draw.augmentation[part[0]]))[0]
+
+        with torch.set_grad_enabled(alone):
+            first = [forward(part) for part in pieces]
+        with torch.enable_grad():
+            leaves = [torch.cat(parts).detach().requires_grad_() for parts in zip(*(v for _, v in first), strict=True)]
+            value = mixer.loss(means, self._means(leaves, len(draw.indices)), recipe, len(matcher.look.taps) + 1)
+        gradients = [g.split([length(part) for part in pieces]) for g in torch.autograd.grad(value, leaves)]
+        total += value.detach()
+        for i, part in enumerate(pieces):
+            with torch.enable_grad():
+                seen, vectors = first[i] if alone else forward(part)
+            (own,) = torch.autograd.grad(vectors, seen, [g[i] for g in gradients])
+            self.gradients[draw.rows(part[0])] += own
+        if draw.trained is not None:
+            trained = matcher.weights(draw.trained)
+            for k, m in pieces:
+                with torch.enable_grad():
+                    seen = self._seen(draw, k).requires_grad_()
+                    _, logits = matcher.see(trained, calibrating, self._views(seen, m, draw.augmentation[k]))
+                    wanted = self.numbers[draw.rows(k)].repeat_interleave(m.stop - m.start)
+                    lost = F.cross_entropy(logits, wanted, reduction="sum") / self.views
+                    lost = recipe.loss_scale * recipe.calibration * lost
+                self.gradients[draw.rows(k)] += torch.autograd.grad(lost, seen)[0]
+                total += lost.detach()
+        self._give_back(1 / 2)
+        return total
+
+    @staticmethod
+    def _means(vectors: list[Tensor], classes: int) -> list[Tensor]:
+        return [mixer.means(v, classes, j + 1 < len(vectors)) for j, v in enumerate(vectors)]

@@ -1,0 +1,223 @@
+"""Any network as matcher: where attention is taken in it, and the gradients, by autograd.
+
+The networks of :mod:`atomhub.core.passes` are ConvNets, whose backward pass is in closed form. Here a network is a
+module whose forward pass is watched. Its batch-norm layers normalise both sides by the statistics of real images, so
+that no image depends on another and the work can be cut anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from atomhub.core import blocks, draws
+from atomhub.core.bank import Bank
+from atomhub.core.blocks import Kind, Moments
+from atomhub.errors import UsageError
+
+Build = Callable[[], nn.Module]
+"""Makes a classifier with fresh weights, from torch's global generator."""
+Weights = dict[str, Tensor]
+"""Parameter name to value."""
+_NONLINEAR = frozenset({
+    F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu,
+    F.silu, F.mish, F.hardswish, F.prelu, F.softplus, torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh,
+})  # fmt: skip
+"""What makes an activation, as modules call it."""
+_BATCH_NORM = tuple(signature(F.batch_norm).parameters)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a dry run of a network has shown.
+
+    Attributes:
+        taps: Which of its activations, counted as they come, are the last before the resolution changes.
+        vectors: Numbers that are matched of an image.
+        largest: Bytes of the largest tensor of an image, in float32.
+        total: Bytes of all of them.
+        norms: How many times it applies batch norm.
+    """
+
+    taps: tuple[int, ...]
+    vectors: int
+    largest: int
+    total: int
+    norms: int
+
+
+class Matcher:
+    """The networks that a recipe draws from, where they are not ConvNets.
+
+    Attention is taken at the last activation of every stage, a run of activations of one resolution, but for the last
+    stage; features are what enters the last linear layer. In a ConvNet these are the same as those of
+    :mod:`atomhub.core.blocks`.
+
+    Args:
+        build: Makes one.
+        kind: What is matched, and p.
+        shape: C, H, W of the images.
+        device: Where they compute.
+        dtype: Precision of their weights.
+        half: Whether they compute in bfloat16.
+        bank: Networks to draw from; None: fresh ones.
+
+    Raises:
+        UsageError: there is nothing in the network to match.
+    """
+
+    def __init__(
+        self, build: Build, kind: Kind, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
+        half: bool = False, bank: Bank | None = None,
+    ) -> None:  # fmt: skip
+        self.build, self.kind, self.device, self.dtype, self.half, self.bank = build, kind, device, dtype, half, bank
+        self.model = _still(_fresh(build, 0))
+        self.parameters = [(name, p.shape) for name, p in self.model.named_parameters()]
+        self.lock = Lock()  # several threads may draw
+        self.look = self._look(shape)
+        self.model.to(device, dtype).requires_grad_(False)
+
+    def draw(self, seed: int, iteration: int, trained: bool = False) -> tuple[int, Tensor, Tensor | None]:
+        """Draw the weights of an iteration, as :meth:`atomhub.core.embedding.Embedding.draw`; (n,) float32."""
+        key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
+        with self.lock:
+            if self.bank is None:
+                return 0, self._flat(dict(_fresh(self.build, key).named_parameters())), None
+            member, share = key % len(self.bank), float(draws.uniform(seed, draws.BANK, iteration)[0])
+            end = self._flat(self.bank.weights(member, 1.0)) if trained else None
+            return 0, self._flat(self.bank.weights(member, share)), end
+
+    def _flat(self, weights: Weights) -> Tensor:
+        return torch.cat([weights[name].detach().flatten().float() for name, _ in self.parameters])
+
+    def weights(self, flat: Tensor) -> Weights:
+        """Return weights of :meth:`draw`, on whatever device they are, by name."""
+        parts = flat.to(self.dtype).split([shape.numel() for _, shape in self.parameters])
+        return {name: part.view(shape) for (name, shape), part in zip(self.parameters, parts, strict=True)}
+
+    @torch.no_grad()
+    def moments(self, weights: Weights, images: Tensor) -> list[Moments]:
+        """Return mean and variance (C,) that every batch norm of a network finds for some images (N, C, H, W)."""
+        found: list[Moments] = []
+
+        def norm(_: int, x: Tensor) -> Moments:
+            variance, mean = torch.var_mean(blocks.at_least_float32(x), [0, *range(2, x.dim())], correction=0)
+            found.append((mean, variance))
+            return found[-1]
+
+        with self._computing(), _Watch(norm=norm):
+            functional_call(self.model, weights, (images,))
+        return found
+
+    def see(self, weights: Weights, moments: list[Moments], images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what is matched of images (N, C, H, W): attention (N, D) of every stage, features; and logits."""
+        taps, found = set(self.look.taps), list[Tensor]()
+
+        def look(count: int, z: Tensor) -> None:
+            if count in taps:
+                found.extend(blocks.attention(blocks.at_least_float32(z).abs(), self.kind))
+
+        with self._computing(), _Watch(look, norm=lambda count, _: moments[count]) as watch:
+            logits = functional_call(self.model, weights, (images,))
+        assert watch.entered is not None
+        return [*found, blocks.at_least_float32(watch.entered).flatten(1)], blocks.at_least_float32(logits)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # a cache of converted weights would outlive them
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            yield
+
+    def _look(self, shape: tuple[int, int, int]) -> Look:
+        sides, sizes, widths = list[tuple[int, int]](), list[int](), list[int]()
+
+        def look(_: int, z: Tensor) -> None:
+            sides.append((z.shape[2], z.shape[3]))
+            widths.append(z.shape[1])
+
+        with torch.no_grad(), _Watch(look, sizes.append) as watch:
+            logits = self.model(torch.zeros(1, *shape))
+        name = type(self.model).__name__
+        if watch.entered is None or watch.left is not logits:
+            raise UsageError(
+                f"The network {name} does not end in a linear layer, whose input would be matched.",
+                "Use another matcher, such as resnet18.",
+            )
+        ends = [i for i, side in enumerate(sides) if i + 1 == len(sides) or sides[i + 1] != side][:-1]
+        if (self.kind.spatial or self.kind.channel) and not ends:
+            raise UsageError(
+                f"The network {name} has no activations of two resolutions, so there is no attention to match.",
+                "Set spatial and channel to 0, or use another matcher, such as resnet18.",
+            )
+        vectors = [sides[i][0] * sides[i][1] * self.kind.spatial + widths[i] * self.kind.channel for i in ends]
+        taps = tuple(ends) if self.kind.maps else ()
+        return Look(taps, sum(vectors) + watch.entered.numel(), max(sizes), sum(sizes), watch.norms)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every function of tensors that is called.
+
+    Args:
+        look: Called with the number of an activation of images, from 0, and the activation, (N, C, H, W).
+        size: Called with the bytes of every new tensor.
+        norm: Called with the number of a batch norm, from 0, and what enters it; gives the moments to use. None: those
+            of the module.
+
+    Attributes:
+        entered, left: What the last linear layer got and gave.
+        norms: Batch norms so far.
+    """
+
+    def __init__(
+        self, look: Callable[[int, Tensor], None] = lambda count, z: None,
+        size: Callable[[int], None] = lambda size: None, norm: Callable[[int, Tensor], Moments] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.look, self.size, self.norm = look, size, norm
+        self.activations, self.norms = 0, 0
+        self.entered: Tensor | None = None
+        self.left: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+            if self.norm is not None:
+                mean, variance = self.norm(self.norms, given["input"])
+                given |= {"running_mean": mean, "running_var": variance, "training": False}
+            self.norms += 1
+            args, kwargs = (), given
+        found = func(*args, **kwargs)
+        if isinstance(found, Tensor):
+            self.size(found.numel() * found.element_size())
+            if func is F.linear:
+                self.entered, self.left = args[0], found
+            elif func in _NONLINEAR and found.dim() == 4 and found.shape[2] * found.shape[3] > 1:
+                self.look(self.activations, found)
+                self.activations += 1
+        return found
+
+
+def _fresh(build: Build, seed: int) -> nn.Module:
+    """Return a network with weights that are a function of a seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _still(model: nn.Module) -> nn.Module:
+    """Return a network without dropout, whose activations stay what they were."""
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010 torch's modules declare no such attribute
+    return model.eval()

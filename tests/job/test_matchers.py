@@ -1,0 +1,124 @@
+"""Sets that are distilled under other networks than ConvNets: by name, from a function, from given weights."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch import nn
+
+import atomhub
+from atomhub.cli.main import cli
+from atomhub.errors import UsageError
+from atomhub.training.nets import InputSpec, lenet
+
+FIELDS = {"iterations": 3, "real_batch": 8, "norm": "batch"}
+
+
+def distil(matcher="lenet", recipe="atom", **options):
+    given = {key: options.pop(key) for key in ("bank", "bank_epochs", "weights", "spatial") if key in options}
+    named = {"matcher": matcher} if isinstance(matcher, str) else {}
+    function = {} if named else {"matcher": matcher}
+    return atomhub.distill("digits", 1, recipe, FIELDS | named | given, **function, **options)
+
+
+def small_net():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(8 * 16, 10)),
+    )
+
+
+def test_a_set_says_what_it_was_matched_under_and_is_measured_under_it(home, caplog):
+    caplog.set_level("INFO", "atomhub")
+    arguments = ["distill", "digits", "--ipc", "1", "--recipe", "atom", "--set", "matcher=vgg11", "--iterations", "2"]
+    CliRunner().invoke(cli, [*arguments, "--set", "real_batch=2"], catch_exceptions=False)
+    assert "in 10 classes become 1 for each class under vgg11:norm=instance." in caplog.text
+    one = atomhub.load("digits-ipc1")
+    assert one.manifest.provenance.recipe.matcher == "vgg11:norm=instance"
+    assert one.manifest.results.network == "vgg11:norm=instance"
+    assert "--set matcher=vgg11" in one.manifest.provenance.command
+    assert "vgg11" in (one.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_is_repeated_and_continued_to_the_bit(home, tmp_path):
+    def stop(what, done, *rest):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    whole = distil()
+    with pytest.raises(KeyboardInterrupt):
+        distil(progress=stop, checkpoints=tmp_path / "runs", checkpoint_every=1)
+    assert torch.equal(distil(checkpoints=tmp_path / "runs", resume=True).images, whole.images)
+    assert not torch.equal(distil(seed=1).images, whole.images)
+
+
+def test_a_function_makes_the_networks(home):
+    one = distil(small_net)
+    assert one.manifest.provenance.recipe.matcher == "small_net()"
+    assert one.manifest.results.network == "convnet:norm=batch"  # a network that everybody has
+    assert not torch.equal(one.images, distil().images)
+
+
+def test_a_bank_of_them_is_trained_once_and_calibrates(home, caplog):
+    caplog.set_level("INFO", "atomhub")
+    one = distil(recipe="dance", bank=1, bank_epochs=1)
+    kept = sorted((home / "banks").iterdir())
+    assert len(kept) == 1
+    assert torch.equal(distil(recipe="dance", bank=1, bank_epochs=1).images, one.images)
+    assert sorted((home / "banks").iterdir()) == kept
+    distil(small_net, recipe="dance", bank=1, bank_epochs=1)
+    assert len(list((home / "banks").iterdir())) == 2
+    assert ["1 of 1 networks to train first" in line for line in caplog.messages] == [True, False, True]
+
+
+class TestWeights:
+    @pytest.fixture
+    def weights(self, tmp_path):
+        """Of a LeNet that knows seven classes of something else."""
+        torch.manual_seed(0)
+        path = tmp_path / "lenet.safetensors"
+        save_file(lenet(InputSpec(1, 7, 16)).state_dict(), path)
+        return path
+
+    def test_every_network_has_them(self, home, weights):
+        one = distil(weights=str(weights))
+        assert not torch.equal(one.images, distil().images)
+        assert one.manifest.provenance.recipe.weights.startswith("lenet.safetensors sha256:")
+        state = lenet(InputSpec(1, 10, 16)).state_dict()
+        save_file(state, weights)
+        assert not torch.equal(distil(weights=str(weights)).images, one.images)
+
+    def test_those_of_another_network_are_refused(self, home, weights):
+        with pytest.raises(UsageError, match=r"are not those of this network: 0.weight has the shape \(6, 1, 5, 5\)"):
+            distil(weights=str(weights), matcher="resnet18")
+        save_file({"0.weight": torch.zeros(6, 1, 5, 5)}, weights)
+        with pytest.raises(UsageError, match=r"are not those of this network: 0.bias is missing"):
+            distil(weights=str(weights))
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ("nowhere.safetensors", "Cannot read the weights 'nowhere.safetensors'"),
+            ("IMAGENET1K_V1", "There are no weights 'IMAGENET1K_V1' of the network 'lenet'"),
+        ],
+    )
+    def test_what_is_not_there_is_said(self, home, weights, message):
+        with pytest.raises(UsageError, match=message):
+            distil(weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["matcher=resnet"], "There is no network 'resnet'"),
+        (["matcher=densenet121"], "The network 'densenet121' cannot take images of 16x16"),
+        (["matcher=vit"], "has no activations of two resolutions"),
+        (["matcher=lenet", "widths=[3,4]"], "lenet has a width and depth of its own"),
+        (["weights=a.safetensors"], "weights are those of another matcher"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(home, settings, message):
+    given = [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(cli, ["distill", "digits", "--ipc", "1", "--recipe", "atom", *given])
+    assert done.exit_code
+    assert message in " ".join((done.stderr + str(done.exception or "")).split())
