@@ -15,6 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bank_epochs": 6, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",
         "image_lr_scaling": "ipc", "image_schedule": "cosine",
     },
+    # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
+    "rded": {"init": "tiles", "iterations": 0, "matcher": "resnet18", "bank": 1, "bank_epochs": 20},
 }  # fmt: skip
 """Recipe name to fields."""
 
@@ -23,12 +25,20 @@ PURPOSES: dict[str, str] = {
     "datadam": "to reproduce DataDAM",
     "channel": "to see what channel attention alone does",
     "atom": "to reproduce ATOM",
+    "rded": "for real crops that a network is surest of",
     "dance": "for sets that networks learn most from; the default",
 }
 """Recipe name to what it is for."""
 
 TUNED: dict[str, dict[str, Any]] = {
     # 16x16 images on a CPU: small and short
-    "digits": {"norm": "instance", "width": 32, "iterations": 300, "real_batch": 64, "bank_epochs": 30}
+    "digits": {
+        "norm": "instance",
+        "width": 32,
+        "iterations": 300,
+        "real_batch": 64,
+        "bank_epochs": 30,
+        "matcher": "convnet",
+    }
 }
 """What the size of a source asks for, by the source's name; applied to presets unless the user sets the field."""

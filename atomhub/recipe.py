@@ -72,7 +72,10 @@ class Recipe(BaseModel):
         "to its trained weights; 0: fresh networks", "networks", "DANCE, NCFM", ge=0, le=1000,
     )  # fmt: skip
     bank_epochs: int = _knob(2, "epochs of the bank's networks", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
-    iterations: int = _knob(8000, "iterations, with one network each, fresh or from the bank", "-", "DataDAM", ge=1)
+    iterations: int = _knob(
+        8000, "iterations, with one network each, fresh or from the bank; 0: the initial images are the set", "-",
+        "DataDAM", ge=0,
+    )  # fmt: skip
     real_batch: int = _knob(128, "real images per class in an iteration", "images", "DataDAM", ge=1, le=65536)
     classes_per_iteration: int | None = _knob(
         None, "classes of an iteration, drawn so that all have their turn; unset: all. Less memory, another result",
@@ -90,9 +93,10 @@ class Recipe(BaseModel):
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
-    init: Literal["real", "noise", "herding", "kmeans"] = _knob(
-        "real", "initial images: random real ones, noise, or real ones nearest the class mean or centres", "-", "DM"
-    )
+    init: Literal["real", "noise", "herding", "kmeans", "tiles"] = _knob(
+        "real", "initial images: random real ones, noise, real ones nearest the class mean or centres, or four crops "
+        "each that the first network of a bank is surest of", "-", "DM; RDED: tiles",
+    )  # fmt: skip
     formation: int = _knob(
         1, "views per side of every image; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8
     )
@@ -126,6 +130,8 @@ class Recipe(BaseModel):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
         if self.calibration and not self.bank:
             raise ValueError("calibration needs trained networks: set bank above 0")
+        if self.init == "tiles" and not self.bank:
+            raise ValueError("tiles are chosen by a trained network: set bank above 0")
         if self.bank and (self.widths or self.depths):
             raise ValueError("a bank has networks of one width and depth: unset widths and depths")
         if not self.convnet and (self.widths or self.depths):
@@ -230,6 +236,11 @@ class Recipe(BaseModel):
                 "too little is left after pooling.",
                 f"Use depth {default_depth(size)} or fewer, or larger images (`size`).",
             )
+        if self.init == "tiles" and size % 2:
+            raise UsageError(
+                f"Recipe field 'init' cannot be 'tiles' at {size}x{size} pixels: they are of half that side.",
+                "Use an even size (`size`).",
+            )
         if size % self.formation or size // self.formation < 4:
             raise UsageError(
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
@@ -256,6 +267,11 @@ class Recipe(BaseModel):
         """Views that one stored image holds."""
         return self.formation**2
 
+    @property
+    def reals_per_image(self) -> int:
+        """Real images that one stored image starts from."""
+        return max(self.formation, 2) ** 2 if self.init == "tiles" else self.views_per_image
+
     def to_toml(self) -> str:
         """Return the recipe as TOML; unset fields are left out. ``Recipe.named`` reads it back."""
         # JSON literals of str, int, float, bool and lists of str are TOML literals as well
@@ -274,8 +290,10 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
     """
     if isinstance(recipe, Recipe):
         return recipe.replace(**(overrides or {}))
-    preset = not str(recipe).endswith(".toml")
-    return Recipe.named(recipe, {**(TUNED.get(source, {}) if preset else {}), **(overrides or {})})
+    tuned = {} if str(recipe).endswith(".toml") else TUNED.get(source, {})
+    own = PRESETS.get(str(recipe), {})
+    tuned = {key: value for key, value in tuned.items() if own.get(key) != 0}  # none of something stays none
+    return Recipe.named(recipe, {**tuned, **(overrides or {})})
 
 
 def safe_operations(operations: tuple[T, ...], flip: bool) -> tuple[T, ...]:
@@ -331,7 +349,7 @@ def _parsed(key: str, value: Any) -> Any:
     if key in ("augmentation", "widths", "depths") and not value.startswith("["):
         parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
         return tuple(parts if key == "augmentation" else (_parsed("", part) for part in parts))
-    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration"):
+    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration", "weights"):
         return None
     try:
         return tomllib.loads(f"x = {value}")["x"]

@@ -56,7 +56,8 @@ class Measurement(_Open):
     Attributes:
         protocol: Name of the protocol.
         network: Name of the network, with what was chosen for it; atomhub's own are read back by that name.
-        labels: What the networks were trained on: ``hard`` (the classes) or ``soft`` (the set's soft labels).
+        labels: What the networks were trained on: ``hard`` (the classes) or ``soft`` (the set's soft labels, or a
+            teacher's).
         score: Networks trained on the distilled set.
         baseline: ``random``: as many random real images, drawn anew for every run; ``herding``: as many of those
             nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,
@@ -65,6 +66,7 @@ class Measurement(_Open):
         revision: Of atomhub's protocols (:data:`REVISION`): others cannot be compared.
         test_images: Real test images behind each accuracy.
         device: Where it ran.
+        teacher: What labelled the batches, where the protocol has a teacher.
     """
 
     protocol: limits.Word
@@ -76,6 +78,7 @@ class Measurement(_Open):
     revision: int = Field(default=1, exclude_if=lambda value: value == 1)  # as before there was one
     test_images: limits.Count
     device: limits.Word
+    teacher: limits.Word | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def ior(self) -> float | None:

@@ -30,7 +30,7 @@ TRUTH, RANDOM, EARLY = "whole training set", "random real images", "real images,
 
 def work(sets, real, protocol, epochs, seed):
     """Return what networks are trained on, by name: images (N, C, H, W), labels (N,), protocol, and what tests them."""
-    first, rules = sets[0], find_protocol(protocol)
+    first, rules = sets[0], find_protocol(protocol, taught=False)
     images, labels = whole_real(first, real)
     rows = torch.from_numpy(judges(real, seed))
     # in random order: classes come one after the other

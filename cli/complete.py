@@ -9,7 +9,7 @@ import atomhub
 from atomhub.files import home
 from atomhub.presets import PRESETS
 
-PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "quick")
+PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "rded", "quick")
 """As in :data:`atomhub.training.protocols.PROTOCOLS`, which loads torch; a test compares them."""
 
 

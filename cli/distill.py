@@ -19,7 +19,7 @@ from .output import RANK, Steps, duration, print_data, print_json, say, watched
               help="How to distil; 'atomhub recipes' lists the names.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Replace a field of the recipe. Repeatable.")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Short for --set iterations=N.")
+@click.option("--iterations", type=click.IntRange(min=0), metavar="N", help="Short for --set iterations=N.")
 @options.seed
 @options.device
 @click.option("--name", metavar="NAME", help="Name of the set.  [default: SOURCE-ipcN]")

@@ -3,6 +3,7 @@
 Shares nothing with the engine but the numbers chance gave it. Sources: ATOM section 3, DataDAM, DM, DSA.
 """
 
+import itertools
 import math
 
 import torch
@@ -141,6 +142,21 @@ def augment(image, u, operations):
     if name == "scale":
         sx, sy = (1 / 1.2 + float(v) * (1.2 - 1 / 1.2) for v in (u[9], u[10]))
         return sample(image, lambda x, y: (sx * x, sy * y))
+    if name == "shuffle":
+        half = side // 2
+        quarters = [image[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+        order = list(itertools.permutations(range(4)))[int(u[11] * 24)]
+        rows = [torch.cat([quarters[i] for i in order[j : j + 2]], 2) for j in (0, 2)]
+        return torch.cat(rows, 1)
+    if name == "resize":
+        area, ratio = 0.5 + 0.5 * float(u[9]), math.exp((2 * float(u[10]) - 1) * math.log(4 / 3))
+        w, h = (min(1.0, math.sqrt(a)) for a in (area * ratio, area / ratio))
+        left, top = ((side - share * side) * float(v) for share, v in ((w, u[4]), (h, u[5])))
+        # the middle of a pixel of the result lies there, and beyond the edge the image goes on as it ends
+        return sample(image, lambda x, y: (  # from the centre
+            min(max(left + (x + side / 2) * w - side / 2, (1 - side) / 2), (side - 1) / 2),
+            min(max(top + (y + side / 2) * h - side / 2, (1 - side) / 2), (side - 1) / 2),
+        ))  # fmt: skip
     angle = math.radians((2 * float(u[11]) - 1) * 15)
     c, s = math.cos(angle), math.sin(angle)
     return sample(image, lambda x, y: (c * x - s * y, s * x + c * y))

@@ -15,6 +15,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "channel": (False, True, True),
         "atom": (True, True, True),
         "dance": (False, False, True),
+        "rded": (False, False, True),  # for none of its 0 iterations
     }
 
 
@@ -99,7 +100,7 @@ def test_what_follows_from_the_data_is_filled_in():
         ("atom", {"widths": "64,0"}, r"(?s)'widths' cannot be \(64, 0\).*a list of whole numbers >= 1"),
         ("atom", {"power": True}, "(?s)'power' cannot be True.*not numbers"),
         ("atom", {"power": float("nan")}, "'power' cannot be nan"),
-        ("atom", {"iterations": 0}, "(?s)'iterations' cannot be 0.*>= 1"),
+        ("atom", {"iterations": -1}, "(?s)'iterations' cannot be -1.*>= 0"),
         ("dm", {"feature": 0}, "nothing would be matched"),
         ("missing.toml", {}, "does not exist"),
     ],

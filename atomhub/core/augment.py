@@ -9,6 +9,7 @@ An augmentation is stages, one after the other; of each stage ONE operation is d
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ IDC: tuple[tuple[str, ...], ...] = (("flip",), ("color",), ("crop", "scale", "ro
 """A pipeline (IDC, ICML 2022; DANCE): flip and colour always, then one of three; cutout is left out beside CutMix."""
 NCFM: tuple[tuple[str, ...], ...] = (*IDC, ("cutout",))
 """IDC's, and cutout always (NCFM, CVPR 2025)."""
+
+RDED: tuple[tuple[str, ...], ...] = (("shuffle",), ("resize",), ("flip",))
+"""The four tiles of an image in another order, a random part of it enlarged, and flip (RDED, CVPR 2024, its code)."""
 
 DRAWS = 12
 """Uniform numbers a group consumes; their columns follow."""
@@ -38,6 +42,8 @@ ZOOM = 1.2
 """Largest factor of a scaling; the smallest is its inverse."""
 ANGLE = 15.0
 """Largest rotation in degrees."""
+PART, RATIO = 0.5, 4 / 3
+"""Least share of an image's area that is enlarged, and largest ratio of its sides."""
 
 
 def augment(images: Tensor, u: Tensor, stages: Stages) -> Tensor:
@@ -47,8 +53,7 @@ def augment(images: Tensor, u: Tensor, stages: Stages) -> Tensor:
         images: (G, M, C, H, W), normalised.
         u: (G, DRAWS) float, uniform in [0, 1). On the CPU each group goes through its operation alone; elsewhere all
             go through all, and nothing waits for the choice (:func:`augment_static`).
-        stages: Names among ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``; a stage of none changes
-            nothing.
+        stages: Names of :data:`OPERATIONS`; a stage of none changes nothing.
 
     Returns:
         (G, M, C, H, W), differentiable with respect to the images.
@@ -166,8 +171,35 @@ def _turn(_: Tensor, u: Tensor) -> Tensor:
     return theta
 
 
+def resize(x: Tensor, u: Tensor) -> Tensor:
+    """Enlarge a part of half the area or more to the whole, bilinear (as torchvision's RandomResizedCrop).
+
+    The ratio of its sides is within 3/4 and 4/3, as far as it fits.
+    """
+    area = PART + (1 - PART) * u[:, _ZOOM_X]
+    ratio = ((2 * u[:, _ZOOM_Y] - 1) * math.log(RATIO)).exp()
+    theta = _identity(u)
+    for axis, (side, column) in enumerate((((area * ratio).sqrt(), _SHIFT_X), ((area / ratio).sqrt(), _SHIFT_Y))):
+        side = side.clamp(max=1)
+        theta[:, axis, axis] = side
+        theta[:, axis, 2] = (2 * u[:, column] - 1) * (1 - side)
+    return _warp(x, theta, "border")
+
+
+def shuffle(x: Tensor, u: Tensor) -> Tensor:
+    """Put the four quarters of an image in another order, any of the 24; sides that are odd are left as they are."""
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2:
+        return x
+    order = torch.tensor(list(permutations(range(4))), device=x.device)[(u[:, _ANGLE] * 24).long()]
+    quarters = x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1)).movedim((-4, -2), (1, 2)).flatten(1, 2)
+    moved = quarters.take_along_dim(order.view(len(x), 4, *[1] * (quarters.dim() - 2)), 1)
+    return moved.unflatten(1, (2, 2)).movedim((1, 2), (-4, -2)).flatten(-2).flatten(-3, -2)
+
+
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate,
+    "resize": resize, "shuffle": shuffle,
 }  # fmt: skip
 """Each maps images (G, M, C, H, W) and draws (G, DRAWS) to images of the same shape."""
 
@@ -180,12 +212,12 @@ def _identity(u: Tensor) -> Tensor:
     return torch.eye(2, 3, dtype=u.dtype, device=u.device).repeat(len(u), 1, 1)
 
 
-def _warp(x: Tensor, theta: Tensor) -> Tensor:
+def _warp(x: Tensor, theta: Tensor, beyond: str = "zeros") -> Tensor:
     """Sample every image of a group through the group's affine map ``theta`` (G, 2, 3): output to input coordinates."""
     flat = x.flatten(0, 1)  # (G*M, C, H, W)
     grid = F.affine_grid(theta, [len(theta), *flat.shape[1:]], align_corners=False)
     grid = grid.repeat_interleave(x.shape[1], 0)
-    return F.grid_sample(flat, grid, padding_mode="zeros", align_corners=False).view_as(x)
+    return F.grid_sample(flat, grid, padding_mode=beyond, align_corners=False).view_as(x)
 
 
 def one_choice(u: Tensor) -> Tensor:

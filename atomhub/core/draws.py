@@ -6,7 +6,7 @@ So a result does not depend on how the work is split over classes, processes or 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES = range(10)
+INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES, TILES = range(11)
 """Streams: independent draws of one (seed, iteration, class)."""
 
 VERSION = 2

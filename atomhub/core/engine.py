@@ -64,6 +64,7 @@ class Engine:
         compiled: Use ``torch.compile``; None: if the run is long enough to pay for it.
         team: The processes that share the work.
         bank: The trained networks, where the recipe has a bank.
+        teacher: Scores tiles, where the images start from these; without one they start from noise.
 
     Raises:
         AtomhubError: the memory is too small for the synthetic images that must be worked on at once.
@@ -73,7 +74,7 @@ class Engine:
         self, images: NDArray[np.uint8], offsets: NDArray[np.int64], recipe: Recipe, ipc: int,
         normalization: Normalization, seed: int = 0, device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32, *, memory: int | None = None, compiled: bool | None = None,
-        team: Team | None = None, bank: Bank | None = None,
+        team: Team | None = None, bank: Bank | None = None, teacher: initial.Teacher | None = None,
     ) -> None:  # fmt: skip
         self.device, self.dtype = torch.device(device), dtype
         self.recipe, self.ipc, self.seed, self.memory = recipe, ipc, seed, memory
@@ -108,7 +109,7 @@ class Engine:
         """Gives how the work on some classes is cut."""
         self.plan(min(each, len(self.owned)))  # now, if the memory is too small
         self.normalization = self.real.normalization
-        start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed)
+        start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed, teacher)
         self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
         self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
         self._clipped = torch.zeros((), device=self.device)

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from atomhub.core import draws
 from atomhub.core.real import RealImages
-from atomhub.core.synthetic import from_views
+from atomhub.core.synthetic import arranged, from_views
 from atomhub.recipe import Recipe
 
 
@@ -52,6 +53,66 @@ def kmeans(images: NDArray[np.float32], ipc: int, seed: int) -> NDArray[np.int64
     return np.array(chosen)
 
 
+TILES = 2
+"""Tiles per side of an image that is made of them, where it does not hold views."""
+_CANDIDATES, _CROPS, _BATCH = 300, 5, 256
+"""Real images of a class that tiles come from, crops of each, and crops that are scored at once."""
+_AREA = (0.08, 1.0)
+"""Least and most of an image's area that a crop has."""
+Teacher = Callable[[Tensor], Tensor]
+"""From normalised images (N, C, H, W) to logits (N, K)."""
+
+
+def tiles(
+    real: RealImages, teacher: Teacher, k: int, start: int, count: int, wanted: int, side: int, seed: int
+) -> Tensor:
+    """Return the crops of a class that a teacher finds most like it (RDED, CVPR 2024, section 3.2 and its code).
+
+    Of up to 300 random images, or as many as are wanted, 5 random square crops of 8 to 100 % of the area are made
+    smaller, and scored by the teacher's cross-entropy with zeros around them. The best of every image is kept, and the
+    best of these are returned.
+
+    Args:
+        real: The real images.
+        teacher: Gives logits.
+        k: Number of the class.
+        start: First row of its real images.
+        count: How many they are, at least ``wanted``.
+        wanted: Crops to return.
+        side: Of the crops, in pixels.
+        seed: Seed of the run.
+
+    Returns:
+        (wanted, C, side, side) pixels in 0..1, the best first.
+    """
+    from torchvision.transforms.functional import resized_crop
+
+    n, size = min(count, max(_CANDIDATES, wanted)), real.images.shape[-1]
+    rows = start + draws.sample(seed, draws.INIT, 0, [k], [count], n)[0]
+    u = draws.uniform(seed, draws.TILES, 0, k, np.arange(n)[:, None, None], np.arange(_CROPS)[None, :, None], [0, 1, 2])
+    sides = np.maximum(1, (np.sqrt(_AREA[0] + (_AREA[1] - _AREA[0]) * u[..., 0]) * size).round().astype(int))
+    corners = (u[..., 1:] * (size + 1 - sides[..., None])).astype(int)
+    around = (size - side) // 2
+    padding = (around, size - side - around) * 2
+    best, found = [], []
+    each = max(1, _BATCH // _CROPS)
+    for some in np.array_split(np.arange(n), -(-n // each)):
+        pixels = real.pixels(rows[some])
+        crops = torch.stack([
+            resized_crop(image, int(y), int(x), int(s), int(s), [side, side])
+            for image, own, at in zip(pixels, sides[some], corners[some], strict=True)
+            for s, (y, x) in zip(own, at, strict=True)
+        ])  # fmt: skip
+        seen = F.pad(real.normalization.apply(crops), padding)
+        label = torch.full((len(seen),), k, device=seen.device)
+        losses = F.cross_entropy(teacher(seen), label, reduction="none").view(len(some), _CROPS)
+        least, which = losses.min(1)
+        best.append(least)
+        found.append(crops.unflatten(0, (len(some), _CROPS))[torch.arange(len(some)), which])
+    order = torch.cat(best).argsort(stable=True)[:wanted]
+    return torch.cat(found)[order]
+
+
 CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]] = {
     "herding": herding,
     "kmeans": kmeans,
@@ -60,7 +121,7 @@ CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]]
 
 def images(
     recipe: Recipe, real: RealImages, classes: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64],
-    ipc: int, seed: int,
+    ipc: int, seed: int, teacher: Teacher | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the images to start from, (k, ipc, C, H, W) float pixels in 0..1.
 
@@ -72,8 +133,17 @@ def images(
         counts: (k,) how many they have.
         ipc: Images per class.
         seed: Seed of the run.
+        teacher: Scores tiles, where the images start from these.
     """
-    if recipe.init == "noise":
+    if recipe.init == "tiles" and teacher is not None:
+        grid = recipe.reals_per_image
+        side = int(grid**0.5)
+        of_class = [
+            tiles(real, teacher, int(k), int(a), int(n), ipc * grid, real.images.shape[-1] // side, seed)
+            for k, a, n in zip(classes, starts, counts, strict=True)
+        ]
+        return torch.stack([arranged(own, side) for own in of_class])
+    if recipe.init in ("noise", "tiles"):
         shape = (ipc, *real.images.shape[1:])
         flat = draws.uniform(seed, draws.NOISE, 0, classes[:, None], np.arange(np.prod(shape))[None])
         return torch.from_numpy(flat).view(len(classes), *shape)

@@ -87,11 +87,17 @@ def from_views(views: Tensor, formation: int) -> Tensor:
     """
     if formation == 1:
         return views
-    small = F.avg_pool2d(views.flatten(0, 1), formation).view(
-        *views.shape[:3], *(s // formation for s in views.shape[-2:])
-    )
-    parts = small.unflatten(1, (formation, formation, -1))  # (K, row, column, n, C, h, w)
-    return parts.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
+    small = F.avg_pool2d(views.flatten(0, 1), formation)
+    return torch.stack([arranged(own, formation) for own in small.view(*views.shape[:3], *small.shape[-2:])])
+
+
+def arranged(small: Tensor, side: int) -> Tensor:
+    """Return images (n, C, side * h, side * w) of ``side`` by ``side`` smaller ones (side**2 * n, C, h, w) each.
+
+    The top left ones of all images come first, then those to their right, and so on, row by row.
+    """
+    parts = small.unflatten(0, (side, side, -1))  # (row, column, n, C, h, w)
+    return parts.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
 
 
 def stored(images: Tensor, brightest: int | None, normalization: Normalization) -> Tensor:

@@ -6,11 +6,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from atomhub.core.bank import Bank, digest_of
+from atomhub.core.convnet import ConvNet
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
@@ -25,7 +29,7 @@ from atomhub.training.fit import fastest_group
 
 def find_bank(
     real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None, matching: Matching | None = None,
+    matching: Matching | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Bank:  # fmt: skip
     """Return the bank of a resolved recipe for a source: networks from the cache, and those it lacks trained now.
 
@@ -37,8 +41,8 @@ def find_bank(
         recipe: A resolved recipe.
         normalization: From pixels to the space of the networks.
         device: Where to train.
-        progress: Called with the networks there are and those there will be, when one is trained.
         matching: How to make them; None: they are ConvNets.
+        progress: Called with the networks there are and those there will be, when one is trained.
 
     Raises:
         AtomhubError: a loss is not finite, or the cache cannot be written.
@@ -67,6 +71,29 @@ def find_bank(
             del images
             torch.cuda.empty_cache()  # the engine asks how much is free
     return Bank.joined([found[member] for member in range(recipe.bank)])
+
+
+_STATISTICS = 2048
+
+
+def teacher_of(
+    bank: Bank, real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device,
+    matching: Matching | None = None,
+) -> nn.Module:  # fmt: skip
+    """Return the first trained network of a bank, ready to classify normalised images; arguments as find_bank's.
+
+    Its batch norms take their statistics of real images, 2 048 spread over the classes.
+    """
+    channels, size = real.info.channels, real.info.size
+    network = (
+        matching.build() if matching
+        else ConvNet(channels, len(real.class_names), size, recipe.width, recipe.depth, recipe.norm)
+    )  # fmt: skip
+    bank.put(network, 0, 1.0)
+    images, count = RealImages(real.train.images, normalization, device), len(real.train.labels)
+    rows = np.unique(np.linspace(0, count - 1, _STATISTICS).astype(int))
+    update_bn((images[some] for some in np.array_split(rows, -(-len(rows) // BATCH))), network.to(device))
+    return network.eval().requires_grad_(False)
 
 
 def lacking(real: RealData, recipe: Recipe, device: torch.device, matching: Matching | None = None) -> int:

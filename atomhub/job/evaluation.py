@@ -2,19 +2,29 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from atomhub.core.bank import digest_of
+from atomhub.core.whitening import Normalization
 from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
+from atomhub.devices import find_device
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
+from atomhub.job.banks import find_bank, teacher_of
+from atomhub.job.forecast import resolved_for
 from atomhub.job.kept import KeptFile
+from atomhub.recipe import choose_recipe
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
-from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
+from atomhub.training.measure import AnyNetwork, Progress, Teacher, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
 
 
@@ -28,6 +38,7 @@ def evaluate(
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
+    options |= _taught(distilled, protocol, options)
     with heeded("this network, whose result is kept") as stop:
         result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
         record(distilled, result)
@@ -37,6 +48,30 @@ def evaluate(
             warnings.warn(note, AtomhubWarning, stacklevel=2)
             raise KeyboardInterrupt
     return result
+
+
+def _taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the further option of a measurement whose protocol has a teacher.
+
+    It is the network of the recipe ``rded``, trained once per source.
+    """
+    if not find_protocol(protocol).temperature:
+        return {}
+    real, device = distilled.real(options.get("source")), find_device(options.get("device", "auto"))
+    progress = options.get("progress") or (lambda what, done, total: None)
+    recipe = choose_recipe("rded", real.info.id, {"init": "real"})
+    resolved, matching = resolved_for(recipe, real, 1, device)
+    theirs, own = Normalization(real.mean, real.std), distilled.normalization.to(device, torch.float32)
+    arguments = (real, resolved, theirs, device, matching)
+    network = teacher_of(find_bank(*arguments, partial(progress, "teacher")), *arguments)
+    theirs = theirs.to(device, torch.float32)
+    about = f"{resolved.network()}, {resolved.bank_epochs} epochs on {real.info.called}"
+    identity = digest_of(network.state_dict())
+
+    def logits(images: Tensor) -> Tensor:
+        return network(theirs.apply(own.undo(images)))
+
+    return {"teacher": Teacher(logits, about, identity)}
 
 
 def record(distilled: DistilledDataset, result: Measurement) -> None:
@@ -108,7 +143,7 @@ def verify(
             network_for(distilled, claim.network, find_protocol(claim.protocol))
             if claim.revision != REVISION:
                 raise UsageError("The protocol has changed since.")
-            labels: Any = claim.labels
+            labels: Any = "hard" if claim.teacher else claim.labels
             targets_of(distilled, labels)
         except UsageError:  # a network that only its author has, say
             verdicts.append(Verdict(claim, None, False, 0.0, 0.0))
@@ -116,6 +151,7 @@ def verify(
         found = measure(
             distilled, claim.network, claim.protocol, runs or max(2, min(5, claim.score.runs)), baseline=None,
             labels=labels, seed=seed, device=device, source=source, progress=progress,
+            **_taught(distilled, claim.protocol, {"source": source, "device": device, "progress": progress}),
         )  # fmt: skip
         # a claim must not make its own test a weak one
         step = 100 / found.test_images

@@ -68,10 +68,13 @@ def resolved_for(
 ) -> tuple[Recipe, Matching | None]:
     """Fill in what follows from the data and the device, and find the matcher; SourceError if a class is too small."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
-    if counts.min() < ipc * recipe.views_per_image:
-        most = counts.min() // recipe.views_per_image
-        scarce, each = int(counts.argmin()), f" of {recipe.views_per_image} views" * (recipe.formation > 1)
+    reals = recipe.reals_per_image
+    if counts.min() < ipc * reals:
+        most = counts.min() // reals
+        of_what = "tiles" if recipe.init == "tiles" else "views"
+        scarce, each = int(counts.argmin()), f" of {reals} {of_what}" * (reals > 1)
         ways = [f"`ipc={most}` or less"] * bool(most) + ["fewer views (set formation=1)"] * (recipe.formation > 1)
+        ways += ["init=real"] * (of_what == "tiles")
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",

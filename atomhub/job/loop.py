@@ -104,7 +104,7 @@ class Run:
         state = engine.state()
         if self.kept is not None and (begin is None or begin.iteration < iterations):
             self._save(iterations)  # until the set is saved as well
-        thin = -(-len(self.losses) // _HISTORY)
+        thin = max(1, -(-len(self.losses) // _HISTORY))
         done = {
             "history": tuple(self.losses[::thin]),
             "clipped_history": tuple(self.clipped[::thin]),

@@ -21,7 +21,7 @@ from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import UsageError, check_whole
 from atomhub.files import check_target, home, locked
-from atomhub.job.banks import find_bank
+from atomhub.job.banks import find_bank, teacher_of
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
 from atomhub.job.forecast import asked, plan_of, resolved_for
 from atomhub.job.loop import Progress, Run
@@ -120,13 +120,15 @@ def distill(
                 normalization = fit_zca(real.train.images, normalization)
             _LOG.info(plan_of(real, resolved, ipc, where, limit, matching))
             make = partial(engine_for, real, matching=matching, memory=limit, team=team)
-            bank = None
+            bank = teacher = None
             if resolved.bank:
                 # too little memory is said now, not after hours of training networks
                 make(resolved.replace(init="noise"), ipc, normalization, seed, where)
+                arguments = (real, resolved, normalization, where, matching)
                 # those of another machine would not be the same, bit for bit
-                bank = team.lead(lambda: find_bank(real, resolved, normalization, where, told("networks"), matching))
-            engine = make(resolved, ipc, normalization, seed, where, bank=bank)
+                bank = team.lead(lambda: find_bank(*arguments, told("networks")))
+                teacher = teacher_of(bank, *arguments)
+            engine = make(resolved, ipc, normalization, seed, where, bank=bank, teacher=teacher)
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
             run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
             distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not

@@ -57,7 +57,7 @@ def search(
     if check == 1:
         raise UsageError("check cannot be 1: a ranking needs two networks or more.")
     check_whole("check", check, 0)
-    rules, where = find_protocol(protocol), find_device(device)
+    rules, where = find_protocol(protocol, taught=False), find_device(device)
     if budget is not None and budget < len(specs):
         specs = [specs[i] for i in draws.sample(seed, draws.SEARCH, 0, [0], [len(specs)], budget)[0]]
     for spec in specs:  # a space that is wrong is reported before the work

@@ -87,6 +87,8 @@ _METHODS = {
     "feature": 'B. Zhao and H. Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (arXiv 2110.04181).',
     "bank": 'H. Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024.',
     "formation": 'J. Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022.',
+    "tiles": 'P. Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation '
+    'Paradigm", CVPR 2024 (arXiv 2312.03526).',
 }
 
 
@@ -98,7 +100,8 @@ def _methods(p: Provenance) -> list[Markup]:
         for part, used in (
             ("channel", r.channel), ("spatial", r.spatial and not r.channel),
             ("feature", not (r.channel or r.spatial)), ("bank", r.bank), ("formation", r.formation > 1),
-        ) if used
+            ("tiles", r.init == "tiles"),
+        ) if used and (r.iterations or part in ("formation", "tiles"))
     )  # fmt: skip
     return [Markup(text) for text in found]
 
@@ -108,7 +111,8 @@ def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measurement
     tables: dict[str, list[Measurement]] = {}
     for r in sorted(measured, key=lambda r: r.labels):
         norm = re.search(r"norm=(instance|batch)\b", r.network)
-        parts = [r.protocol, "soft labels" * (r.labels == "soft"), f"{norm[1]} norm" if norm else ""]
+        labels = f"labels of {r.teacher}" if r.teacher else "soft labels" * (r.labels == "soft")
+        parts = [r.protocol, labels, f"{norm[1]} norm" if norm else ""]
         title = ", ".join(filter(None, parts)) + " (an older revision)" * (r.revision != REVISION)
         tables.setdefault(title, []).append(r)
     return list(tables.items())

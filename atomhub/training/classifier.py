@@ -57,7 +57,7 @@ def train(
         AtomhubError: the loss is not finite.
     """
     check_whole("seed", seed, 0)
-    rules, where, targets = find_protocol(protocol), find_device(device), targets_of(distilled, labels)
+    rules, where, targets = find_protocol(protocol, taught=False), find_device(device), targets_of(distilled, labels)
     build: Callable[[], nn.Module] = (
         (lambda: model) if isinstance(model, nn.Module) else builder(model, distilled, rules)[0]
     )

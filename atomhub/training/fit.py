@@ -1,11 +1,12 @@
 """Fit networks on a small set of images, several at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol as Interface
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from atomhub.core import augment, draws
 from atomhub.core.graphs import Replayed
@@ -50,7 +51,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
-    record: bool = False,
+    record: bool = False, teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
@@ -69,6 +70,7 @@ def fit(
         seeds: R seeds.
         place: Which of how many networks the first one is, for errors.
         record: Whether a GPU may record steps and play them: the networks are to do the same in every one.
+        teacher: From a batch to logits, for a protocol that wants one: the labels are then not looked at.
 
     Raises:
         UsageError: a network that cannot take the images, or gives something else than (B, K).
@@ -80,7 +82,7 @@ def fit(
     large = images[0].device.type == "cpu" and sum(known) > _FEW
     if len(models) > 1 and not large and not any(_random(model) for model in models):
         try:
-            _fit(Together(models), *arguments, (first, total), record)
+            _fit(Together(models), *arguments, (first, total), record, teacher)
             return
         except NotVectorised:
             pass
@@ -88,7 +90,15 @@ def fit(
     for r, model in enumerate(models):
         with seeded(seeds[r], images[r].device):  # for dropout
             network = Alone(model, images[r].device, compiled=images[r].device.type == "cpu" and pixels >= _LONG)
-            _fit(network, [images[r]], *arguments[1:-1], [seeds[r]], (first + r, total), record and not _random(model))
+            _fit(
+                network,
+                [images[r]],
+                *arguments[1:-1],
+                [seeds[r]],
+                (first + r, total),
+                record and not _random(model),
+                teacher,
+            )
 
 
 def fastest_group(device: torch.device, pixels: int) -> int:
@@ -110,11 +120,15 @@ def _random(model: nn.Module) -> bool:
 def _fit(
     networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
+    teacher: Callable[[Tensor], Tensor] | None,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
-    optimizer = _optimizer(networks.parameters, protocol)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, protocol.drops, protocol.factor)
+    optimizer = _optimizer(networks, protocol)
+    schedule = (
+        CosineAnnealingLR(optimizer, protocol.cosine) if protocol.cosine
+        else MultiStepLR(optimizer, protocol.drops, protocol.factor)
+    )  # fmt: skip
     device = images[0].device
     losses: list[Tensor] = []
 
@@ -127,7 +141,14 @@ def _fit(
         output = networks(batch)
         check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
         precise = output if output.dtype == torch.float64 else output.float()
+        if teacher is not None:
+            precise = precise / protocol.temperature
+            with torch.no_grad():
+                believed = teacher(batch.flatten(0, 1)).view_as(precise).to(precise.dtype) / protocol.temperature
+            wanted = believed.softmax(-1)
         loss = -(wanted * precise.log_softmax(-1)).sum(-1).mean(1)
+        if teacher is not None:
+            loss = loss + (wanted * wanted.clamp_min(1e-38).log()).sum(-1).mean(1)
         if not loss.requires_grad:
             raise UsageError(
                 f"The network {networks.name} gives outputs without a gradient.", "Do not detach them in forward()."
@@ -155,10 +176,18 @@ def _fit(
     networks.finish()
 
 
-def _optimizer(parameters: Sequence[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+def _optimizer(networks: Alone | Together, protocol: Protocol) -> torch.optim.Optimizer:
+    own = networks.parameters
+    groups: list[dict[str, Any]] = [{"params": own}]
+    if not protocol.decays_all:  # weights have two dimensions or more, and those of several networks another one
+        least = 3 if isinstance(networks, Together) else 2
+        groups = [
+            {"params": [p for p in own if p.dim() >= least]},
+            {"params": [p for p in own if p.dim() < least], "weight_decay": 0.0},
+        ]
     if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(list(parameters), lr=protocol.lr, weight_decay=protocol.decay)
-    return torch.optim.SGD(list(parameters), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.decay)
+        return torch.optim.AdamW(groups, lr=protocol.lr, weight_decay=protocol.decay)
+    return torch.optim.SGD(groups, lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.decay)
 
 
 def _on_gpu(images: Rows) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from atomhub.training.accuracy import accuracy
 from atomhub.training.fit import fastest_group, fit, seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
-from atomhub.training.protocols import Protocol, find_protocol
+from atomhub.training.protocols import Protocol, for_set
 from atomhub.version import versions
 
 Baseline = Literal["random", "herding", "whole"]
@@ -52,11 +53,27 @@ class Kept:
 Keep = Callable[[Mapping[str, Any]], Kept]
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What labels the batches of a protocol that wants it.
+
+    Attributes:
+        logits: From batches, normalised as those of the set, to logits, on the device.
+        about: What it is, in words.
+        identity: What tells it from others.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    about: str
+    identity: str
+
+
 def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Keep | None = None,
+    teacher: Teacher | None = None,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -69,7 +86,7 @@ def measure(
             function without arguments that returns a new untrained model from normalised (B, C, H, W) to (B, K) logits;
             None: the protocol's own, a ConvNet with the norm that its published figures are of; ``quick`` has none, and
             takes the network that the set was distilled with.
-        protocol: ``dm``, ``datadam``, ``idc``, ``dance``, ``ncfm`` or ``quick``
+        protocol: ``dm``, ``datadam``, ``idc``, ``dance``, ``ncfm``, ``rded`` or ``quick``
             (:data:`atomhub.training.protocols.PROTOCOLS`).
         runs: Networks to train; the literature asks for 5 or more.
         baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
@@ -85,6 +102,7 @@ def measure(
         stop: Asked then: if it is true, the result is that of the networks trained so far.
         keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
             measurement that was stopped continues from there. None: nothing is kept.
+        teacher: Labels the batches, of the set and of its baselines, where the protocol wants one.
 
     Raises:
         UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
@@ -96,7 +114,9 @@ def measure(
     check_whole("runs", runs, 1)
     check_whole("seed", seed, 0)
     check_whole("together", 1 if together is None else together, 1)
-    rules, where = find_protocol(protocol), find_device(device)
+    rules, where = for_set(protocol, distilled.ipc, len(distilled.class_names)), find_device(device)
+    if bool(rules.temperature) is not (teacher is not None):
+        raise UsageError(f"The protocol {protocol!r} needs {'a' if rules.temperature else 'no'} teacher.")
     kinds = _kinds(distilled, baseline)
     targets = targets_of(distilled, labels)
     build, label = builder(network, distilled, rules)
@@ -112,7 +132,8 @@ def measure(
         digests = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in (own, targets)]
         kept = keep({
             "set": digests, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)),
-            "network": label, "seed": seed, "device": str(where), "versions": versions("torch"),
+            "network": label, "teacher": teacher and teacher.identity, "seed": seed, "device": str(where),
+            "versions": versions("torch"),
         })  # fmt: skip
     trained = 0
     keep_large_buffers()
@@ -140,7 +161,10 @@ def measure(
                 # one tensor for all networks, but where every run has images of its own
                 same = [images.to(where)] * len(seeds) if kind != "random" else []
                 inputs = same or [training_set(s)[0].to(where) for s in seeds]
-                fit(models, inputs, target, rules, stages, classes, seeds, (first, runs), record=known)
+                fit(
+                    models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
+                    teacher.logits if teacher else None,
+                )  # fmt: skip
                 found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
                 kept.add(kind, summary(found, time.perf_counter() - start))
                 trained += len(seeds)
@@ -164,8 +188,9 @@ def measure(
     if not stop():
         kept.forget()
     return Measurement(
-        protocol=protocol, network=label, labels=labels, score=found, baseline=baselines, seed=seed, revision=REVISION,
-        test_images=len(test[1]), device=describe_device(where),
+        protocol=protocol, network=label, labels="soft" if teacher else labels, score=found, baseline=baselines,
+        seed=seed, revision=REVISION, test_images=len(test[1]), device=describe_device(where),
+        teacher=teacher.about if teacher else None,
     )  # fmt: skip
 
 
@@ -246,7 +271,7 @@ def network_for(
     """
     f = distilled.manifest.format
     inputs = InputSpec(f.channels, len(f.class_names), f.size)
-    usual = f"convnet:norm={rules.norm}" if rules and rules.norm else distilled.manifest.results.network
+    usual = (rules and rules.usual) or distilled.manifest.results.network
     return find_network(spec, inputs, usual, tried)
 
 

@@ -91,8 +91,12 @@ def vgg11(inputs: InputSpec, *, norm: PlainNorm = "instance") -> nn.Module:
 
 
 def resnet18(inputs: InputSpec, *, norm: PlainNorm = "instance") -> nn.Module:
-    """ResNet-18 with a 3x3 stem and no early pooling (He et al., 2016; for small images as in DC)."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs.channels, 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()]
+    """ResNet-18 (He et al., 2016); below 128 pixels with a 3x3 stem and no early pooling (as in DC)."""
+    small = inputs.size < 128
+    stem = nn.Conv2d(inputs.channels, 64, *((3, 1, 1) if small else (7, 2, 3)), bias=False)
+    layers: list[nn.Module] = [stem, _norm(norm, 64), nn.ReLU()]
+    if not small:
+        layers.append(nn.MaxPool2d(3, 2, 1))
     before = 64
     for stage, width in enumerate((64, 128, 256, 512)):
         for block in range(2):

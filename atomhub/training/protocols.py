@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from atomhub.core.augment import DSA, IDC, NCFM, Stages
+from atomhub.core.augment import DSA, IDC, NCFM, RDED, Stages
 from atomhub.errors import UsageError, closest
 from atomhub.results import REVISION, Measurement
 
@@ -28,6 +28,11 @@ class Protocol:
         factor: See ``drops``.
         restart: Whether the optimiser begins anew at a drop, and so forgets its momentum (DC's code).
         augmentation: Stages of operations; one of each is drawn for a batch, with parameters for every image.
+        cosine: Epochs in which the rate would fall to 0 along half a cosine; 0: it follows ``drops``.
+        decays_all: Whether norms and biases decay as well.
+        temperature: Where it is above 0, networks learn what a teacher makes of each augmented and mixed batch, by the
+            Kullback-Leibler divergence between the softmaxes of logits divided by it, in place of classes.
+        network: The network that published figures are of, by name, where that is no ConvNet.
         cutmix: Probability that a batch is mixed by CutMix (Yun et al., ICCV 2019), with a share from Beta(1, 1).
     """
 
@@ -44,6 +49,15 @@ class Protocol:
     restart: bool = False
     augmentation: Stages = DSA
     cutmix: float = 0.0
+    cosine: int = 0
+    decays_all: bool = True
+    temperature: float = 0.0
+    network: str | None = None
+
+    @property
+    def usual(self) -> str | None:
+        """The network whose accuracies are published, by name; None: that of the set."""
+        return self.network or (f"convnet:norm={self.norm}" if self.norm else None)
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -60,17 +74,36 @@ PROTOCOLS: dict[str, Protocol] = {
         2000, 128, "NCFM (CVPR 2025)", "instance", "adamw", 0.001, decay=0.01, drops=(400, 800, 1200, 1600),
         factor=0.5, augmentation=NCFM, cutmix=0.5,
     ),
+    "rded": Protocol(
+        300, 50, "RDED (CVPR 2024), its code", optimizer="adamw", lr=0.001, decay=0.01, augmentation=RDED, cutmix=1.0,
+        cosine=600, decays_all=False, temperature=20.0, network="resnet18:norm=batch",
+    ),
     "quick": Protocol(
         201, 256, "atomhub: dm with a fifth of the epochs, for demos and smoke tests", drops=(102,), restart=True
     ),
 }  # fmt: skip
 
 
-def find_protocol(name: str) -> Protocol:
-    """Return a protocol; UsageError with the closest match when there is none of that name."""
+def find_protocol(name: str, taught: bool = True) -> Protocol:
+    """Return a protocol by its name.
+
+    Raises:
+        UsageError: there is none of that name, or it needs a teacher and there is none (not ``taught``).
+    """
     if name not in PROTOCOLS:
         raise UsageError(f"There is no protocol {name!r}.", closest(name, PROTOCOLS))
+    if PROTOCOLS[name].temperature and not taught:
+        raise UsageError(f"The protocol {name!r} is for measuring alone: a teacher labels every batch.", "Use another.")
     return PROTOCOLS[name]
+
+
+def for_set(protocol: str, ipc: int, classes: int) -> Protocol:
+    """Return a protocol for a set: RDED's batch grows with it (10, 50, 100 at ipc 1, 10, 50; twice for 100 classes)."""
+    rules = find_protocol(protocol)
+    if protocol != "rded":
+        return rules
+    batch = 10 if ipc < 10 else 50 if ipc < 50 else 100
+    return replace(rules, batch=batch * (2 if classes >= 100 else 1))
 
 
 def of_whole_set(epochs: int) -> Protocol:

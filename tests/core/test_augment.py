@@ -116,7 +116,7 @@ def test_scaling_by_one_changes_nothing(images):
 
 def test_all_operations_are_drawn_equally_often():
     u = torch.rand(60_000, augment.DRAWS, generator=torch.Generator().manual_seed(0))
-    names = list(augment.OPERATIONS)
+    names = augment.DSA[0]
     counts = torch.bincount((u[:, 0] * len(names)).long(), minlength=len(names))
     assert (counts - 10_000).abs().max() < 500
     images = torch.ones(len(u[:600]), 1, 1, 4, 4)

@@ -9,7 +9,7 @@ import torch
 
 from atomhub.training import fit as fitting
 from atomhub.training.measure import network_for
-from atomhub.training.protocols import PROTOCOLS
+from atomhub.training.protocols import PROTOCOLS, for_set
 
 SIDE, CLASSES, IMAGES = 8, 3, 7
 
@@ -27,11 +27,18 @@ def test_protocols_are_those_of_the_literature():
         "idc": (1000, 64, "sgd", 0.01, 5e-4, (666, 833), 0.2, False, 0.5, "instance"),
         "dance": (1500, 64, "sgd", 0.01, 5e-4, (1000, 1250), 0.2, False, 0.5, "instance"),
         "ncfm": (2000, 128, "adamw", 0.001, 0.01, (400, 800, 1200, 1600), 0.5, False, 0.5, "instance"),
+        "rded": (300, 50, "adamw", 0.001, 0.01, (), 0.1, False, 1.0, None),
         "quick": (201, 256, "sgd", 0.01, 5e-4, (102,), 0.1, True, 0, None),
     }
+    rded = PROTOCOLS["rded"]
+    assert (rded.cosine, rded.decays_all, rded.temperature, rded.network) == (600, False, 20, "resnet18:norm=batch")
+    assert [for_set("rded", ipc, classes).batch for ipc, classes in ((1, 10), (10, 10), (50, 10), (10, 100))] == [
+        10, 50, 100, 100
+    ]  # fmt: skip
     dsa, warps = ("color", "crop", "cutout", "flip", "scale", "rotate"), ("crop", "scale", "rotate")
     idc = (("flip",), ("color",), warps)
     expected = {"dm": (dsa,), "datadam": (dsa,), "quick": (dsa,), "idc": idc, "dance": idc, "ncfm": (*idc, ("cutout",))}
+    expected["rded"] = (("shuffle",), ("resize",), ("flip",))
     assert {name: p.augmentation for name, p in PROTOCOLS.items()} == expected
 
 
@@ -44,27 +51,34 @@ def test_training_is_what_the_papers_describe(name):
     labels = torch.arange(IMAGES) % CLASSES
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIDE**2, CLASSES)).double()
     before = [p.detach().clone() for p in model.parameters()]
-    expected = slowly(*before, images, labels, rules)
-    fitting.fit([model], [images], labels, rules, rules.augmentation, CLASSES, [3])
+    teacher = torch.randn(CLASSES, SIDE**2, dtype=torch.float64, generator=generator) if rules.temperature else None
+    expected = slowly(*before, images, labels, rules, teacher)
+    taught = {} if teacher is None else {"teacher": lambda x: x.flatten(1) @ teacher.T}
+    fitting.fit([model], [images], labels, rules, rules.augmentation, CLASSES, [3], **taught)
     for found, wanted, start in zip(model.parameters(), expected, before, strict=True):
         assert torch.allclose(found, wanted, rtol=0, atol=1e-9)
         assert not torch.allclose(found, start, atol=1e-2)
 
 
-def slowly(weight, bias, images, labels, rules):
+def slowly(weight, bias, images, labels, rules, teacher=None):
     """Return weight and bias after training: one image after the other, the optimisers written out."""
     state = {}
     for epoch, batches in enumerate(fitting._drawn(len(images), rules, [3], torch.device("cpu"))):
         if rules.restart and epoch in rules.drops:
             state = {}
         rate = rules.lr * rules.factor ** sum(epoch >= drop for drop in rules.drops)
+        if rules.cosine:
+            rate = rules.lr * 0.5 * (1 + math.cos(math.pi * epoch / rules.cosine))
         for rows, u, mix in batches:
             batch = augmented([images[i] for i in rows[0]], u[0].double(), rules.augmentation)
             targets = [torch.eye(CLASSES, dtype=torch.float64)[labels[i]] for i in rows[0]]
             batch, targets = mixed(batch, targets, u[0], mix[0], rules.cutmix)
+            if teacher is not None:
+                targets = [torch.softmax(teacher @ image.flatten() / rules.temperature, 0) for image in batch]
             gradients = [torch.zeros_like(weight), torch.zeros_like(bias)]
-            for image, target in zip(batch, targets, strict=True):  # of the mean cross-entropy, in closed form
-                error = (torch.softmax(weight @ image.flatten() + bias, 0) - target) / len(batch)
+            heat = rules.temperature or 1.0
+            for image, target in zip(batch, targets, strict=True):  # of the mean divergence, in closed form
+                error = (torch.softmax((weight @ image.flatten() + bias) / heat, 0) - target) / heat / len(batch)
                 gradients[0] += torch.outer(error, image.flatten())
                 gradients[1] += error
             update = sgd if rules.optimizer == "sgd" else adamw
@@ -112,7 +126,8 @@ def adamw(p, g, state, rate, rules):
     state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
     state["v"] = 0.999 * state.get("v", 0) + 0.001 * g**2
     step = state["m"] / (1 - 0.9**n) / (torch.sqrt(state["v"] / (1 - 0.999**n)) + 1e-8)
-    return p * (1 - rate * rules.decay) - rate * step
+    decay = rules.decay if rules.decays_all or p.dim() > 1 else 0
+    return p * (1 - rate * decay) - rate * step
 
 
 @pytest.mark.parametrize(
