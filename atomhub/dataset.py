@@ -17,7 +17,7 @@ from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.data.real import RealData
 from atomhub.data.reopen import real_of
-from atomhub.errors import UsageError, closest
+from atomhub.errors import UsageError, check_whole, closest
 from atomhub.manifest import Manifest
 from atomhub.recipe import safe_operations
 from atomhub.views import Collate, Labelled, PictureTransform, to_pil
@@ -100,12 +100,15 @@ class DistilledDataset:
         """
         return self.normalization.apply(pixels)
 
-    def test_transform(self) -> Callable[[Any], Tensor]:
+    def test_transform(self, size: int | None = None) -> Callable[[Any], Tensor]:
         """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor.
 
         It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.pictures.to_pixels`).
+
+        Args:
+            size: Side in pixels to resize to then, as :meth:`loader` does; None: that of the set.
         """
-        return PictureTransform(self.manifest.format.size, self.manifest.format.channels, self.normalization)
+        return PictureTransform(self.manifest.format.size, self.manifest.format.channels, self.normalization, size)
 
     def as_tensors(self) -> tuple[Tensor, Tensor]:
         """Return normalised float32 images (N, C, H, W), and int64 labels (N,): what networks are trained on."""
@@ -138,8 +141,9 @@ class DistilledDataset:
         return Labelled(images, labels) if transform is None else Labelled(self.pictures(), labels, transform)
 
     def loader(
-        self, batch_size: int = 256, augment: Augmentation | str = "dsa", shuffle: bool = True, **options: Any
-    ) -> DataLoader[Any]:
+        self, batch_size: int = 256, augment: Augmentation | str = "dsa", shuffle: bool = True,
+        size: int | None = None, **options: Any,
+    ) -> DataLoader[Any]:  # fmt: skip
         """Return a DataLoader of normalised, augmented (images, labels) batches for any training loop.
 
         Args:
@@ -149,12 +153,16 @@ class DistilledDataset:
                 scale, rotate, as ``idc`` and ``dance`` have it; a list of operations, to draw one of for the batch; a
                 function of a normalised batch (B, C, H, W); or None.
             shuffle: New order every epoch.
+            size: Side in pixels that a network wants, such as 224: batches are resized to it (bilinear) after they were
+                augmented. :meth:`test_transform` brings test images to it in the same way.
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
 
         Raises:
             UsageError: an augmentation that does not exist.
         """
-        collate = Collate(augment if callable(augment) else self._stages(augment))
+        if size is not None:
+            check_whole("size", size, 1)
+        collate = Collate(augment if callable(augment) else self._stages(augment), size)
         return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
 
     def _stages(self, augment: Sequence[str] | str | None) -> Stages:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from atomhub.core.augment import augment_batch
@@ -25,10 +26,17 @@ class PictureTransform:
     size: int
     channels: int
     normalization: Normalization
+    side: int | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the tensor of a picture."""
-        return self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
+        """Return the tensor of a picture: brought to the set's size, and from there to another one."""
+        own = self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
+        return own if self.side is None else resized(own[None], self.side)[0]
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return images (N, C, side, side), bilinear."""
+    return interpolate(images, (side, side), mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
@@ -49,17 +57,24 @@ class Labelled(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples and augments the batch, by stages or a function; a class, so that worker processes can have it."""
+    """Stacks samples, augments the batch by stages or a function, and resizes it; a class, so that workers can have it.
+
+    Attributes:
+        augment: Stages, or a function of a batch.
+        size: Side to resize to, in pixels; None: none.
+    """
 
     augment: Any
+    size: int | None = None
 
     def __call__(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Return images (B, C, H, W) and labels (B,)."""
         images = torch.stack([image for image, _ in samples])
         labels = torch.tensor([label for _, label in samples])
-        if callable(self.augment):
-            return self.augment(images), labels
-        return augment_batch(images, self.augment), labels
+        images = self.augment(images) if callable(self.augment) else augment_batch(images, self.augment)
+        if self.size is not None:
+            images = resized(images, self.size)
+        return images, labels
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -69,6 +69,17 @@ class TestViews:
         images, labels = digits1.as_tensors()
         assert (model(images).argmax(1) == labels).all()
 
+    def test_a_loader_and_its_test_images_come_at_the_size_that_a_network_wants(self, digits1):
+        ((images, _),) = digits1.loader(batch_size=10, augment=None, shuffle=False, size=224)
+        assert images.shape == (10, 1, 224, 224)
+        plain = digits1.as_tensors()[0]
+        assert (F.avg_pool2d(images, 14) - plain).abs().mean() < 0.1 * plain.std()
+        assert images.mean() == pytest.approx(plain.mean(), abs=0.02)
+        tests = [digits1.test_transform(224)(picture) for picture in digits1.pictures()]
+        assert torch.equal(torch.stack(tests), images)
+        with pytest.raises(UsageError, match="size cannot be 0"):
+            digits1.loader(size=0)
+
     def test_a_loader_augments_as_told(self, digits1):
         def batch(**options):
             torch.manual_seed(0)

@@ -19,7 +19,7 @@ from atomhub.errors import AtomhubWarning, SourceError, UsageError, closest
 from atomhub.files import new_folder, temporary_folder
 from atomhub.provenance import SourceInfo
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """Part of every cache key: raised when decoding changes."""
 
 
@@ -75,6 +75,10 @@ def open_place(place: Place, options: SourceOptions, progress: Progress = lambda
     """Return the real data of a place; they are decoded unless that was done before."""
     folder = kept_at(place, options)
     real = open_kept(folder)
+    if real is None and options.size is not None:  # the size that was chosen without a wish is kept once
+        usual = open_kept(kept_at(place, replace(options, size=None)))
+        if usual is not None and usual.info.size == options.size:
+            return usual
     if real is None:
         if folder.exists():
             note = f"The decoded images of {place.id} are damaged: they are decoded again."

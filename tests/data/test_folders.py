@@ -110,8 +110,11 @@ def test_files_that_are_not_images_are_counted(home, photos):
 def test_images_of_great_size_are_made_smaller(home, tmp_path):
     root = image_folder(tmp_path / "posters", {"train": 1, "test": 1}, size=(600, 600))
     real = atomhub.open_source(root)
-    assert real.info.size == 128
-    assert "600x600 were resized to 128x128" in real.info.notes[0]
+    assert real.info.size == 224
+    assert "600x600 were resized to 224x224. `size` takes another side: half of it is four times" in real.info.notes[0]
+    assert atomhub.open_source(root, size=224).train.images.filename == real.train.images.filename  # kept once
+    smaller = image_folder(tmp_path / "thumbs", {"train": 1, "test": 1}, size=(200, 150))
+    assert atomhub.open_source(smaller).info.size == 128
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
