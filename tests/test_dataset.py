@@ -73,7 +73,7 @@ class TestViews:
         ((images, _),) = digits1.loader(batch_size=10, augment=None, shuffle=False, size=224)
         assert images.shape == (10, 1, 224, 224)
         plain = digits1.as_tensors()[0]
-        assert (F.avg_pool2d(images, 14) - plain).abs().mean() < 0.1 * plain.std()
+        assert (F.avg_pool2d(images, 14) - plain).abs().mean() < 0.2 * plain.std()
         assert images.mean() == pytest.approx(plain.mean(), abs=0.02)
         tests = [digits1.test_transform(224)(picture) for picture in digits1.pictures()]
         assert torch.equal(torch.stack(tests), images)
