@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,42 @@ _ROW, _COLUMN, _MARGIN, _LINE = 8, 28, 14, 20
 """Pixels between classes, between columns of classes, around all, and for a line of text."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is in a preview, in pixels.
+
+    Attributes:
+        size: Width and height of the picture.
+        lines: What a tile is, in lines of text.
+        boxes: Left, top, width and height of the images of every class that is shown.
+    """
+
+    size: tuple[int, int]
+    lines: list[str]
+    boxes: list[tuple[int, int, int, int]]
+
+
+def layout(shape: Sequence[int], class_names: Sequence[str], formation: int = 1, shown: int = 10) -> Layout:
+    """Return where everything is in the preview of images of a shape (K, ipc, C, H, W); see :func:`draw_preview`."""
+    from PIL import ImageFont
+
+    font, small = ImageFont.load_default(15), ImageFont.load_default(14)
+    names = [plain(name, 24) for name in class_names[:_CLASSES]]
+    count, shown = len(names), min(shown, shape[1])
+    gutter = math.ceil(max(font.getlength(name) for name in names)) + _ROW
+    width, height = _strip(torch.zeros(shown, *shape[2:], dtype=torch.uint8), formation).size
+    block, row = gutter + width + _COLUMN, height + _ROW
+    ratios = {c: c * block / (math.ceil(count / c) * row) for c in range(1, count + 1)}
+    columns = min(ratios, key=lambda c: abs(math.log(ratios[c] / _ASPECT))) if count > 10 or ratios[1] < 1 / 4 else 1
+    high = math.ceil(count / columns)
+    text = _caption(shape, formation, count, shown)
+    wide = max(columns * block - _COLUMN, 320)
+    lines = textwrap.wrap(text, max(20, int(wide / small.getlength(text) * len(text))))
+    top = _MARGIN + _LINE * len(lines) + _ROW
+    boxes = [(_MARGIN + k // high * block + gutter, top + k % high * row, width, height) for k in range(count)]
+    return Layout((wide + 2 * _MARGIN, top + high * row - _ROW + _MARGIN), lines, boxes)
+
+
 def draw_preview(images: Tensor, class_names: Sequence[str], formation: int = 1, shown: int = 10) -> Image.Image:
     """Return images as one picture, class by class, small ones enlarged unsmoothed, large ones reduced.
 
@@ -38,26 +75,14 @@ def draw_preview(images: Tensor, class_names: Sequence[str], formation: int = 1,
     from PIL import Image, ImageDraw, ImageFont
 
     font, small = ImageFont.load_default(15), ImageFont.load_default(14)
-    strips = [_strip(own[:shown], formation) for own in images[:_CLASSES]]
-    names = [plain(name, 24) for name in class_names[:_CLASSES]]
-    gutter = math.ceil(max(font.getlength(name) for name in names)) + _ROW
-    count, (width, height) = len(strips), strips[0].size
-    block, row = gutter + width + _COLUMN, height + _ROW
-    ratios = {c: c * block / (math.ceil(count / c) * row) for c in range(1, count + 1)}
-    columns = min(ratios, key=lambda c: abs(math.log(ratios[c] / _ASPECT))) if count > 10 or ratios[1] < 1 / 4 else 1
-    high = math.ceil(count / columns)
-    text = _caption(images, formation, count, min(shown, images.shape[1]))
-    wide = max(columns * block - _COLUMN, 320)
-    lines = textwrap.wrap(text, max(20, int(wide / small.getlength(text) * len(text))))
-    top = _MARGIN + _LINE * len(lines) + _ROW
-    picture = Image.new("RGB", (wide + 2 * _MARGIN, top + high * row - _ROW + _MARGIN), "white")
+    places = layout(images.shape, class_names, formation, shown)
+    picture = Image.new("RGB", places.size, "white")
     canvas = ImageDraw.Draw(picture)
-    for i, line in enumerate(lines):
+    for i, line in enumerate(places.lines):
         canvas.text((_MARGIN, _MARGIN + _LINE * i), line, "#555555", small)
-    for k, (name, strip) in enumerate(zip(names, strips, strict=True)):
-        x, y = _MARGIN + k // high * block + gutter, top + k % high * row
-        canvas.text((x - _ROW, y + height // 2), name, "black", font, anchor="rm")
-        picture.paste(strip, (x, y))
+    for name, own, (x, y, _, height) in zip(class_names, images, places.boxes, strict=False):
+        canvas.text((x - _ROW, y + height // 2), plain(name, 24), "black", font, anchor="rm")
+        picture.paste(_strip(own[:shown], formation), (x, y))
     return picture
 
 
@@ -76,9 +101,9 @@ def _strip(own: Tensor, formation: int) -> Image.Image:
     return to_pil(make_grid(torch.stack(whole), nrow=len(own), padding=2, pad_value=255))
 
 
-def _caption(images: Tensor, formation: int, classes: int, shown: int) -> str:
+def _caption(shape: Sequence[int], formation: int, classes: int, shown: int) -> str:
     """Return what a tile is, and what is left out."""
-    count, ipc, _, _, size = images.shape
+    count, ipc, _, _, size = shape
     own = f"{ipc} image{'s' * (ipc > 1)} of {size}x{size} pixels for each class"
     own += f"; an image holds {formation}x{formation} views" * (formation > 1)
     own += f"; the first {shown} of each are shown" * (shown < ipc)

@@ -74,7 +74,7 @@ class TestViews:
         assert images.shape == (10, 1, 224, 224)
         plain = digits1.as_tensors()[0]
         assert (F.avg_pool2d(images, 14) - plain).abs().mean() < 0.2 * plain.std()
-        assert images.mean() == pytest.approx(plain.mean(), abs=0.02)
+        assert images.mean().item() == pytest.approx(plain.mean().item(), abs=0.02)
         tests = [digits1.test_transform(224)(picture) for picture in digits1.pictures()]
         assert torch.equal(torch.stack(tests), images)
         with pytest.raises(UsageError, match="size cannot be 0"):
