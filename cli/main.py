@@ -15,7 +15,7 @@ from atomhub.errors import AtomhubError, AtomhubWarning, spelt
 from atomhub.files import home, sweep
 from atomhub.text import plain
 
-from . import distill, evaluate, exchange, hub, recipes, search, sets, train
+from . import distill, evaluate, exchange, gallery, hub, recipes, search, sets, train
 from .output import say
 
 EPILOG = (
@@ -37,7 +37,7 @@ def cli() -> None:
 for command in (
     distill.distill, evaluate.evaluate, evaluate.demo, sets.list_sets, sets.info, sets.preview, sets.remove, sets.clean,
     hub.push, hub.pull, hub.verify, train.train, search.search, train.soften, exchange.export_set, exchange.import_set,
-    recipes.recipes,
+    recipes.recipes, gallery.gallery,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -18,7 +18,7 @@ from atomhub.requests import at_most, call_hub
 from atomhub.storage import cards, formats
 from atomhub.storage.parquet import check_parquet
 
-Kind = Literal["dataset", "model"]
+Kind = Literal["dataset", "model", "space"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def publish(
     format's version (``format-v1``) follows the newest commit of the main branch.
 
     Args:
-        kind: ``dataset`` or ``model``.
+        kind: ``dataset``, ``model``, or ``space``: a static one, in which every other file is deleted.
         name: What is published, for the message of the commit.
         files: Path in the repository to content, without the card.
         marker: The file that tells a repository of ours from any other.
@@ -121,7 +121,8 @@ def publish(
         return call_hub(lambda: work(repo, *arguments, repo_type=kind, **options), repo, token, account)
 
     if not dry_run and not create_pr:
-        repo = ask(api.create_repo, private=private, exist_ok=True).repo_id
+        static = {"space_sdk": "static"} if kind == "space" else {}
+        repo = ask(api.create_repo, private=private, exist_ok=True, **static).repo_id
 
     tagged: dict[str, None] = {}  # in all attempts
     moves = formats.tag(version)  # the one tag that does
@@ -132,8 +133,10 @@ def publish(
         text = card(repo, old)
         wanted = {**files, formats.CARD: text.encode()}
         changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
-        gone = [CommitOperationDelete(path) for path in stale if path in theirs and path not in wanted]
-        changed, url = bool(changes or gone), f"{api.endpoint}/{'datasets/' * (kind == 'dataset')}{repo}"
+        ours = set(theirs) - {".gitattributes"} if kind == "space" else set(stale) & set(theirs)
+        gone = [CommitOperationDelete(path) for path in sorted(ours - set(wanted))]
+        room = "" if kind == "model" else f"{kind}s/"
+        changed, url = bool(changes or gone), f"{api.endpoint}/{room}{repo}"
         sizes = {path: len(data) for path, data in wanted.items()}
         if dry_run:
             return Pushed(repo, url, None, changed, (), sizes, text)
@@ -148,7 +151,7 @@ def publish(
                 repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
             commit, url = made.oid, made.pr_url or url
-        if revision in (None, "main") and not create_pr and there.get(moves) != commit:
+        if kind != "space" and revision in (None, "main") and not create_pr and there.get(moves) != commit:
             if moves in there:
                 ask(api.delete_tag, tag=moves)
             ask(api.create_tag, tag=moves, revision=commit)

@@ -75,7 +75,7 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
     return {
         "m": manifest, "f": manifest.format, "p": p, "results": manifest.results.measured,
         "recipe": p.recipe if isinstance(p.recipe, Recipe) else None, "images": manifest.format.shape[0],
-        "tables": _tables(manifest.results.measured), "methods": _methods(p),
+        "tables": result_tables(manifest.results.measured), "methods": _methods(p),
     }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def _methods(p: Provenance) -> list[Markup]:
     return [Markup(text) for text in found]
 
 
-def _tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
+def result_tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measurement]]]:
     """Return results in tables with titles: those of different protocols, norms or labels cannot be compared."""
     tables: dict[str, list[Measurement]] = {}
     for r in sorted(measured, key=lambda r: r.labels):

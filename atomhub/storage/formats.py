@@ -179,6 +179,19 @@ def _read(folder: Path) -> DistilledDataset:
     return DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
 
 
+def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:
+    """Return the content of a file of a set; IntegrityError if it is not the one that its manifest describes."""
+    expected = manifest.files[name]
+    try:
+        with open_file(folder, name) as file:
+            content = file.read(expected.size + 1)
+    except OSError as error:
+        raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", RESTORE) from error
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", RESTORE)
+    return content
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``manifest.json`` alone; errors as in :func:`read`."""
     return _validated(_read_json(folder), folder)

@@ -1,6 +1,7 @@
 """A small Hub on loopback for the real clients: repositories with commits, tags, LFS, search, and faults.
 
-Dataset repositories go by ``user/name``, model repositories by ``models:user/name``.
+Dataset repositories go by ``user/name``, model repositories by ``models:user/name``,
+spaces by ``spaces:user/name``.
 
 Large files are served by a second server, as the Hub's are by its CDN. With a folder, all is kept on disk.
 

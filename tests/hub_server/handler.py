@@ -64,9 +64,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self):
         url = urllib.parse.urlsplit(self.path)
         path, self.query = urllib.parse.unquote(url.path), urllib.parse.parse_qs(url.query)
-        # models have routes of the same form, without or with another prefix
-        path = re.sub(rf"^/api/models/(?={REPO})", "/api/datasets/models:", path)
-        path = re.sub(rf"^/(?={REPO}(/resolve/|\.git/))(?!api/|datasets/|cdn/|upload/)", "/datasets/models:", path)
+        # models and spaces have routes of the same form, without or with another prefix
+        path = re.sub(rf"^/api/(models|spaces)/(?={REPO})", r"/api/datasets/\1:", path)
+        path = re.sub(rf"^/spaces/(?={REPO}(/resolve/|\.git/))", "/datasets/spaces:", path)
+        path = re.sub(
+            rf"^/(?={REPO}(/resolve/|\.git/))(?!api/|datasets/|spaces/|cdn/|upload/)", "/datasets/models:", path
+        )
         self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
         length = int(self.headers.get("Content-Length") or 0)
         with self.hub.lock:
@@ -106,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def owner(repo):
-        return repo.removeprefix("models:").split("/")[0]
+        return bare(repo).split("/")[0]
 
     def open(self, repo, write=False):
         """Return a repository that the request may read or write; else answer and return None."""
@@ -153,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             [f"license:{card['license']}"] if "license" in card else []
         )
         described = {
-            "id": name.removeprefix("models:"), "_id": "0", "sha": commit.oid,
+            "id": bare(name), "_id": "0", "sha": commit.oid,
             "siblings": [self.sibling(path, content) for path, content in commit.files.items()],
             "tags": tags, "cardData": card, "private": found.private, "gated": False, "disabled": False,
             "downloads": found.downloads, "likes": 0, "author": self.owner(name),
@@ -177,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
     def search(self):
         found = []
         for name, repo in self.hub.repos.items():
-            if name.startswith("models:"):
+            if name != bare(name):
                 continue
             if repo.private and (self.user() or (None,))[0] != self.owner(name):
                 continue
@@ -266,15 +269,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def page(self, name):
         """Return the address of a repository's page."""
-        model = name.startswith("models:")
-        return f"{self.hub.url}/{name.removeprefix('models:')}" if model else f"{self.hub.url}/datasets/{name}"
+        room = {"models": "", "spaces": "spaces/"}.get(name.partition(":")[0], "datasets/")
+        return f"{self.hub.url}/{room}{bare(name)}"
 
     def create(self):
         asked, user = json.loads(self.body), self.user()
         if not user or not user[0]:
             return self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
         owner = asked.get("organization") or user[0]
-        kind = "" if asked.get("type") == "dataset" else "models:"
+        kind = {"dataset": "", "space": "spaces:"}.get(asked.get("type"), "models:")
+        if kind == "spaces:" and asked.get("sdk") != "static":
+            return self.complain("a space that is not static costs money")
         name = f"{kind}{owner}/{asked['name']}"
         if name in self.hub.repos:
             return self.reply(409, {"url": self.page(name), "error": "You already created this"})
@@ -282,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.error(403, "Forbidden", "You don't have the rights to create a dataset under this namespace")
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.hub.add(name, {".gitattributes": b""}, private)
-        return self.reply(200, {"url": self.page(name), "id": name.removeprefix("models:")})
+        return self.reply(200, {"url": self.page(name), "id": bare(name)})
 
     def validate(self):
         import yaml
@@ -382,7 +387,12 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(200, {}) if found else None
 
 
-REPO = r"(?P<repo>(models:)?[\w.-]+/[\w.-]+)"
+def bare(name):
+    """Return the name of a repository without its kind."""
+    return re.sub("^(models|spaces):", "", name)
+
+
+REPO = r"(?P<repo>(models:|spaces:)?[\w.-]+/[\w.-]+)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),

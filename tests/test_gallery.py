@@ -1,0 +1,209 @@
+"""The gallery: pages that say what sets say of themselves, and nothing that they would do to a browser."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+from conftest import HUB
+
+import atomhub
+from atomhub.cli.main import cli
+from atomhub.errors import AtomhubError
+from atomhub.gallery import Entry, local_sets, publish_gallery, remote_sets, write_gallery
+from atomhub.results import REVISION, Measurement, Score
+from atomhub.storage import store
+
+
+class Page(HTMLParser):
+    """A page's links, tags, attributes and words; fails where a tag is not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.words, self.attributes = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.links += [value for key, value in attributes if key in ("href", "src")]
+        if tag not in ("meta", "link", "img", "br", "line", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "circle"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def measured(mean, protocol="dm", network="convnet:width=128,norm=instance", runs=5, **more):
+    score = Score(mean=mean, std=0.5, runs=runs, accuracies=(mean,) * runs, seconds=1.0)
+    return Measurement(
+        protocol=protocol, network=network, score=score, seed=0, revision=REVISION, test_images=10, device="CPU", **more
+    )
+
+
+def with_results(entry, *results, name=None, **form):
+    manifest = entry.manifest.replace(results={"measured": results}, **({"format": form} if form else {}))
+    return replace(entry, name=name or entry.name, manifest=manifest)
+
+
+@pytest.fixture
+def entry(home):
+    """cifar10-ipc1, which comes with atomhub."""
+    return next(e for e in local_sets()[0] if e.name == "cifar10-ipc1")
+
+
+def written(folder, *entries, broken=()):
+    write_gallery(entries, broken, folder)
+    return {str(p.relative_to(folder)): Page(p.read_text(encoding="utf-8")) for p in folder.rglob("*.html")}
+
+
+def test_the_pages_show_the_store_and_what_comes_with_atomhub(digits1, home, tmp_path):
+    mine = replace(digits1, manifest=digits1.manifest.model_copy(update={"name": "my-digits"})).save()
+    (home / "sets" / "odd").mkdir()
+    (home / "sets" / "odd" / "manifest.json").write_text("{}")
+    done = CliRunner().invoke(cli, ["gallery", "--output", str(tmp_path / "pages")], catch_exceptions=False)
+    assert done.stdout.strip() == str(tmp_path / "pages" / "index.html")
+    assert "Not shown: odd: " in done.stderr
+    front = Page((tmp_path / "pages" / "index.html").read_text(encoding="utf-8"))
+    for name in (mine.name, *store.starters()):
+        assert f"sets/{name}.html" in front.links
+        page = Page((tmp_path / "pages" / "sets" / f"{name}.html").read_text(encoding="utf-8"))
+        assert f'distilled = atomhub.load("{name}")' in page.text
+        manifest = atomhub.load(name).manifest
+        for result in manifest.results.measured:
+            assert result.score.text in page.text
+        assert manifest.provenance.command in page.text
+        assert {cls for cls in manifest.format.class_names} <= {v for k, v in page.attributes if k == "title"}
+    assert "odd" in front.text
+
+
+def test_every_link_stays_in_the_folder_and_leads_somewhere(home, tmp_path):
+    pages = written(tmp_path / "pages", *local_sets()[0])
+    for path, page in pages.items():
+        for link in page.links:
+            if not link.startswith(("data:,", "#")):
+                assert not re.match(r"[a-z]+:|//", link), link
+                assert ((tmp_path / "pages" / path).parent / link).exists(), link
+
+
+def test_nothing_of_a_stranger_is_markup(entry, tmp_path):
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+    manifest = entry.manifest.replace(
+        format={"class_names": (evil, *entry.manifest.format.class_names[1:])},
+        provenance={"command": evil, "device": evil, "versions": {evil: evil}},
+        results={"measured": (measured(50, network=evil), measured(50, protocol=evil, teacher=evil, labels=evil))},
+    )
+    harmless = written(tmp_path / "a", entry)
+    pages = written(tmp_path / "b", Entry(entry.name, manifest, entry.pictures, "https://hub.test/datasets/a/b"))
+    for path, page in pages.items():
+        assert page.tags.count("script") == 1
+        assert {key for key, _ in page.attributes} - {key for key, _ in harmless[path].attributes} <= {"title"}
+        assert not any(key.startswith("on") for key, _ in page.attributes)
+    assert evil in pages[f"sets/{entry.name}.html"].text
+
+
+def test_a_picture_that_is_none_or_another_than_was_said_is_not_shown(entry, home, tmp_path):
+    path = store.save(atomhub.load("cifar10-ipc1")).path
+    (path / "preview.png").write_bytes(b"<svg onload=alert(1)>")
+    found, broken = local_sets()
+    assert "cifar10-ipc1" not in [e.name for e in found]
+    assert "preview.png is not the file its manifest describes" in next(b.reason for b in broken)
+
+
+class TestLeaderboard:
+    def test_figures_of_different_protocols_and_norms_are_never_in_one_table(self, entry, tmp_path):
+        results = [
+            measured(40), measured(50, "datadam", "convnet:width=128,norm=batch"),
+            measured(60, network="convnet:width=128,norm=batch"), measured(70, network="resnet18:norm=instance"),
+            measured(80, labels="soft"), measured(90, runs=1).model_copy(update={"revision": REVISION - 1}),
+        ]  # fmt: skip
+        text = written(tmp_path / "pages", with_results(entry, *results))["leaderboard.html"].text
+        assert "cifar10, 1 per class: dm, ConvNet, instance norm" in text
+        assert "cifar10, 1 per class: datadam, ConvNet, batch norm" in text
+        assert "40.0 ± 0.5" in text
+        assert "50.0 ± 0.5" in text
+        for other in (60, 70, 80, 90):
+            assert f"{other}.0" not in text
+
+    def test_the_best_is_first_and_published_figures_stand_apart_in_their_own_protocol(self, entry, tmp_path):
+        random = {"random": measured(15).score, "whole": measured(85).score}
+        best = with_results(entry, measured(45, baseline=random), name="best")
+        text = written(tmp_path / "pages", with_results(entry, measured(40)), best)["leaderboard.html"].text
+        assert text.index("best") < text.index("cifar10-ipc1")
+        assert re.search(r"best 45\.0 ± 0\.5 5 15\.0 ± 0\.5 30\.0 40\.0 3\.07 kB", text)
+        assert "DM published: Zhao and Bilen, WACV 2023 26.0" in text
+        assert "NCFM" not in text  # nothing was measured under its protocol
+
+    def test_accuracy_by_bytes_is_a_picture_with_words(self, entry, tmp_path):
+        wide = with_results(entry, measured(55), name="wide", ipc=4)
+        page = written(tmp_path / "pages", with_results(entry, measured(40)), wide)["leaderboard.html"]
+        assert (
+            page.tags.count("circle") == 1 + 1 - 1 + 0 or page.tags.count("circle") == 0
+        )  # of different ipc: two tables
+        few = with_results(entry, measured(38), name="few", pixels="uint4", version=2)
+        page = written(tmp_path / "more", with_results(entry, measured(40)), few)["leaderboard.html"]
+        assert page.tags.count("circle") == 2
+        (label,) = [v for k, v in page.attributes if k == "aria-label" and "few" in v]
+        assert "cifar10-ipc1, 3.07 kB per class, 40.0 ± 0.5" in label
+        assert "few, 1.54 kB per class, 38.0 ± 0.5" in label
+
+
+def test_a_gallery_is_replaced_only_where_that_is_wanted(entry, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(AtomhubError):
+            write_gallery([entry], [], tmp_path / "site", overwrite)
+    write_gallery([entry], [], tmp_path / "pages")
+    with pytest.raises(AtomhubError, match="exists"):
+        write_gallery([], [], tmp_path / "pages")
+    write_gallery([], [], tmp_path / "pages", overwrite=True)
+    assert "There are no sets here yet" in (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("writer")
+class TestHub:
+    def test_of_sets_on_the_hub_manifest_and_pictures_alone_are_fetched(self, hub, saved):
+        saved.push_to_hub()
+        hub.add("bob/odd", hub.files(f"alice/{saved.name}") | {"manifest.json": b"[]"})
+        HUB.requests.clear()
+        found, broken = remote_sets()
+        assert [e.name for e in found] == [f"alice/{saved.name}"]
+        assert found[0].url == f"{hub.url}/datasets/alice/{saved.name}"
+        assert set(found[0].pictures) <= {"preview.png", "curve.png"}
+        assert [b.name for b in broken] == ["bob/odd"]
+        fetched = {path.rsplit("/", 1)[-1] for _, path, _ in HUB.requests if "/resolve/" in path}
+        assert fetched <= {"manifest.json", "preview.png", "curve.png"}
+        assert remote_sets("carol") == ([], [])
+
+    def test_pages_are_published_as_a_static_space_and_old_ones_go(self, hub, saved, entry, tmp_path):
+        write_gallery([entry, with_results(entry, name="other")], [], tmp_path / "pages")
+        url = publish_gallery(tmp_path / "pages")
+        assert url == f"{hub.url}/spaces/alice/atomhub-gallery"
+        space = "spaces:alice/atomhub-gallery"
+        assert b"sdk: static" in hub.files(space)["README.md"]
+        assert "sets/other.html" in hub.files(space)
+        write_gallery([entry], [], tmp_path / "pages", overwrite=True)
+        publish_gallery(tmp_path / "pages")
+        assert "sets/other.html" not in hub.files(space)
+        assert "sets/cifar10-ipc1.html" in hub.files(space)
+        commits = len(hub.repos[space].commits)
+        publish_gallery(tmp_path / "pages")
+        assert len(hub.repos[space].commits) == commits
+
+    def test_a_space_of_something_else_stays_as_it_is(self, hub, entry, tmp_path):
+        hub.add("spaces:alice/atomhub-gallery", {"app.py": b"mine"})
+        write_gallery([entry], [], tmp_path / "pages")
+        with pytest.raises(AtomhubError, match="was not published by atomhub: it holds app.py"):
+            publish_gallery(tmp_path / "pages")
