@@ -1,4 +1,4 @@
-.PHONY: demo test lint check format hub fuzz kills clean
+.PHONY: demo test test-browser lint check format hub fuzz kills clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -14,6 +14,12 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# pages of the gallery in Debian's Chromium; skipped where that cannot be installed
+test-browser: .venv/installed
+	-command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium > /dev/null; }
+	$(BIN)/python -m pip install --quiet playwright
+	$(BIN)/python -m pytest -n 0 tests/browser
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

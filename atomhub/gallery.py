@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -25,7 +25,7 @@ from atomhub.manifest import Manifest
 from atomhub.preview import layout
 from atomhub.recipe import Recipe
 from atomhub.results import REVISION, Measurement
-from atomhub.storage import formats, store
+from atomhub.storage import formats, store, verified
 from atomhub.storage.cards import result_tables
 from atomhub.text import plain
 from atomhub.training.protocols import PROTOCOLS, column
@@ -49,12 +49,14 @@ class Entry:
         name: What :func:`atomhub.load` takes.
         manifest: What it says of itself.
         pictures: Of ``preview.png`` and ``curve.png`` those that there are.
+        verdicts: Of those who measured it anew.
         url: Where it lies on the Hub.
     """
 
     name: str
     manifest: Manifest
     pictures: dict[str, bytes]
+    verdicts: list[verified.Verification]
     url: str | None = None
 
 
@@ -106,9 +108,9 @@ def remote_sets(
             entry = download(
                 "dataset", listed.name, None, {formats.MANIFEST: range(limits.MANIFEST + 1)}, pictures,
                 read=lambda folder: _entry("", folder), token=token, what="a distilled set",
+                perhaps={verified.VERIFIED: range(limits.MANIFEST + 1)},
             )  # fmt: skip
-            url = f"{constants.ENDPOINT}/datasets/{listed.name}"
-            found.append(Entry(listed.name, entry.manifest, entry.pictures, url))
+            found.append(replace(entry, name=listed.name, url=f"{constants.ENDPOINT}/datasets/{listed.name}"))
         except AtomhubError as error:
             broken.append(Broken(listed.name, error.message))
     return found, broken
@@ -132,7 +134,7 @@ def _entry(name: str, folder: Path) -> Entry:
             content = formats.read_checked(folder, path, manifest)
             if content.startswith(b"\x89PNG\r\n\x1a\n"):
                 pictures[path] = content
-    return Entry(name, manifest, pictures)
+    return Entry(name, manifest, pictures, verified.read(folder, manifest))
 
 
 def write_gallery(
@@ -221,7 +223,9 @@ def _card(entry: Entry) -> dict[str, Any]:
     card = {
         "name": entry.name, "slug": slug, "href": f"sets/{slug}.html", "url": entry.url, "source": p.source_id,
         "ipc": f.ipc, "recipe": p.method, "bytes_per_class": f.bytes_per_class, "bytes_text": _bytes(f.bytes_per_class),
-        "created": p.created, "scores": scores, "best": next(iter(scores), None), "verified": "",
+        "created": p.created, "scores": scores, "best": next(iter(scores), None),
+        "verified": "; ".join(_verdict(v) for v in entry.verdicts if v.holds),
+        "doubted": "; ".join(_verdict(v) for v in entry.verdicts if not v.holds),
         "images": f.shape[0], "classes": f.class_names, "train_images": p.source.train_images if p.source else 0,
         "load": escape(_LOAD.format(plain(entry.name))),
         "tables": [_table(title, rows) for title, rows in result_tables(m.results.measured)],
@@ -284,6 +288,7 @@ def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[
     boards: dict[tuple[str, int, str], dict[str, Any]] = {}
     for entry in entries:
         card = cards[entry.name]
+        holding = {(v.protocol, v.network) for v in entry.verdicts if v.holds}
         for r in entry.manifest.results.measured:
             name = column(r.protocol, r.network) if r.labels == "hard" and r.revision == REVISION else None
             if name is None:
@@ -295,7 +300,8 @@ def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[
             })  # fmt: skip
             random = r.baseline.get("random")
             board["rows"].append({
-                "name": entry.name, "href": card["href"], "verified": card["verified"], "mean": r.score.mean,
+                "name": entry.name, "href": card["href"], "verified": (r.protocol, r.network) in holding,
+                "mean": r.score.mean,
                 "text": r.score.text, "runs": r.score.runs, "random": random.text if random else "–",
                 "ior": "–" if r.ior is None else f"{r.ior:.1f}", "hlr": "–" if r.hlr is None else f"{r.hlr:.1f}",
                 "bytes": card["bytes_per_class"], "bytes_text": card["bytes_text"],
@@ -350,6 +356,12 @@ def _plot(board: dict[str, Any]) -> dict[str, Any] | None:
         "x": [{"at": x(t), "label": _bytes(round(10**t))} for t in ticks],
         "y": [{"at": y(v), "label": str(v)} for v in range(int(low), int(high) + 1, step)],
     }
+
+
+def _verdict(v: verified.Verification) -> str:
+    """Return what somebody measured anew, in words."""
+    where = column(v.protocol, v.network) or f"{v.protocol}, {v.network}"
+    return f"{where}: {v.score.text} by {v.by}, {v.date[:10]}"
 
 
 def _label(r: Measurement) -> str:

@@ -112,11 +112,15 @@ def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str |
 @click.argument("name", shell_complete=complete.sets)
 @click.option("--runs", type=click.IntRange(min=2), metavar="N",
               help="Number of networks to train.  [default: as many as claimed, 2 to 5]")  # fmt: skip
+@click.option("--record", metavar="YOU",
+              help="Keep the verdict under your name, with the set or for a pull request.")  # fmt: skip
 @options.device
 @options.source
 @options.yes
 @options.as_json
-def verify(name: str, runs: int | None, device: str, source: str | None, yes: bool, as_json: bool) -> None:
+def verify(
+    name: str, runs: int | None, record: str | None, device: str, source: str | None, yes: bool, as_json: bool
+) -> None:
     """Check whether the accuracy that the set NAME claims holds.
 
     Checks the files, trains new networks on the set, and compares their mean accuracy with the claim by the standard
@@ -126,7 +130,7 @@ def verify(name: str, runs: int | None, device: str, source: str | None, yes: bo
     \b
     Examples:
       atomhub verify digits-ipc10
-      atomhub verify alice/cifar10-ipc10@v1 --runs 3
+      atomhub verify alice/cifar10-ipc10@v1 --runs 3 --record "Jane Doe"
     """
     import atomhub
     from atomhub.requests import progress_bars
@@ -154,8 +158,17 @@ def verify(name: str, runs: int | None, device: str, source: str | None, yes: bo
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed, "seen": v.seen,
                       "holds": v.holds if v.measured else None})  # fmt: skip
+    kept = None
+    if record is not None:
+        from atomhub.job.evaluation import record_verdicts
+        from atomhub.storage.verified import VERIFIED
+
+        kept = record_verdicts(distilled, verdicts, record)
+        say(f"The verdict is kept in {kept}.")
+        if distilled.repo:
+            say(f"Send it to its owner: hf upload {distilled.repo} {kept} {VERIFIED} --repo-type dataset --create-pr")
     if as_json:
-        print_json({"name": name, "claims": found})
+        print_json({"name": name, "claims": found} | ({"record": str(kept)} if kept else {}))
     else:
         head, *rows = (list(row) for row in zip(*columns, strict=True))
         print_table(head, rows, f"{name}: test accuracy in %, differences in points")

@@ -1,5 +1,6 @@
 """The gallery: pages that say what sets say of themselves, and nothing that they would do to a browser."""
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,8 +13,9 @@ import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import AtomhubError
 from atomhub.gallery import Entry, local_sets, publish_gallery, remote_sets, write_gallery
+from atomhub.job.evaluation import record_verdicts
 from atomhub.results import REVISION, Measurement, Score
-from atomhub.storage import store
+from atomhub.storage import store, verified
 
 
 class Page(HTMLParser):
@@ -104,7 +106,8 @@ def test_nothing_of_a_stranger_is_markup(entry, tmp_path):
         results={"measured": (measured(50, network=evil), measured(50, protocol=evil, teacher=evil, labels=evil))},
     )
     harmless = written(tmp_path / "a", entry)
-    pages = written(tmp_path / "b", Entry(entry.name, manifest, entry.pictures, "https://hub.test/datasets/a/b"))
+    stranger = Entry(entry.name, manifest, entry.pictures, entry.verdicts, "https://hub.test/datasets/a/b")
+    pages = written(tmp_path / "b", stranger)
     for path, page in pages.items():
         assert page.tags.count("script") == 1
         assert {key for key, _ in page.attributes} - {key for key, _ in harmless[path].attributes} <= {"title"}
@@ -201,6 +204,40 @@ class TestHub:
         commits = len(hub.repos[space].commits)
         publish_gallery(tmp_path / "pages")
         assert len(hub.repos[space].commits) == commits
+
+    def test_a_verdict_is_kept_beside_a_set_published_and_shown(self, hub, saved, tmp_path, short, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
+        run = lambda *words: CliRunner().invoke(cli, [*words], catch_exceptions=False)  # noqa: E731
+        done = run("verify", saved.name, "--runs", "2", "--record", "Jane <b>Doe</b>")
+        (record,) = verified.read(saved.path, atomhub.load(saved.name).manifest)
+        assert record.by == "Jane <b>Doe</b>"
+        assert record.holds is (done.exit_code == 0)
+        atomhub.load(saved.name).push_to_hub()
+        ((entry,), _) = remote_sets()
+        assert entry.verdicts == [record]
+        page = written(tmp_path / "pages", entry)[f"sets/alice--{saved.name}.html"]
+        assert f"{record.score.text} by Jane <b>Doe</b>" in page.text
+        # somebody else measures the published set, and keeps the verdict for a pull request
+        done = run("verify", f"alice/{saved.name}", "--runs", "2", "--record", "Eve")
+        file = tmp_path / f"{saved.name}.verified.json"
+        assert f"hf upload alice/{saved.name} {file.name} verified.json --repo-type dataset --create-pr" in " ".join(
+            done.stderr.split()
+        )
+        assert json.loads(file.read_text())["verified"][0]["by"] == "Eve"
+
+    def test_a_verdict_of_other_images_or_of_another_claim_counts_for_nothing(self, saved, short):
+        atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
+        one = atomhub.load(saved.name)
+        record_verdicts(one, atomhub.verify(one, runs=2), "Jane")
+        content = (saved.path / verified.VERIFIED).read_bytes()
+        assert len(verified.parse(content, one.manifest)) == 1
+        claimed = one.manifest.results.measured[0]
+        higher = claimed.model_copy(update={"score": claimed.score.model_copy(update={"mean": 99.9})})
+        assert verified.parse(content, one.manifest.replace(results={"measured": (higher,)})) == []
+        assert verified.parse(content.replace(one.manifest.tensors.encode(), b"0" * 64), one.manifest) == []
+        for odd in (b"", b"[]", b"\xff", b'{"verified": [1]}', b'{"verified": ' + b"[" * 10_000):
+            assert verified.parse(odd, one.manifest) == []
 
     def test_a_space_of_something_else_stays_as_it_is(self, hub, entry, tmp_path):
         hub.add("spaces:alice/atomhub-gallery", {"app.py": b"mine"})

@@ -71,7 +71,7 @@ def _exact_sizes(folder: Path) -> dict[str, range]:
 def download(
     kind: Kind, repo: str, revision: str | None, first: Mapping[str, range],
     more: Callable[[Path], Mapping[str, range]] = lambda folder: {}, *, read: Callable[[Path], T], token: str | None,
-    local_files_only: bool = False, what: str,
+    local_files_only: bool = False, what: str, perhaps: Mapping[str, range] = {},
 ) -> T:  # fmt: skip
     """Download some files of one commit into huggingface_hub's cache, and read them there.
 
@@ -87,6 +87,7 @@ def download(
         token: None: the one you are logged in with.
         local_files_only: Use what was downloaded before.
         what: What the repository should hold, for errors.
+        perhaps: Files to fetch where they are there and have such a size.
 
     Raises:
         NotFoundError: no such repository, revision or file; or not downloaded before, and no network.
@@ -131,7 +132,7 @@ def download(
 
     def fetched(again: bool) -> T:
         folder = fetch(first, again)
-        wanted = more(folder)
+        wanted = {**more(folder), **{path: allowed for path, allowed in perhaps.items() if sizes.get(path) in allowed}}
         return read(fetch(wanted, again) if wanted else folder)
 
     there = all(isinstance(try_to_load_from_cache(repo, p, revision=sha, repo_type=kind), str) for p in first)

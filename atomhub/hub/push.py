@@ -15,8 +15,9 @@ from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, UsageError
 from atomhub.requests import at_most, call_hub
-from atomhub.storage import cards, formats
+from atomhub.storage import cards, formats, verified
 from atomhub.storage.parquet import check_parquet
+from atomhub.storage.verified import VERIFIED
 
 Kind = Literal["dataset", "model", "space"]
 
@@ -64,10 +65,11 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         manifest = whole.manifest
         own = formats.read_card(folder)
         files = {path: _content(folder, path) for path in (*manifest.files, formats.MANIFEST)}
+        verdicts = {VERIFIED: _content(folder, VERIFIED)} if verified.read(folder, manifest) else {}
         if any(hashlib.sha256(files[path]).hexdigest() != file.sha256 for path, file in manifest.files.items()):
             raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
-        "dataset", manifest.name, files, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
+        "dataset", manifest.name, files | verdicts, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
         stale=formats.OPTIONAL, version=manifest.format.version, **options,
     )  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from atomhub.job.kept import KeptFile
 from atomhub.recipe import choose_recipe
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
+from atomhub.storage.verified import VERIFIED, Verification, add
+from atomhub.text import plain
 from atomhub.training.measure import AnyNetwork, Progress, Teacher, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
 
@@ -160,6 +164,38 @@ def verify(
         holds = abs(claim.score.mean - found.score.mean) <= allowed
         verdicts.append(Verdict(claim, found, holds, allowed, seen))
     return verdicts
+
+
+def record_verdicts(distilled: DistilledDataset, verdicts: Sequence[Verdict], by: str) -> Path:
+    """Keep verdicts where a gallery finds them, and return the file.
+
+    That is ``verified.json`` beside a set of one's own, which is published with it; of any other set a file in the
+    current folder, for a pull request.
+
+    Args:
+        distilled: The set, from :func:`atomhub.load`.
+        verdicts: Of :func:`verify`.
+        by: Who measured.
+
+    Raises:
+        UsageError: a name that is none, or a set that is not on disk.
+        AtomhubError: the file cannot be written.
+    """
+    name = plain(by, 100).strip()
+    if not name or distilled.manifest.tensors is None:
+        raise UsageError("A verdict needs a name, and a set that was saved.", 'Such as --record "Jane Doe".')
+    found = [
+        Verification(
+            by=name, date=datetime.now(UTC).isoformat(timespec="seconds"), tensors=distilled.manifest.tensors,
+            protocol=v.claim.protocol, network=v.claim.network, labels=v.claim.labels, claimed=v.claim.score.mean,
+            score=v.measured.score, holds=v.holds, allowed=round(v.allowed, 4),
+        )
+        for v in verdicts if v.measured
+    ]  # fmt: skip
+    own = distilled.path is not None and store.keeps_results(distilled)
+    path = Path(str(distilled.path)) / VERIFIED if own else Path(f"{distilled.name}.{VERIFIED}")
+    add(path, distilled.manifest, found)
+    return path
 
 
 def distances(a: Score, b: Score, step: float, level: float = 0.01, power: float = 0.8) -> tuple[float, float]:
