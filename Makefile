@@ -1,4 +1,4 @@
-.PHONY: demo test test-browser lint check format hub fuzz kills clean
+.PHONY: demo test test-browser test-lowest lint check format hub fuzz kills clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -21,6 +21,13 @@ test-browser: .venv/installed
 	$(BIN)/python -m pip install --quiet playwright
 	$(BIN)/python -m pytest -n 0 tests/browser
 
+# with the lowest versions that pyproject.toml allows, in an environment of its own
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +47,7 @@ hub: .venv/installed
 	PYTHONPATH=tests $(BIN)/python -m hub_server $(PORT) $(ROOT)
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest build dist *.egg-info
 
 # longer than in CI: mutated files, and kills at random moments
 fuzz: .venv/installed

@@ -10,10 +10,11 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import Any, TypeVar
 
-from huggingface_hub import errors as hub_errors, get_token, set_client_factory
+from huggingface_hub import HfApi, errors as hub_errors, get_token, set_client_factory
 from huggingface_hub.utils import _http as clients
 
 from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, UsageError, first_line
+from atomhub.version import __version__
 
 _TRIES = 4
 _TRANSPORTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -22,6 +23,8 @@ _PATIENCE = 30.0
 _LONG = 100.0
 """Seconds after which nothing is tried again: huggingface_hub tries some calls several times itself."""
 T = TypeVar("T")
+WHO: dict[str, Any] = {"library_name": "atomhub", "library_version": __version__}
+"""What every request says of who asks."""
 TIMEOUT = 30.0
 """Most seconds to connect, and between two parts of an answer: huggingface_hub has no limit for most of its calls."""
 _most: ContextVar[int | None] = ContextVar("most", default=None)
@@ -71,6 +74,11 @@ def _bounded(response: Any) -> None:
 
 _before = getattr(clients, "_GLOBAL_CLIENT_FACTORY", clients.default_client_factory)  # perhaps one with a proxy
 set_client_factory(_client)
+
+
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """Return huggingface_hub's client of the Hub, which says that atomhub asks."""
+    return HfApi(token=token, **WHO)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lazy_loader
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +37,7 @@ def wheel(tree, tmp_path_factory):
 def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"atomhub"}
-    kinds = (".py", ".pyi", ".j2", ".toml", "py.typed")
+    kinds = (".py", ".pyi", ".j2", ".toml", ".css", ".js", "py.typed")
     expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
     for name in ("cards", "cli"):
         expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}
@@ -81,3 +82,25 @@ def test_an_editable_install_finds_cards_and_cli_in_the_checkout(tree, tmp_path)
     run = [sys.executable, "-S", "-P", "-c", code]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(tree / "cli" / "__init__.py"), str(tree / "atomhub" / "errors.py")], done.stderr
+
+
+def test_what_a_release_needs_agrees_with_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    assert f"## {version}, " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for path in (ROOT / ".github").rglob("*.yml"):
+        assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
+
+
+def test_loading_a_set_needs_little():
+    """Who only trains on sets need not have what draws curves, fits baselines and reads tables."""
+    code = (
+        "import sys\n"
+        "for name in ('matplotlib', 'sklearn', 'scipy', 'datasets', 'pyarrow', 'pandas', 'jinja2'):\n"
+        "    sys.modules[name] = None\n"
+        "import atomhub\n"
+        "for images, labels in atomhub.load('digits-ipc1').loader():\n"
+        "    print(tuple(images.shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(40, 1, 16, 16)\n", done.stderr

@@ -15,7 +15,7 @@ from atomhub.data.real import SourceOptions, decoded_before
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
 from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, SourceError, UsageError, closest
 from atomhub.files import snapshot_of, user_path
-from atomhub.requests import call_hub
+from atomhub.requests import call_hub, hub_api
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,11 @@ def hub_place(name: str, alias: Alias, commit: str, token: bool = False) -> Plac
 
 def _commit(repo: str, revision: str | None) -> tuple[str, bool]:
     """Return the commit of a revision, and whether one must log in to read it."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     def ask(token: bool) -> Any:
-        return HfApi(token=token).dataset_info(repo, revision=revision, expand=["sha", "gated"])
+        return hub_api(token=token).dataset_info(repo, revision=revision, expand=["sha", "gated"])
 
     try:
         info = ask(False)
@@ -206,11 +206,10 @@ def _commit(repo: str, revision: str | None) -> tuple[str, bool]:
 
 def hub_size(repo: str, revision: str | None) -> int | None:
     """Return the bytes of a dataset of the Hub, asked for without a token; None: it is not told, or cannot be known."""
-    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     def ask() -> int:
-        tree = HfApi(token=False).list_repo_tree(repo, recursive=True, repo_type="dataset", revision=revision)
+        tree = hub_api(token=False).list_repo_tree(repo, recursive=True, repo_type="dataset", revision=revision)
         return sum(entry.size for entry in islice(tree, 10_000) if isinstance(entry, RepoFile))
 
     try:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from atomhub import limits
 from atomhub.errors import UsageError
-from atomhub.requests import call_hub
+from atomhub.requests import WHO, call_hub
 from atomhub.results import REVISION
 from atomhub.storage import cards
 from atomhub.text import plain
@@ -80,7 +80,7 @@ def search(
     wanted = ["atomhub", "dataset-distillation"]
     wanted += [f"source:{cards.slug(source)}"] if source else []
     wanted += [f"ipc:{ipc}"] if ipc else []
-    headers = build_hf_headers(token=token)
+    headers = build_hf_headers(token=token, **WHO)
     asked = {"filter": wanted, "expand": ["tags", "downloads", "lastModified", "cardData"], "limit": _MOST}
     asked |= {"author": author} if author else {}
     address = f"{constants.ENDPOINT}/api/datasets"

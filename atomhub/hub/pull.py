@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
@@ -20,7 +20,7 @@ from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoun
 from atomhub.files import replace_file
 from atomhub.hub.push import Kind
 from atomhub.manifest import Manifest
-from atomhub.requests import Unreachable, at_most, call_hub
+from atomhub.requests import WHO, Unreachable, at_most, call_hub, hub_api
 from atomhub.storage import formats
 from atomhub.storage.parquet import check_parquet
 
@@ -97,7 +97,7 @@ def download(
     before = partial(_downloaded, kind, repo, revision, first, more)
     if local_files_only or constants.HF_HUB_OFFLINE:
         return read(before())
-    api: Any = HfApi(token=token)
+    api: Any = hub_api(token=token)
 
     def ask() -> tuple[str, dict[str, int]]:
         # never the card's YAML, which huggingface_hub reads and may fail at
@@ -124,7 +124,9 @@ def download(
                 raise IntegrityError(
                     f"{repo}: {path} has {sizes[path]} bytes, and may have {allowed[-1]}.", "It was not downloaded."
                 )
-            get = partial(hf_hub_download, repo, path, repo_type=kind, revision=sha, force_download=again, token=token)
+            get = partial(
+                hf_hub_download, repo, path, repo_type=kind, revision=sha, force_download=again, token=token, **WHO
+            )
             with at_most(sizes[path]):
                 found = Path(call_hub(get, f"{repo}/{path}", token))
             folder = found.parents[path.count("/")]

@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, UsageError
-from atomhub.requests import at_most, call_hub
+from atomhub.requests import at_most, call_hub, hub_api
 from atomhub.storage import cards, formats, verified
 from atomhub.storage.parquet import check_parquet
 from atomhub.storage.verified import VERIFIED
@@ -115,7 +115,7 @@ def publish(
         NotFoundError: no such repository to open a pull request on.
         AtomhubError: not logged in, not allowed, the repository holds something else, the Hub cannot be reached.
     """
-    api = HfApi(token=token)
+    api = hub_api(token=token)
     account = call_hub(lambda: str(api.whoami()["name"]), repo_id or "the Hub", token)
     repo = repo_id or f"{account}/{name}"
 
@@ -214,7 +214,7 @@ def check_account(repo_id: str | None = None, token: str | None = None) -> str:
         repo_id: Where to.
         token: None: the one you are logged in with.
     """
-    who = call_hub(lambda: HfApi(token=token).whoami(), repo_id or "the Hub", token)
+    who = call_hub(lambda: hub_api(token=token).whoami(), repo_id or "the Hub", token)
     name = str(who["name"])
     role = (who.get("auth") or {}).get("accessToken", {}).get("role")
     spaces = {name, *(org["name"] for org in who.get("orgs") or [])}

@@ -51,6 +51,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
         tags=["atomhub", "dataset-distillation", f"source:{slug(source)}", f"ipc:{manifest.format.ipc}"],
         datasets=[repo] if repo else None,
         pipeline_tag="image-classification",
+        library_name="atomhub",
         model_name=f"{result.network} on {manifest.name}",
         eval_results=[
             EvalResult(
@@ -81,14 +82,14 @@ def _parts(manifest: Manifest) -> dict[str, Any]:
 
 _METHODS = {
     "channel": 'S. Khaki et al., "ATOM: Attention Mixer for Efficient Dataset Distillation", CVPR workshop on dataset '
-    "distillation, 2024 (arXiv 2405.01373).",
+    "distillation, 2024 ([arXiv 2405.01373](https://arxiv.org/abs/2405.01373)).",
     "spatial": 'A. Sajedi et al., "DataDAM: Efficient Dataset Distillation with Attention Matching", ICCV 2023 '
-    "(arXiv 2310.00093).",
-    "feature": 'B. Zhao and H. Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 (arXiv 2110.04181).',
+    "([arXiv 2310.00093](https://arxiv.org/abs/2310.00093)).",
+    "feature": 'B. Zhao and H. Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 ([arXiv 2110.04181](https://arxiv.org/abs/2110.04181)).',
     "bank": 'H. Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024.',
     "formation": 'J. Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022.',
     "tiles": 'P. Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation '
-    'Paradigm", CVPR 2024 (arXiv 2312.03526).',
+    'Paradigm", CVPR 2024 ([arXiv 2312.03526](https://arxiv.org/abs/2312.03526)).',
 }
 
 
@@ -231,6 +232,8 @@ def _metadata(manifest: Manifest) -> str:
     return DatasetCardData(
         license=plain(p.license, 100),
         task_categories=["image-classification"],
+        task_ids=["multi-class-image-classification"],
+        annotations_creators=["machine-generated"],
         size_categories=["n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"],
         source_datasets=[repo] if repo else None,
         pretty_name=manifest.name,
