@@ -277,6 +277,7 @@ def _table(title: str, rows: Sequence[Measurement]) -> dict[str, Any]:
         "title": f"Protocol {title}", "kinds": [_KINDS[kind] for kind in kinds],
         "rows": [{
             "network": r.network, "text": r.score.text, "bars": bars(r),
+            "classes": [] if not r.score.confusion else [r.score.of_class(k) for k in range(len(r.score.confusion))],
             "interval": f"± {r.score.interval:.1f}" if r.score.runs > 1 else "–",
             "baselines": [r.baseline[kind].text if kind in r.baseline else "–" for kind in kinds],
         } for r in rows],

@@ -2,7 +2,7 @@
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from atomhub import limits
 
@@ -29,6 +29,8 @@ class Score(_Open):
         runs: Number of networks.
         accuracies: Each network's accuracy, in the order of the seeds.
         seconds: Wall time of all of them.
+        confusion: If that was asked for, (K, K) test images by class and by what the networks took them for, of all
+            networks together.
     """
 
     mean: float = Field(ge=0, le=100)
@@ -36,6 +38,22 @@ class Score(_Open):
     runs: int = Field(ge=1, le=limits.RUNS)
     accuracies: tuple[float, ...] = Field(max_length=limits.RUNS)
     seconds: limits.Seconds
+    confusion: tuple[tuple[limits.Count, ...], ...] = Field(
+        default=(), max_length=limits.CONFUSION, exclude_if=lambda value: value == ()
+    )
+
+    @field_validator("confusion")
+    @classmethod
+    def _square(cls, value: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        if any(len(row) != len(value) for row in value):
+            raise ValueError("a confusion matrix is square")
+        return value
+
+    def of_class(self, k: int) -> tuple[float, int | None]:
+        """Return the accuracy on class k in percent, and the class its images are most often mistaken for, if any."""
+        row = self.confusion[k]
+        others = [count if i != k else -1 for i, count in enumerate(row)]
+        return 100 * row[k] / max(1, sum(row)), others.index(max(others)) if max(others) > 0 else None
 
     @property
     def interval(self) -> float:

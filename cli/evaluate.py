@@ -28,11 +28,12 @@ if TYPE_CHECKING:
               help="Also train on random real images, as many as the set has.")  # fmt: skip
 @click.option("--herding", is_flag=True, help="Also train on the real images nearest the class means.")
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set, which is slow.")
+@click.option("--per-class", is_flag=True, help="Also show the accuracy of every class, and what it is mistaken for.")
 @options.labels
 @options.training
 def evaluate(
     name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,
-    labels: Any, source: str | None, yes: bool, as_json: bool, **how: Any,
+    per_class: bool, labels: Any, source: str | None, yes: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train networks on the set NAME and test them on real images.
 
@@ -62,7 +63,7 @@ def evaluate(
         with Steps(f"Evaluating {distilled.name}{which}", quiet=as_json, unit="networks") as steps:
             result = atomhub.evaluate(
                 distilled, network, protocol, runs, baseline=_baselines(baseline, whole, herding), labels=labels,
-                progress=steps.networks, source=source, **how,
+                per_class=per_class, progress=steps.networks, source=source, **how,
             )  # fmt: skip
         results.append(result)
     if as_json:
@@ -82,8 +83,19 @@ def evaluate(
         f"{distilled.manifest.format.bytes_per_class} bytes per class"
     )
     print_table(["trained on", *(r.network for r in results)], rows, title)
+    if per_class:
+        print_table(["class", *(r.network for r in results)], _by_class(distilled, results), "Accuracy by class, in %:")
     if not store.keeps_results(distilled):
         say("The set is not in the store, so the result was not kept.")
+
+
+def _by_class(distilled: DistilledDataset, results: Sequence[Measurement]) -> list[list[str]]:
+    names, rows = distilled.class_names, []
+    for k, name in enumerate(names):
+        found = [r.score.of_class(k) for r in results]
+        taken = (f" (else mostly {names[other]})" if other is not None else "" for _, other in found)
+        rows.append([name, *(f"{percent:.1f}{said}" for (percent, _), said in zip(found, taken, strict=True))])
+    return rows
 
 
 BASELINES = {"random": "random real images", "herding": "herding", "whole": "whole training set",
@@ -103,7 +115,8 @@ def _report(distilled: DistilledDataset, results: Sequence[Measurement]) -> dict
         baseline = {kind: s.model_dump(include=keep) for kind, s in result.baseline.items()}
         return {"network": result.network, "labels": result.labels, **score.model_dump(include=keep | {"seconds"}),
                 "interval95": interval, "ior": result.ior, "hlr": result.hlr, "test_images": result.test_images,
-                "baseline": baseline}  # fmt: skip
+                "baseline": baseline,
+                **({"confusion": score.confusion} if score.confusion else {})}  # fmt: skip
 
     return {"name": distilled.name, "bytes_per_class": distilled.manifest.format.bytes_per_class,
             "protocol": results[0].protocol, "results": [summary(r) for r in results]}  # fmt: skip

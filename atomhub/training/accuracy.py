@@ -33,11 +33,23 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return output
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module, images: Tensor, labels: Tensor, normalization: Normalization, device: torch.device, classes: int
 ) -> float:
-    """Return the top-1 accuracy in percent of a model on real images; it is left in the mode it was in.
+    """Return the top-1 accuracy in percent of a model on real images; arguments and errors as :func:`confusion`'s."""
+    return share_right(confusion(model, images, labels, normalization, device, classes))
+
+
+def share_right(counts: Tensor) -> float:
+    """Return the accuracy in percent that a matrix of :func:`confusion` stands for."""
+    return 100 * int(counts.trace()) / int(counts.sum())
+
+
+@torch.no_grad()
+def confusion(
+    model: nn.Module, images: Tensor, labels: Tensor, normalization: Normalization, device: torch.device, classes: int
+) -> Tensor:
+    """Return how often a model takes real images of each class for each; it is left in the mode it was in.
 
     Args:
         model: Maps normalised (B, C, H, W) to logits.
@@ -47,23 +59,27 @@ def accuracy(
         device: Where the model is.
         classes: K.
 
+    Returns:
+        (K, K) int64 on the CPU: the class of an image, what it was taken for.
+
     Raises:
         UsageError: the model does not give (B, K).
         AtomhubError: it gives values that are not finite.
     """
     mode, normalization = model.training, normalization.to(device, torch.float32)
     model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for pixels, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
         found = logits(model, normalization.apply(pixels.to(device)))
         check_shape(type(model).__name__, found.shape, (len(pixels), classes))
-        right += (found.argmax(1) == targets.to(device)).sum()
+        pairs = targets.to(device) * classes + found.argmax(1)
+        counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for a GPU
         finite &= found.isfinite().all()
     model.train(mode)
     if not bool(finite):
         raise AtomhubError(f"The network {type(model).__name__} gives values that are not finite.")
-    return 100 * int(right) / len(labels)
+    return counts.view(classes, classes).cpu()
 
 
 def check_shape(name: str, found: Sequence[int], wanted: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from atomhub import limits
 from atomhub.core import draws
 from atomhub.core.initial import herding
 from atomhub.data.real import RealData
@@ -19,7 +20,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
-from atomhub.training.accuracy import accuracy
+from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.fit import fastest_group, fit, seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
@@ -73,7 +74,7 @@ def measure(
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Keep | None = None,
-    teacher: Teacher | None = None,
+    teacher: Teacher | None = None, per_class: bool = False,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -103,6 +104,7 @@ def measure(
         keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
             measurement that was stopped continues from there. None: nothing is kept.
         teacher: Labels the batches, of the set and of its baselines, where the protocol wants one.
+        per_class: Count what the networks of the set take each class for (``score.confusion``), of 200 classes at most.
 
     Raises:
         UsageError: an unknown network, protocol or baseline, a number that is not possible, or a network that cannot
@@ -117,7 +119,7 @@ def measure(
     rules, where = for_set(protocol, distilled.ipc, len(distilled.class_names)), find_device(device)
     if bool(rules.temperature) is not (teacher is not None):
         raise UsageError(f"The protocol {protocol!r} needs {'a' if rules.temperature else 'no'} teacher.")
-    kinds = _kinds(distilled, baseline)
+    kinds = _kinds(distilled, baseline, per_class)
     targets = targets_of(distilled, labels)
     build, label = builder(network, distilled, rules)
     real = distilled.real(source)
@@ -129,24 +131,16 @@ def measure(
     own = distilled.as_tensors()[0]
     kept = Kept()
     if keep and known:
-        digests = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in (own, targets)]
-        kept = keep({
-            "set": digests, "source": real.info.fingerprint, "rules": repr((rules, stages, REVISION)),
-            "network": label, "teacher": teacher and teacher.identity, "seed": seed, "device": str(where),
-            "versions": versions("torch"),
-        })  # fmt: skip
+        kept = keep(_identity(own, targets, real, (rules, stages), label, teacher, seed, where, per_class))
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None
 
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
         nonlocal trained, last
-        start = time.perf_counter()
-        before = kept.scores.get(kind)
-        found = list(before.accuracies[:runs]) if before else []
-        if before:
-            start -= before.seconds * len(found) / before.runs
-            trained += len(found)
+        found, seconds, counts = _begun(kept.scores.get(kind), runs)
+        start = time.perf_counter() - seconds
+        trained += len(found)
         images, target = training_set(seed)
         group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2)
         with enough_memory("use a smaller network, or train fewer at once (together=1)"):
@@ -165,14 +159,17 @@ def measure(
                     models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
                     teacher.logits if teacher else None,
                 )  # fmt: skip
-                found += [accuracy(m, *test, distilled.normalization, where, classes) for m in models]
-                kept.add(kind, summary(found, time.perf_counter() - start))
+                of_models = [confusion(m, *test, distilled.normalization, where, classes) for m in models]
+                found += map(share_right, of_models)
+                if per_class and kind == "distilled":
+                    counts = counts + torch.stack(of_models).sum(0)
+                kept.add(kind, summary(found, time.perf_counter() - start, counts))
                 trained += len(seeds)
                 if progress:
                     progress(kind, trained, runs * (1 + len(kinds)))
                 if stop():
                     break
-        return summary(found, time.perf_counter() - start)
+        return summary(found, time.perf_counter() - start, counts)
 
     sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
         "random": lambda s: random_real(distilled, real, s),
@@ -194,6 +191,27 @@ def measure(
     )  # fmt: skip
 
 
+def _identity(
+    images: Tensor, targets: Tensor, real: RealData, rules: tuple[Protocol, Any], label: str, teacher: Teacher | None,
+    seed: int, device: torch.device, per_class: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return all that decides what is measured, as JSON has it."""
+    digests = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in (images, targets)]
+    return {
+        "set": digests, "source": real.info.fingerprint, "rules": repr((*rules, REVISION)), "network": label,
+        "teacher": teacher and teacher.identity, "seed": seed, "device": str(device), "versions": versions("torch"),
+        "per_class": per_class,
+    }  # fmt: skip
+
+
+def _begun(before: Score | None, runs: int) -> tuple[list[float], float, Tensor]:
+    """Return accuracies, seconds and confusion matrix of the networks that were measured before; 0 stands for none."""
+    if before is None or (before.confusion and before.runs > runs):  # which does not say whose errors are whose
+        return [], 0.0, torch.tensor(0)
+    found = list(before.accuracies[:runs])
+    return found, before.seconds * len(found) / before.runs, torch.tensor(before.confusion or 0)
+
+
 def _new(model: object, others: Sequence[nn.Module | None], device: torch.device) -> nn.Module:
     """Return a model on the device; UsageError if it is none, or not a new one."""
     if not isinstance(model, nn.Module):
@@ -206,8 +224,10 @@ def _new(model: object, others: Sequence[nn.Module | None], device: torch.device
     return model.to(device)
 
 
-def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[str]:
-    """Return what to train beside the set itself; UsageError for an unknown baseline."""
+def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None, per_class: bool) -> list[str]:
+    """Return what to train beside the set itself; UsageError for an unknown baseline, or too many classes to tell."""
+    if per_class and len(distilled.class_names) > limits.CONFUSION:
+        raise UsageError(f"{distilled.name!r} has too many classes for per_class.", f"{limits.CONFUSION} are the most.")
     if baseline is None:
         return []
     given = [baseline] if isinstance(baseline, str) else list(baseline)
@@ -228,13 +248,14 @@ def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
     return distilled.soft_labels.float()
 
 
-def summary(accuracies: Sequence[float], seconds: float) -> Score:
-    """Summarise accuracies in percent: mean and sample standard deviation (0 for one run)."""
+def summary(accuracies: Sequence[float], seconds: float, counts: Tensor | None = None) -> Score:
+    """Summarise accuracies in percent, mean and sample standard deviation (0 for one run), and a confusion matrix."""
     std = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     mean = statistics.fmean(accuracies)
     return Score(
         mean=round(mean, 4), std=round(std, 4), runs=len(accuracies),
         accuracies=tuple(round(a, 4) for a in accuracies), seconds=round(seconds, 2),
+        confusion=tuple(map(tuple, counts.tolist())) if counts is not None and counts.dim() else (),
     )  # fmt: skip
 
 

@@ -33,10 +33,10 @@ def test_each_is_whole_and_says_how_it_was_made_and_how_good_it_is(home, name):
     one = atomhub.load(name)
     images, labels = one.as_tensors()
     manifest = one.manifest
-    assert manifest.provenance.recipe.name == "atom-plus"
+    assert manifest.provenance.recipe.name == "dance"
     assert len(images) == len(labels) == 10 * manifest.format.ipc * manifest.format.formation**2
     assert manifest.provenance.command.startswith(
-        f"atomhub distill {name.split('-')[0]} --ipc {manifest.format.ipc} --recipe atom-plus"
+        f"atomhub distill {name.split('-')[0]} --ipc {manifest.format.ipc} --recipe dance"
     )
     check_parquet(one, one.path)
     for result in manifest.results.measured:

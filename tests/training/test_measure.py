@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from models import Recorder, tiny
 
 import atomhub
+from atomhub.cli.main import cli
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.provenance import Teacher
 from atomhub.recipe import Recipe
@@ -54,6 +57,30 @@ def test_results_are_stored_in_manifest_and_card_and_replaced_when_measured_agai
     assert f"| tiny() | 1 | **{brief.score.mean:.1f} (1 network)** | – |" in card
     assert card.index("Protocol quick:") < card.index("Protocol brief:")
     assert json.loads((saved.path / "manifest.json").read_text())["results"]["measured"][0]["score"]["runs"] == 2
+
+
+def test_classes_are_told_apart_where_that_is_asked_for(home, digits1, short):
+    saved = digits1.save()
+    score = atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None, per_class=True).score
+    counts = torch.tensor(score.confusion)
+    assert counts.shape == (10, 10)
+    tests = torch.from_numpy(saved.real().test.labels).bincount(minlength=10)
+    assert counts.sum(1).tolist() == (2 * tests).tolist()  # of two networks
+    assert 100 * counts.trace() / counts.sum() == pytest.approx(score.mean)
+    percent, other = score.of_class(3)
+    assert percent == pytest.approx(100 * counts[3, 3].item() / counts[3].sum().item())
+    assert counts[3, other] == max(c for k, c in enumerate(score.confusion[3]) if k != 3)
+    assert atomhub.load(saved.name).manifest.results.measured[0].score == score
+    assert "confusion" not in atomhub.evaluate(saved, protocol="quick", runs=1, baseline=None).model_dump()["score"]
+    done = CliRunner().invoke(cli, ["evaluate", saved.name, "--protocol", "quick", "--runs", "1", "--per-class"])
+    assert re.search(r"\n  3 +\d+\.\d \(else mostly \d\)", done.stdout)
+
+
+def test_a_confusion_matrix_is_square_and_not_too_large():
+    with pytest.raises(ValueError, match="a confusion matrix is square"):
+        Score(mean=50, std=0, runs=1, accuracies=(50,), seconds=1, confusion=((1, 2), (3,)))
+    with pytest.raises(ValueError, match="at most 200"):
+        Score(mean=50, std=0, runs=1, accuracies=(50,), seconds=1, confusion=((0,) * 201,) * 201)
 
 
 def test_a_card_says_where_a_set_is_no_better_than_random_images(digits1):

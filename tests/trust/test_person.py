@@ -128,7 +128,8 @@ class TestCtrlC:
             [sys.executable, "-m", "atomhub", "distill", "digits", "--ipc", "1", "--iterations", "100000", *BRIEF],
             stderr=subprocess.PIPE, text=True, env=os.environ | {"ATOMHUB_HOME": str(home), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        time.sleep(9)
+        while "1/100000" not in process.stderr.readline():  # it has begun
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 130
