@@ -213,6 +213,19 @@ class DistilledDataset:
         images = self.pixels8().unflatten(0, (-1, self.ipc))
         return draw_preview(images, self.class_names, self.manifest.format.formation, ipc)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the preview, where the set is from, and what was measured of it."""
+        from atomhub.preview import notebook_html
+
+        f, p = self.manifest.format, self.manifest.provenance
+        facts = {
+            "images": f"{len(self)} of {f.size}x{f.size}, {f.bytes_per_class} bytes per class",
+            "source": p.source_id, "recipe": p.method,
+        }  # fmt: skip
+        for r in self.manifest.results.measured:
+            facts[f"{r.protocol}, {r.network}" + ", soft labels" * (r.labels == "soft")] = f"{r.score.text} %"
+        return notebook_html(self.preview(), repr(self), facts)
+
     def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:
         """Write the set in its format, all or nothing, and return it with its path.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,6 +86,26 @@ def draw_preview(images: Tensor, class_names: Sequence[str], formation: int = 1,
         canvas.text((x - _ROW, y + height // 2), plain(name, 24), "black", font, anchor="rm")
         picture.paste(_strip(own[:shown], formation), (x, y))
     return picture
+
+
+def notebook_html(picture: Image.Image, title: str, facts: Mapping[str, str]) -> str:
+    """Return what a notebook shows of a set: its preview, and facts about it, as HTML of its own; text is escaped."""
+    from html import escape
+
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    left = 'style="text-align:left"'
+    rows = "".join(
+        f"<tr><th {left}>{escape(plain(key))}</th><td {left}>{escape(plain(value))}</td></tr>"
+        for key, value in facts.items()
+    )
+    image = base64.b64encode(file.getvalue()).decode()
+    return (
+        f"<div><b>{escape(plain(title))}</b>"
+        '<img alt="The images, class by class" style="display:block;max-width:100%" '
+        f'src="data:image/png;base64,{image}">'
+        f"<table>{rows}</table></div>"
+    )
 
 
 def _strip(own: Tensor, formation: int) -> Image.Image:

@@ -1,10 +1,17 @@
 """The picture of a set: what a visitor sees first."""
 
+import base64
+import dataclasses
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from atomhub.preview import draw_preview
+import atomhub
+from atomhub.preview import draw_preview, layout
 
 
 def pictured(classes=3, ipc=4, size=16, formation=1, channels=3, **options):
@@ -59,3 +66,24 @@ def test_names_of_strangers_do_no_harm():
     names = ["\x1b[2J" * 50, "日本語 \N{RIGHT-TO-LEFT OVERRIDE}", ""]
     _, wide, _ = pictured(names=names).shape
     assert wide < 700
+
+
+def test_a_notebook_shows_the_picture_and_what_was_measured_and_runs_nothing():
+    one = atomhub.load("digits-ipc1")
+    html = one._repr_html_()
+    picture = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)"', html)[1])))
+    assert np.array_equal(picture, one.preview())
+    for result in one.manifest.results.measured:
+        assert result.score.text in html
+        assert result.network in html
+    evil = one.manifest.replace(name="<script>alert(1)</script>")
+    assert "<script>" not in dataclasses.replace(one, manifest=evil)._repr_html_()
+    # classes of a preview are where its layout says, which is what a gallery shows on hover
+    places = layout((10, 1, 1, 16, 16), one.class_names, one.manifest.format.formation)
+    assert places.size == picture.size
+    for x, y, wide, high in places.boxes:
+        inside = np.asarray(picture.crop((x, y, x + wide, y + high)))
+        around = np.asarray(picture.crop((x - 1, y - 1, x + wide + 1, y + high + 1)))
+        assert (inside < 255).any()
+        assert (around[[0, -1]] == 255).all()
+        assert (around[:, [0, -1]] == 255).all()
