@@ -32,6 +32,8 @@ from .output import RANK, Steps, duration, print_data, print_json, say, watched
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
 @click.option("--measure-every", type=click.IntRange(min=0), default=0, metavar="N",
               help="Measure a briefly trained network every N iterations.")  # fmt: skip
+@click.option("--track", multiple=True, metavar="csv|tensorboard|trackio|wandb",
+              help="Also send losses, rates and images there. Repeatable.")  # fmt: skip
 @click.option("--memory", metavar="8GiB", help="Most memory to take.  [default: 80 % of what is free]")
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N",
               help="Iterations between checkpoints.")  # fmt: skip
@@ -96,7 +98,7 @@ def distill(
         f"atomhub evaluate {shlex.quote(str(output or distilled.name))}")  # fmt: skip
 
 
-_SAVING = ("name", "overwrite", "measure_every", "checkpoint_every", "resume")
+_SAVING = ("track", "name", "overwrite", "measure_every", "checkpoint_every", "resume")
 
 
 def _forecast(source: str, ipc: int, recipe: str, overrides: dict[str, Any], as_json: bool, **options: Any) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.interrupts import heeded
 from atomhub.job.checkpoints import Checkpoint, Checkpoints
+from atomhub.job.tracking import Tracker, find_tracker
 from atomhub.manifest import Manifest
 from atomhub.memory import peak_memory
 from atomhub.training.measure import measure
@@ -42,12 +43,15 @@ class Run:
     kept: Checkpoints | None
     checkpoint_every: int
     progress: Progress | None
+    track: Sequence[str] = ()
     losses: list[tuple[int, float]] = field(default_factory=list)
     clipped: list[tuple[int, float]] = field(default_factory=list)
     accuracies: list[tuple[int, float]] = field(default_factory=list)
     own: list[Report] = field(default_factory=list)
     """Reports of this process alone, not yet added up."""
     start: float = 0.0
+    before: float = 0.0
+    """Seconds that were spent before this process."""
 
     def finish(self, begin: Checkpoint | None, seconds: float) -> DistilledDataset:
         """Run to the end, and return the set, in memory.
@@ -68,7 +72,8 @@ class Run:
             self.losses, self.clipped, self.accuracies = (
                 [(int(i), v) for i, v in begin.record[key]] for key in ("losses", "clipped", "accuracies")
             )
-        self.start = time.perf_counter() - seconds
+        self.start, self.before = time.perf_counter() - seconds, seconds
+        trackers = self._trackers(first)
         every = math.gcd(_REPORT_EVERY, self.measure_every, self.checkpoint_every if self.kept is not None else 0)
         last = first
         stopping = False
@@ -86,8 +91,7 @@ class Run:
                     if self.progress:
                         self.progress("iterations", report.done, iterations, report.loss)
                     stopping = stopping or (team.size == 1 and came())  # while that was shown
-                    if self.measure_every and report.done % self.measure_every == 0:
-                        self._measure(report.done)
+                    self._look(report, trackers, first)
                     due = self.kept is not None and report.done % self.checkpoint_every == 0
                     if (due or stopping) and report.done < iterations:
                         self._save(report.done)
@@ -100,6 +104,9 @@ class Run:
                 if last and "resume" not in error.hint:
                     error.hint += f" The checkpoint at iteration {last} is good."
                 raise
+            finally:
+                for tracker in trackers:
+                    tracker.finish()
         self._add_up()
         state = engine.state()
         if self.kept is not None and (begin is None or begin.iteration < iterations):
@@ -114,6 +121,39 @@ class Run:
             "peak_memory": peak_memory(engine.device),
         }
         return self._set(state["images"], self.manifest.replace(provenance=done))
+
+    def _trackers(self, begin: int) -> list[Tracker]:
+        if self.engine.team.rank:
+            return []
+        p = self.manifest.provenance
+        config = {"source": p.source_id, "recipe": p.method, "command": p.command, "device": p.device, "seed": p.seed}
+        return [find_tracker(kind, self.manifest.name, config, begin) for kind in self.track]
+
+    def _look(self, report: Report, trackers: Sequence[Tracker], begin: int) -> None:
+        """Measure where that is due, and send a report to where the run is tracked; collective."""
+        if self.measure_every and report.done % self.measure_every == 0:
+            self._measure(report.done)
+        if self.track:
+            self._send(report, trackers, begin)
+
+    def _send(self, report: Report, trackers: Sequence[Tracker], begin: int) -> None:
+        """Send a report of all processes together, and every tenth of the way the images; collective."""
+        engine, iterations = self.engine, self.engine.recipe.iterations
+        loss, clipped = engine.team.total([report.loss, report.clipped * len(engine.owned) / engine.classes])
+        pictured = report.done == iterations or report.done % max(_REPORT_EVERY, iterations // 10) == 0
+        state = engine.state() if pictured else {}
+        seconds = time.perf_counter() - self.start
+        values = {
+            "iteration": report.done, "seconds": round(seconds, 3), "loss": loss, "clipped": clipped,
+            "iterations_per_second": round((report.done - begin) / max(seconds - self.before, 1e-9), 4),
+            "memory": float(peak_memory(engine.device) or 0),
+        }  # fmt: skip
+        if self.accuracies and self.accuracies[-1][0] == report.done:
+            values["accuracy"] = self.accuracies[-1][1]
+        for tracker in trackers:
+            tracker.log(values)
+            if state:
+                tracker.show(report.done, self._set(state["images"], self.manifest).preview())
 
     def _set(self, images: Tensor, manifest: Manifest) -> DistilledDataset:
         """Return normalised images (K, ipc, C, H, W) as a set."""

@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
 from atomhub.job.forecast import asked, plan_of, resolved_for
 from atomhub.job.loop import Progress, Run
 from atomhub.job.matchers import engine_for
+from atomhub.job.tracking import check_kinds
 from atomhub.manifest import BITS, Format, Manifest, check_name
 from atomhub.presets import PRESETS
 from atomhub.provenance import Provenance
@@ -43,7 +44,7 @@ def distill(
     memory: int | str | None = None, name: str | None = None, save: bool | str | Path = False,
     overwrite: bool = False, measure_every: int = 0, checkpoints: bool | str | Path = False,
     checkpoint_every: int = 500, resume: bool | None = None, progress: Progress | None = None,
-    matcher: Callable[[], nn.Module] | None = None, **options: Any,
+    matcher: Callable[[], nn.Module] | None = None, track: str | Sequence[str] = (), **options: Any,
 ) -> DistilledDataset:  # fmt: skip
     """Distil a labelled image dataset into ``ipc`` synthetic images per class.
 
@@ -72,6 +73,8 @@ def distill(
         progress: Called now and then.
         matcher: A function that returns a new network to match images under, with fresh weights, in place of the
             recipe's ``matcher``.
+        track: Where else what is reported goes: ``csv``, ``tensorboard``, ``trackio``, ``wandb`` or several of them
+            (:func:`atomhub.job.tracking.find_tracker`).
         options: Source options (:class:`atomhub.data.real.SourceOptions`).
 
     Raises:
@@ -84,6 +87,7 @@ def distill(
     check_whole("seed", seed, 0)
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
+    kinds = check_kinds([track] if isinstance(track, str) else track)
     chosen, where, limit = asked(source, recipe, overrides, device, memory)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
@@ -130,7 +134,7 @@ def distill(
                 teacher = teacher_of(bank, *arguments)
             engine = make(resolved, ipc, normalization, seed, where, bank=bank, teacher=teacher)
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
-            run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress)
+            run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress, kinds)
             distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not
         if target is not None and team.rank == 0:
             distilled = distilled.save(target, overwrite)
