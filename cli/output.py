@@ -80,8 +80,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
     console = Console() if is_terminal(sys.stdout) else Console(width=200, color_system=None)
     table = Table(box=box.SIMPLE_HEAD, show_header=bool(columns))
-    for column in columns:
-        table.add_column(Text(plain(column)), overflow="fold")
+    for i, column in enumerate(columns):
+        # a name that is cut in two cannot be copied
+        table.add_column(Text(plain(column)), overflow="fold", no_wrap=i == 0 and console.width >= 100)
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     if title:

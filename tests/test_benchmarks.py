@@ -250,3 +250,23 @@ def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, c
     }  # fmt: skip
     assert sum(line["what"].startswith("gradient") for line in lines) == 4
     assert f"{len(lines)} of {len(lines)} lines hold" in out
+
+
+def test_matchers_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
+    _, run = script("matchers")
+    arguments = ["--source", "digits", "--network", "mlp", "--network", "lenet", "--iterations", 2, "--real-batch", 4]
+    arguments += ["--networks", 2, "--protocol", "brief", "--results", tmp_path]
+    run(*arguments, "--matcher", "lenet")
+    first = json.loads((tmp_path / "matchers.json").read_text())["rows"]
+    run(*arguments, "--matcher", "lenet", "--matcher", "convnet")
+    rows = json.loads((tmp_path / "matchers.json").read_text())["rows"]
+    assert rows[: len(first)] == first  # what was measured is not measured again
+    assert [(r["matcher"], r["network"]) for r in rows] == [
+        ("lenet", "mlp"), ("random real images", "mlp"), ("lenet", "lenet"), ("random real images", "lenet"),
+        ("convnet", "mlp"), ("convnet", "lenet"),
+    ]  # fmt: skip
+    table = (tmp_path / "matchers.md").read_text()
+    assert table in capsys.readouterr().out
+    assert f"| convnet | {rows[-1]['made_in']:.0f} | {rows[-2]['mean']:.1f} ± {rows[-2]['std']:.1f} |" in table
+    assert "recipe atom, 2 iterations, real batch 4; protocol brief, 2 networks" in table
