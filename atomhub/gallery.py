@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import escape
 
 from atomhub import limits
-from atomhub.errors import AtomhubError
+from atomhub.errors import AtomhubError, first_line
 from atomhub.files import check_target, new_folder
 from atomhub.hub.find import search
 from atomhub.hub.pull import download
@@ -155,14 +155,20 @@ def write_gallery(
         AtomhubError: the folder exists, or cannot be written.
     """
     target = Path(folder).expanduser().absolute()
-    cards = [_card(entry) for entry in sorted(entries, key=lambda e: _natural(e.name))]
+    cards, good, broken = [], [], list(broken)
+    for entry in sorted(entries, key=lambda e: _natural(e.name)):
+        try:
+            cards.append(_card(entry))
+            good.append(entry)
+        except Exception as error:  # whatever a stranger's manifest makes of it, the others are shown
+            broken.append(Broken(entry.name, first_line(error)))
     shared = {"version": __version__, "made": f"{datetime.now(UTC):%Y-%m-%d}"}
     check_target(target, overwrite, MARKER)
     with new_folder(target, overwrite) as temporary:
         (temporary / MARKER).touch()
         for sub in ("sets", "pictures"):
             (temporary / sub).mkdir()
-        for card, entry in zip(cards, sorted(entries, key=lambda e: _natural(e.name)), strict=True):
+        for card, entry in zip(cards, good, strict=True):
             for path, content in entry.pictures.items():
                 (temporary / "pictures" / f"{card['slug']}-{path}").write_bytes(content)
             _render("set.html.j2", temporary / card["href"], root="../", page="sets", c=card, **shared)
@@ -173,7 +179,7 @@ def write_gallery(
             protocols=[p for p in PROTOCOLS if any(s["protocol"] == p for s in scores)],
             networks=sorted({s["network"] for s in scores}), **shared,
         )  # fmt: skip
-        boards = _boards(entries, {card["name"]: card for card in cards})
+        boards = _boards(good, {card["name"]: card for card in cards})
         _render(
             "leaderboard.html.j2", temporary / "leaderboard.html", root="", page="leaderboard", boards=boards,
             plots=[plot for board in boards if (plot := _plot(board))], **shared,
@@ -289,7 +295,8 @@ def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[
     boards: dict[tuple[str, int, str], dict[str, Any]] = {}
     for entry in entries:
         card = cards[entry.name]
-        holding = {(v.protocol, v.network) for v in entry.verdicts if v.holds}
+        verdicts = [v for v in entry.verdicts if v.labels == "hard"]
+        holding, doubted = ({(v.protocol, v.network) for v in verdicts if v.holds is kind} for kind in (True, False))
         for r in entry.manifest.results.measured:
             name = column(r.protocol, r.network) if r.labels == "hard" and r.revision == REVISION else None
             if name is None:
@@ -301,7 +308,9 @@ def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[
             })  # fmt: skip
             random = r.baseline.get("random")
             board["rows"].append({
-                "name": entry.name, "href": card["href"], "verified": (r.protocol, r.network) in holding,
+                "name": entry.name, "href": card["href"],
+                "verified": card["verified"] if (r.protocol, r.network) in holding - doubted else "",
+                "doubted": card["doubted"] if (r.protocol, r.network) in doubted else "",
                 "mean": r.score.mean,
                 "text": r.score.text, "runs": r.score.runs, "random": random.text if random else "–",
                 "ior": "–" if r.ior is None else f"{r.ior:.1f}", "hlr": "–" if r.hlr is None else f"{r.hlr:.1f}",
@@ -322,12 +331,13 @@ def _published(source: str, ipc: int, protocol: str, network: str) -> list[dict[
     usual = PROTOCOLS[protocol].usual if protocol in PROTOCOLS else None
     if usual is None or not network.startswith("convnet:width=128,norm="):
         return []
-    found = [row for row in _papers() if row["protocol"] == protocol and str(ipc) in row.get(source, {})]
+    own = [(row, row["figures"].get(source, {}).get(str(ipc))) for row in _papers() if row["protocol"] == protocol]
+    found = sorted(((row, value) for row, value in own if value is not None), key=lambda pair: -pair[1])
     notes = {True: "best epoch on the test images", False: ""}
     return [
-        {"method": row["method"], "source": row["source"], "text": f"{row[source][str(ipc)]:.1f}",
+        {"method": row["method"], "source": row["source"], "text": f"{value:.1f}",
          "note": notes[row.get("best", False)]}
-        for row in sorted(found, key=lambda row: -row[source][str(ipc)])
+        for row, value in found
     ]  # fmt: skip
 
 
@@ -379,7 +389,8 @@ def _bytes(count: int) -> str:
 
 def _natural(name: str) -> list[Any]:
     """Return a key by which ipc2 comes before ipc10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name.lower())]
+    parts = re.split("([0-9]{1,9})", name.lower())
+    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts]
 
 
 def _assets() -> Any:

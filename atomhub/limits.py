@@ -17,9 +17,9 @@ BRACKETS = 500
 DEPTH = 32
 """Most objects and lists within each other in JSON."""
 CLASSES = 50_000
+"""Most classes of a set."""
 CONFUSION = 200
 """Most classes of which a confusion matrix is kept."""
-"""Most classes of a set."""
 IPC = 100_000
 """Most images of a class."""
 SIDE = 8192

@@ -52,7 +52,7 @@ def layout(shape: Sequence[int], class_names: Sequence[str], formation: int = 1,
     names = [plain(name, 24) for name in class_names[:_CLASSES]]
     count, shown = len(names), min(shown, shape[1])
     gutter = math.ceil(max(font.getlength(name) for name in names)) + _ROW
-    width, height = _strip(torch.zeros(shown, *shape[2:], dtype=torch.uint8), formation).size
+    width, height = _strip_size(shown, shape[-1], formation)
     block, row = gutter + width + _COLUMN, height + _ROW
     ratios = {c: c * block / (math.ceil(count / c) * row) for c in range(1, count + 1)}
     columns = min(ratios, key=lambda c: abs(math.log(ratios[c] / _ASPECT))) if count > 10 or ratios[1] < 1 / 4 else 1
@@ -121,6 +121,14 @@ def _strip(own: Tensor, formation: int) -> Image.Image:
         views = torch.stack([resize(v, [_LARGEST // formation], antialias=True) for v in views])
     whole = [make_grid(v, nrow=formation, padding=1 if formation > 1 else 0, pad_value=255) for v in views]
     return to_pil(make_grid(torch.stack(whole), nrow=len(own), padding=2, pad_value=255))
+
+
+def _strip_size(count: int, size: int, formation: int) -> tuple[int, int]:
+    """Return width and height of a :func:`_strip` of so many images; a picture of one has no edges."""
+    large = size * max(1, _TILE // size)
+    view = (_LARGEST if large > _LARGEST else large) // formation
+    side = view if formation == 1 else formation * (view + 1) + 1
+    return (side, side) if count == 1 else (count * (side + 2) + 2, side + 4)
 
 
 def _caption(shape: Sequence[int], formation: int, classes: int, shown: int) -> str:

@@ -138,6 +138,8 @@ class Recipe(BaseModel):
             raise ValueError(f"{self.matcher} has a width and depth of its own: unset widths and depths")
         if self.convnet and self.weights:
             raise ValueError("weights are those of another matcher, such as resnet18: set one")
+        if self.zca and self.init == "tiles":
+            raise ValueError("tiles are parts of images, and zca is of whole ones: use one of them")
         if self.zca and self.formation > 1:
             raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
         return self

@@ -115,6 +115,25 @@ def test_nothing_of_a_stranger_is_markup(entry, tmp_path):
     assert evil in pages[f"sets/{entry.name}.html"].text
 
 
+@pytest.mark.parametrize("source", ["best", "source", "method", "figures", "²", "1" * 40, "__class__"])
+def test_no_name_of_a_source_harms_the_pages_of_others(entry, tmp_path, source):
+    info = entry.manifest.provenance.source.model_copy(update={"id": source})
+    odd = entry.manifest.replace(results={"measured": (measured(50),)}, provenance={"source": info})
+    pages = written(tmp_path / "pages", entry, Entry("odd", odd, entry.pictures, []))
+    assert entry.name in pages["index.html"].text
+    assert f"{source}, 1 per class: dm" in pages["leaderboard.html"].text
+
+
+def test_a_set_that_cannot_be_shown_is_a_line(entry, tmp_path, monkeypatch):
+    broken = Entry("odd", entry.manifest, {"preview.png": None}, [])
+    assert "odd : " in written(tmp_path / "pages", entry, broken)["index.html"].text.replace("odd:", "odd :")
+
+
+def test_the_size_of_images_costs_no_memory(entry, tmp_path):
+    huge = entry.manifest.replace(format={"size": 8192, "ipc": 10})
+    written(tmp_path / "pages", Entry("huge", huge, entry.pictures, []))
+
+
 def test_a_picture_that_is_none_or_another_than_was_said_is_not_shown(entry, home, tmp_path):
     path = store.save(atomhub.load("cifar10-ipc1")).path
     (path / "preview.png").write_bytes(b"<svg onload=alert(1)>")
@@ -220,11 +239,16 @@ class TestHub:
         assert f"{record.score.text} by Jane <b>Doe</b>" in page.text
         # somebody else measures the published set, and keeps the verdict for a pull request
         done = run("verify", f"alice/{saved.name}", "--runs", "2", "--record", "Eve")
-        file = tmp_path / f"{saved.name}.verified.json"
+        file = tmp_path / f"alice--{saved.name}.verified.json"
         assert f"hf upload alice/{saved.name} {file.name} verified.json --repo-type dataset --create-pr" in " ".join(
             done.stderr.split()
         )
         assert json.loads(file.read_text())["verified"][0]["by"] == "Eve"
+        # its owner merges it, and pushes again
+        repo = f"alice/{saved.name}"
+        hub.repos[repo].commit("merged", hub.files(repo) | {verified.VERIFIED: file.read_bytes()})
+        atomhub.load(saved.name).push_to_hub()
+        assert {v["by"] for v in json.loads(hub.files(repo)[verified.VERIFIED])["verified"]} == {record.by, "Eve"}
 
     def test_a_verdict_of_other_images_or_of_another_claim_counts_for_nothing(self, saved, short):
         atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
@@ -236,8 +260,23 @@ class TestHub:
         higher = claimed.model_copy(update={"score": claimed.score.model_copy(update={"mean": 99.9})})
         assert verified.parse(content, one.manifest.replace(results={"measured": (higher,)})) == []
         assert verified.parse(content.replace(one.manifest.tensors.encode(), b"0" * 64), one.manifest) == []
+        (record,) = json.loads(content)["verified"]
+        forged = {"verified": [record | {"holds": True, "score": record["score"] | {"mean": 1.0}, "allowed": 1e6}]}
+        assert verified.parse(json.dumps(forged).encode(), one.manifest) == []
         for odd in (b"", b"[]", b"\xff", b'{"verified": [1]}', b'{"verified": ' + b"[" * 10_000):
             assert verified.parse(odd, one.manifest) == []
+
+    def test_a_file_of_verdicts_that_cannot_be_read_is_not_replaced(self, saved):
+        (saved.path / verified.VERIFIED).write_text('{"verified": [,]}')
+        with pytest.raises(AtomhubError, match="verified.json cannot be read"):
+            record_verdicts(atomhub.load(saved.name), [], "Jane")
+        assert (saved.path / verified.VERIFIED).read_text() == '{"verified": [,]}'
+
+    def test_a_space_that_the_hub_has_just_filled_is_taken(self, hub, entry, tmp_path):
+        hub.add("spaces:alice/atomhub-gallery", {"index.html": b"hello", "style.css": b"", "README.md": b"---\n---\n"})
+        write_gallery([entry], [], tmp_path / "pages")
+        publish_gallery(tmp_path / "pages")
+        assert b"Distilled datasets" in hub.files("spaces:alice/atomhub-gallery")["index.html"]
 
     def test_a_space_of_something_else_stays_as_it_is(self, hub, entry, tmp_path):
         hub.add("spaces:alice/atomhub-gallery", {"app.py": b"mine"})

@@ -9,6 +9,7 @@ An augmentation is stages, one after the other; of each stage ONE operation is d
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import permutations
 
 import torch
@@ -186,12 +187,18 @@ def resize(x: Tensor, u: Tensor) -> Tensor:
     return _warp(x, theta, "border")
 
 
+@cache
+def _orders(device: torch.device) -> Tensor:
+    """Return the 24 orders of four things; kept on the device, as a recording may not wait for a copy."""
+    return torch.tensor(list(permutations(range(4))), device=device)
+
+
 def shuffle(x: Tensor, u: Tensor) -> Tensor:
     """Put the four quarters of an image in another order, any of the 24; sides that are odd are left as they are."""
     height, width = x.shape[-2:]
     if height % 2 or width % 2:
         return x
-    order = torch.tensor(list(permutations(range(4))), device=x.device)[(u[:, _ANGLE] * 24).long()]
+    order = _orders(x.device)[(u[:, _ANGLE] * 24).long()]
     quarters = x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1)).movedim((-4, -2), (1, 2)).flatten(1, 2)
     moved = quarters.take_along_dim(order.view(len(x), 4, *[1] * (quarters.dim() - 2)), 1)
     return moved.unflatten(1, (2, 2)).movedim((1, 2), (-4, -2)).flatten(-2).flatten(-3, -2)

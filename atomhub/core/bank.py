@@ -57,5 +57,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of some tensors and their names, in hex."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        content = tensors[name].detach().cpu().contiguous().flatten()
+        digest.update(name.encode() + content.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()

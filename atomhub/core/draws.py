@@ -3,6 +3,8 @@
 So a result does not depend on how the work is split over classes, processes or micro-batches, nor on a resume.
 """
 
+from threading import RLock
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,6 +13,8 @@ INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLAS
 
 VERSION = 2
 """Grows when the same key gives another draw, or a draw means something else: runs do not go on across it."""
+GLOBAL = RLock()
+"""Held by whoever seeds torch's global generator and needs what follows: draws of other threads would come between."""
 _ROUNDS = 16
 
 

@@ -70,7 +70,8 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
             raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
         "dataset", manifest.name, files | verdicts, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
-        stale=formats.OPTIONAL, version=manifest.format.version, **options,
+        stale=formats.OPTIONAL, version=manifest.format.version,
+        merge={path: partial(verified.merged, own, manifest) for path, own in verdicts.items()}, **options,
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def publish(
     kind: Kind, name: str, files: Mapping[str, bytes], marker: str, card: Callable[[str, str | None], str],
     repo_id: str | None, *, private: bool | None = None, token: str | None = None, revision: str | None = None,
     commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (), dry_run: bool = False,
-    stale: Sequence[str] = (), version: int = 1,
+    stale: Sequence[str] = (), version: int = 1, merge: Mapping[str, Callable[[bytes], bytes]] = {},
 ) -> Pushed:  # fmt: skip
     """Bring a repository to hold some files: create it if need be, upload what changed in one commit, tag it.
 
@@ -109,6 +110,7 @@ def publish(
         dry_run: Change nothing.
         stale: Files of ours that are deleted where they are not in ``files``.
         version: Of the format.
+        merge: Path to what makes its content of the one that is there.
 
     Raises:
         UsageError: an impossible id, a tag that names another commit.
@@ -130,13 +132,12 @@ def publish(
     moves = formats.tag(version)  # the one tag that does
 
     def bring() -> Pushed:
-        head, theirs = _there(ask, api, marker, repo, revision, new=dry_run)
+        head, theirs = _there(ask, api, marker, repo, revision, dry_run, kind)
         old = _card(ask, api, head, theirs) if marker in theirs else None
         text = card(repo, old)
-        wanted = {**files, formats.CARD: text.encode()}
+        wanted = {**files, formats.CARD: text.encode(), **_joined(ask, api, head, theirs, merge)}
         changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
-        ours = set(theirs) - {".gitattributes"} if kind == "space" else set(stale) & set(theirs)
-        gone = [CommitOperationDelete(path) for path in sorted(ours - set(wanted))]
+        gone = [CommitOperationDelete(path) for path in _gone(kind, theirs, wanted, stale)]
         room = "" if kind == "model" else f"{kind}s/"
         changed, url = bool(changes or gone), f"{api.endpoint}/{room}{repo}"
         sizes = {path: len(data) for path, data in wanted.items()}
@@ -168,7 +169,7 @@ def publish(
 
 
 def _there(
-    ask: Callable[..., Any], api: HfApi, marker: str, repo: str, revision: str | None, new: bool
+    ask: Callable[..., Any], api: HfApi, marker: str, repo: str, revision: str | None, new: bool, kind: Kind
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the commit of a repository and its files, or nothing for a new one; AtomhubError if it is not ours."""
     try:
@@ -181,12 +182,33 @@ def _there(
         return None, {}
     theirs = {f.path: f for f in listed if isinstance(f, RepoFile)}
     others = set(theirs) - {".gitattributes", formats.CARD}
+    if kind == "space":  # what the Hub puts into a new static one
+        others -= {"index.html", "style.css"}
     if others and marker not in theirs:
         raise AtomhubError(
             f"{repo} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
             "Name another repository.",
         )
     return sha, theirs
+
+
+def _joined(
+    ask: Callable[..., Any], api: HfApi, head: str | None, theirs: Mapping[str, Any],
+    merge: Mapping[str, Callable[[bytes], bytes]],
+) -> dict[str, bytes]:  # fmt: skip
+    """Return the files that are made of those that are there."""
+    found = {}
+    for path, joined in merge.items():
+        if path in theirs and theirs[path].size <= limits.MANIFEST:
+            with at_most(limits.MANIFEST):
+                found[path] = joined(Path(ask(api.hf_hub_download, path, revision=head)).read_bytes())
+    return found
+
+
+def _gone(kind: Kind, theirs: Mapping[str, Any], wanted: Mapping[str, Any], stale: Sequence[str]) -> list[str]:
+    """Return the files of ours that are there and are not wanted any more."""
+    ours = set(theirs) - {".gitattributes"} if kind == "space" else set(stale) & set(theirs)
+    return sorted(ours - set(wanted))
 
 
 def _card(ask: Callable[..., Any], api: HfApi, head: str | None, theirs: Mapping[str, Any]) -> str | None:

@@ -42,9 +42,9 @@ def evaluate(
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
-    options |= _taught(distilled, protocol, options)
+    taught = _taught(distilled, protocol, options)
     with heeded("this network, whose result is kept") as stop:
-        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
+        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options, **taught)
         record(distilled, result)
         if stop():
             kept = f"the result of the {result.score.runs} networks trained so far is kept"
@@ -55,12 +55,14 @@ def evaluate(
 
 
 def _taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the further option of a measurement whose protocol has a teacher.
-
-    It is the network of the recipe ``rded``, trained once per source.
-    """
+    """Return the further option of a measurement whose protocol has a teacher."""
     if not find_protocol(protocol).temperature:
         return {}
+    return {"teacher": partial(_teacher, distilled, options)}
+
+
+def _teacher(distilled: DistilledDataset, options: Mapping[str, Any]) -> Teacher:
+    """Return the network of the recipe ``rded`` as teacher; it is trained once per source."""
     real, device = distilled.real(options.get("source")), find_device(options.get("device", "auto"))
     progress = options.get("progress") or (lambda what, done, total: None)
     recipe = choose_recipe("rded", real.info.id, {"init": "real"})
@@ -75,7 +77,7 @@ def _taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, An
     def logits(images: Tensor) -> Tensor:
         return network(theirs.apply(own.undo(images)))
 
-    return {"teacher": Teacher(logits, about, identity)}
+    return Teacher(logits, about, identity)
 
 
 def record(distilled: DistilledDataset, result: Measurement) -> None:
@@ -149,7 +151,7 @@ def verify(
                 raise UsageError("The protocol has changed since.")
             labels: Any = "hard" if claim.teacher else claim.labels
             targets_of(distilled, labels)
-        except UsageError:  # a network that only its author has, say
+        except (UsageError, NotFoundError):  # a network that only its author has, say
             verdicts.append(Verdict(claim, None, False, 0.0, 0.0))
             continue
         found = measure(
@@ -193,7 +195,11 @@ def record_verdicts(distilled: DistilledDataset, verdicts: Sequence[Verdict], by
         for v in verdicts if v.measured
     ]  # fmt: skip
     own = distilled.path is not None and store.keeps_results(distilled)
-    path = Path(str(distilled.path)) / VERIFIED if own else Path(f"{distilled.name}.{VERIFIED}")
+    path = (
+        Path(str(distilled.path)) / VERIFIED
+        if own
+        else Path(f"{(distilled.repo or distilled.name).replace('/', '--')}.{VERIFIED}")
+    )
     add(path, distilled.manifest, found)
     return path
 

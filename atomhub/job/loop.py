@@ -15,7 +15,7 @@ from atomhub.core.synthetic import stored
 from atomhub.core.whitening import Whitening
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubError, AtomhubWarning
+from atomhub.errors import AtomhubError, AtomhubWarning, first_line
 from atomhub.interrupts import heeded
 from atomhub.job.checkpoints import Checkpoint, Checkpoints
 from atomhub.job.tracking import Tracker, find_tracker
@@ -129,18 +129,19 @@ class Run:
         config = {"source": p.source_id, "recipe": p.method, "command": p.command, "device": p.device, "seed": p.seed}
         return [find_tracker(kind, self.manifest.name, config, begin) for kind in self.track]
 
-    def _look(self, report: Report, trackers: Sequence[Tracker], begin: int) -> None:
+    def _look(self, report: Report, trackers: list[Tracker], begin: int) -> None:
         """Measure where that is due, and send a report to where the run is tracked; collective."""
         if self.measure_every and report.done % self.measure_every == 0:
             self._measure(report.done)
         if self.track:
             self._send(report, trackers, begin)
 
-    def _send(self, report: Report, trackers: Sequence[Tracker], begin: int) -> None:
+    def _send(self, report: Report, trackers: list[Tracker], begin: int) -> None:
         """Send a report of all processes together, and every tenth of the way the images; collective."""
         engine, iterations = self.engine, self.engine.recipe.iterations
         loss, clipped = engine.team.total([report.loss, report.clipped * len(engine.owned) / engine.classes])
-        pictured = report.done == iterations or report.done % max(_REPORT_EVERY, iterations // 10) == 0
+        step = max(1, iterations // (10 * _REPORT_EVERY)) * _REPORT_EVERY
+        pictured = report.done == iterations or report.done % step == 0
         state = engine.state() if pictured else {}
         seconds = time.perf_counter() - self.start
         values = {
@@ -150,10 +151,15 @@ class Run:
         }  # fmt: skip
         if self.accuracies and self.accuracies[-1][0] == report.done:
             values["accuracy"] = self.accuracies[-1][1]
-        for tracker in trackers:
-            tracker.log(values)
-            if state:
-                tracker.show(report.done, self._set(state["images"], self.manifest).preview())
+        for tracker in list(trackers):
+            try:
+                tracker.log(values)
+                if state:
+                    tracker.show(report.done, self._set(state["images"], self.manifest).preview())
+            except Exception as error:  # a full disk or a lost connection is no reason to lose the run
+                trackers.remove(tracker)
+                note = f"The run is not tracked any more: {first_line(error)}"
+                warnings.warn(note, AtomhubWarning, stacklevel=4)
 
     def _set(self, images: Tensor, manifest: Manifest) -> DistilledDataset:
         """Return normalised images (K, ipc, C, H, W) as a set."""

@@ -20,6 +20,7 @@ from atomhub.data.real import RealData
 from atomhub.errors import AtomhubError, UsageError, first_line
 from atomhub.files import read_regular, user_path
 from atomhub.recipe import Recipe
+from atomhub.training.accuracy import check_shape, logits
 from atomhub.training.fit import seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import TORCHVISION, find_network
@@ -83,8 +84,13 @@ def find_matcher(
         if weights.endswith(_FILE):
             weights = f"{Path(weights).name} sha256:{digest_of(state)}"
     with seeded(0, torch.device("cpu")), torch.no_grad():
-        model = build().eval()
-        made = model(torch.rand(1, inputs.channels, inputs.size, inputs.size))
+        model: Any = build()
+        if not isinstance(model, nn.Module) or model is build():
+            what = "the same network every time" if isinstance(model, nn.Module) else type(model).__name__
+            raise UsageError(f"The matcher {spec} gives {what}.", "Return a new torch.nn.Module from it.")
+    with seeded(1, torch.device("cpu")), torch.no_grad():
+        made = logits(model.eval(), torch.rand(1, inputs.channels, inputs.size, inputs.size))
+    check_shape(spec, made.shape, (1, inputs.classes))
     return Matching(spec, build, digest_of({"": made, **dict(model.named_parameters())}), weights)
 
 

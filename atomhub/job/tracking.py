@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol as Interface
 
@@ -43,6 +44,8 @@ class _Csv:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             kept = []
+            if not begin and self.path.exists():  # of another run
+                self.path.rename(next(p for n in count(1) if not (p := folder / f"log-{n}.csv").exists()))
             if begin and self.path.exists():  # a run that goes on: what came after its checkpoint comes again
                 with self.path.open(newline="", encoding="utf-8") as file:
                     kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= begin]
@@ -71,7 +74,10 @@ class _TensorBoard:
         _needed("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None)
+        try:
+            self.writer: Any = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         self.writer.add_text("run", "\n\n".join(f"{key}: {value}" for key, value in config.items()))
 
     def log(self, values: Mapping[str, float]) -> None:

@@ -15,6 +15,8 @@ from atomhub.results import Score
 
 VERIFIED = "verified.json"
 _MOST = 100
+_WIDE = 10.0
+"""Points: who allows more has not looked."""
 
 
 class Verification(BaseModel):
@@ -56,6 +58,7 @@ def parse(content: bytes, manifest: Manifest) -> list[Verification]:
         return [
             v for v in found
             if v.tensors == manifest.tensors and (v.protocol, v.network, v.labels, v.claimed) in claims
+            and v.holds is (abs(v.score.mean - v.claimed) <= min(v.allowed, _WIDE)) and v.score.runs > 1
         ]  # fmt: skip
     return []
 
@@ -69,6 +72,14 @@ def read(folder: Path, manifest: Manifest) -> list[Verification]:
     return []
 
 
+def merged(own: bytes, manifest: Manifest, theirs: bytes) -> bytes:
+    """Return what two files say of a set together: of the same person's of the same claim the newer record."""
+    found: dict[tuple[str, ...], Verification] = {}
+    for v in sorted(parse(theirs, manifest) + parse(own, manifest), key=lambda v: v.date):
+        found[v.by, v.protocol, v.network, v.labels] = v
+    return _File(verified=tuple(found.values())[-_MOST:]).model_dump_json(indent=1).encode()
+
+
 def add(path: Path, manifest: Manifest, new: list[Verification]) -> None:
     """Write records to a file, in place of the same person's of the same claims; what is not of this set goes.
 
@@ -76,7 +87,14 @@ def add(path: Path, manifest: Manifest, new: list[Verification]) -> None:
         UsageError: there are too many.
         AtomhubError: it cannot be written.
     """
-    content = path.read_bytes() if path.is_file() and path.stat().st_size <= limits.MANIFEST else b""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        if content:
+            _File.model_validate_json(content)
+    except (OSError, ValidationError, ValueError):
+        raise UsageError(
+            f"{path} cannot be read.", "Mend it, or move it away: it may hold what others measured."
+        ) from None
     same = {(v.by, v.protocol, v.network, v.labels) for v in new}
     kept = [v for v in parse(content, manifest) if (v.by, v.protocol, v.network, v.labels) not in same]
     if len(kept) + len(new) > _MOST:

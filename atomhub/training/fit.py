@@ -43,7 +43,7 @@ class Rows(Interface):
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators for the block, and put them back as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with draws.GLOBAL, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

@@ -74,7 +74,7 @@ def measure(
     baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Keep | None = None,
-    teacher: Teacher | None = None, per_class: bool = False,
+    teacher: Callable[[], Teacher] | None = None, per_class: bool = False,
 ) -> Measurement:  # fmt: skip
     """Train fresh networks on a distilled set and test each, after its last epoch, on the real test split.
 
@@ -103,7 +103,7 @@ def measure(
         stop: Asked then: if it is true, the result is that of the networks trained so far.
         keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
             measurement that was stopped continues from there. None: nothing is kept.
-        teacher: Labels the batches, of the set and of its baselines, where the protocol wants one.
+        teacher: Gives what labels the batches, of the set and of its baselines, where the protocol wants one.
         per_class: Count what the networks of the set take each class for (``score.confusion``), of 200 classes at most.
 
     Raises:
@@ -129,9 +129,10 @@ def measure(
     # a function of the user's may give a network that does something else in every step, or another time
     known = network is None or isinstance(network, str)
     own = distilled.as_tensors()[0]
+    taught = teacher() if teacher else None  # which may take long: all else was checked
     kept = Kept()
     if keep and known:
-        kept = keep(_identity(own, targets, real, (rules, stages), label, teacher, seed, where, per_class))
+        kept = keep(_identity(own, targets, real, (rules, stages), label, taught, seed, where, per_class))
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None
@@ -157,7 +158,7 @@ def measure(
                 inputs = same or [training_set(s)[0].to(where) for s in seeds]
                 fit(
                     models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
-                    teacher.logits if teacher else None,
+                    taught.logits if taught else None,
                 )  # fmt: skip
                 of_models = [confusion(m, *test, distilled.normalization, where, classes) for m in models]
                 found += map(share_right, of_models)
@@ -185,9 +186,9 @@ def measure(
     if not stop():
         kept.forget()
     return Measurement(
-        protocol=protocol, network=label, labels="soft" if teacher else labels, score=found, baseline=baselines,
+        protocol=protocol, network=label, labels="soft" if taught else labels, score=found, baseline=baselines,
         seed=seed, revision=REVISION, test_images=len(test[1]), device=describe_device(where),
-        teacher=teacher.about if teacher else None,
+        teacher=taught.about if taught else None,
     )  # fmt: skip
 
 

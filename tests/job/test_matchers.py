@@ -71,6 +71,23 @@ def test_a_bank_of_them_is_trained_once_and_calibrates(home, caplog):
     assert ["1 of 1 networks to train first" in line for line in caplog.messages] == [True, False, True]
 
 
+ONE = small_net()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: 3, "gives int"),
+        (lambda: ONE, "gives the same network every time"),
+        (lambda: nn.Linear(3, 3), "cannot take images of 1x16x16"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 7)), r"gives \(1, 7\)"),
+    ],
+)
+def test_a_function_is_asked_for_a_new_network_that_fits(home, function, message):
+    with pytest.raises(UsageError, match=message):
+        distil(function, spatial=0)
+
+
 class TestWeights:
     @pytest.fixture
     def weights(self, tmp_path):
@@ -91,7 +108,7 @@ class TestWeights:
     def test_those_of_another_network_are_refused(self, home, weights):
         with pytest.raises(UsageError, match=r"are not those of this network: 0.weight has the shape \(6, 1, 5, 5\)"):
             distil(weights=str(weights), matcher="resnet18")
-        save_file({"0.weight": torch.zeros(6, 1, 5, 5)}, weights)
+        save_file({"0.weight": torch.zeros(6, 1, 5, 5, dtype=torch.bfloat16)}, weights)
         with pytest.raises(UsageError, match=r"are not those of this network: 0.bias is missing"):
             distil(weights=str(weights))
 

@@ -70,6 +70,8 @@ def test_a_set_of_tiles_is_saved_and_shown_as_any_other(tiled):
 def test_tiles_need_a_trained_network_and_enough_images(home):
     with pytest.raises(UsageError, match="tiles are chosen by a trained network: set bank above 0"):
         atomhub.distill("digits", 1, "rded", {"bank": 0})
+    with pytest.raises(UsageError, match="tiles are parts of images, and zca is of whole ones"):
+        atomhub.distill("digits", 1, "rded", {"zca": True})
     with pytest.raises(SourceError, match="fewer than ipc 60 of 4 tiles") as caught:
         atomhub.distill("digits", 60, "rded", FIELDS)
     assert "init=real" in caught.value.hint
@@ -98,7 +100,7 @@ class TestTeacher:
         """A set that is normalised in another way shows its networks, and the teacher, the same images."""
         other = tiled.manifest.replace(format={"mean": (0.5,), "std": (0.25,)})
         moved = atomhub.DistilledDataset(tiled.images, tiled.labels, other)
-        first, second = (_taught(one, "rded", {})["teacher"].logits(one.as_tensors()[0]) for one in (tiled, moved))
+        first, second = (_taught(one, "rded", {})["teacher"]().logits(one.as_tensors()[0]) for one in (tiled, moved))
         assert torch.allclose(first, second, atol=1e-3)
 
     def test_without_one_the_protocol_is_for_measuring_alone(self, tiled):

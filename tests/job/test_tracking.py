@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import atomhub
-from atomhub.errors import UsageError
+from atomhub.errors import AtomhubWarning, UsageError
 
 FIELDS = {"width": 4, "real_batch": 4}
 
@@ -53,10 +53,12 @@ def test_a_run_that_goes_on_has_every_row_once(here):
     assert sorted(float(r["seconds"]) for r in rows(here)) == [float(r["seconds"]) for r in rows(here)]
 
 
-def test_another_run_begins_a_new_file(here):
+def test_another_run_begins_a_new_file_and_leaves_the_old_one(here):
     distil(track="csv")
+    before = (here / "digits-ipc1-track" / "log.csv").read_text()
     distil(iterations=10, track="csv")
     assert [int(r["iteration"]) for r in rows(here)] == [1, 10]
+    assert (here / "digits-ipc1-track" / "log-1.csv").read_text() == before
 
 
 def test_tensorboard_reads_what_is_written_for_it(here):
@@ -94,6 +96,17 @@ def test_a_service_has_a_run_with_the_name_of_the_set(here, kind, monkeypatch):
     assert first == ["init", "atomhub", "digits-ipc1", "atom"]
     assert [call[1] for call in logged] == [1, 10, 10]
     assert logged[-1] == ["log", 10, ["images"]]
+
+
+def test_a_run_outlives_what_it_is_tracked_with(here):
+    def remove(what, done, *rest):
+        if done == 10:
+            (here / "digits-ipc1-track" / "log.csv").unlink()
+            (here / "digits-ipc1-track" / "log.csv").mkdir()
+
+    with pytest.warns(AtomhubWarning, match="The run is not tracked any more"):
+        one = distil(track="csv", progress=remove)
+    assert one.manifest.provenance.history[-1][0] == 30
 
 
 def test_what_cannot_be_is_said_before_the_work(here, monkeypatch):
