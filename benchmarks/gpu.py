@@ -234,7 +234,7 @@ def evaluation(checks, quick):
     found, runs = [], 2 if quick else 20  # the same seeds in both precisions
     for half in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            digits = atomhub.load("digits-ipc10")
+            digits = atomhub.load("digits-ipc1" if quick else "digits-ipc10")
             result = measure(digits, "convnet", "quick", runs, baseline=None, device=str(device))
         found.append(np.array(result.score.accuracies))
     apart = found[1] - found[0]
