@@ -214,7 +214,10 @@ def publish_gallery(folder: Path, space: str | None = None, token: str | None = 
         AtomhubError: not logged in, not allowed, the Space holds something else, the Hub cannot be reached.
     """
     pages = {str(p.relative_to(folder).as_posix()): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return publish("space", "atomhub-gallery", pages, MARKER, lambda repo, old: old or _SPACE, space, token=token).url
+    return publish(
+        "space", "atomhub-gallery", pages, MARKER, lambda repo, old: old or _SPACE, space, token=token, stale=None,
+        version=None, harmless=("index.html", "style.css"),  # which the Hub puts into a new one
+    ).url  # fmt: skip
 
 
 def _card(entry: Entry) -> dict[str, Any]:

@@ -209,11 +209,8 @@ class Recipe(BaseModel):
         return {key: _text(value) for key, value in self if value != getattr(base, key)}
 
     def network(self) -> str:
-        """Return the network that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`.
-
-        Of a network that is not a ConvNet the name may leave options out.
-        """
-        return f"convnet:width={self.width},depth={self.depth},norm={self.norm}" if self.convnet else self.matcher
+        """Return the ConvNet that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`."""
+        return f"convnet:width={self.width},depth={self.depth},norm={self.norm}"
 
     @property
     def convnet(self) -> bool:

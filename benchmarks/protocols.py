@@ -127,9 +127,10 @@ def dance(folder):
 
 def ours(protocol, images, labels, test, networks):
     """Return our accuracies of the same."""
+    from atomhub.core.draws import seeded
     from atomhub.core.whitening import Normalization
     from atomhub.training.accuracy import accuracy
-    from atomhub.training.fit import fit, seeded
+    from atomhub.training.fit import fit
     from atomhub.training.nets import InputSpec
     from atomhub.training.networks import find_network
     from atomhub.training.protocols import PROTOCOLS

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from atomhub.core import augment, mixer
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind
-from atomhub.core.engine import Engine
 from atomhub.core.graphs import Targets
+from atomhub.core.iterations import Iterations
 from atomhub.core.matcher import Build, Matcher
 from atomhub.core.passes import Compiler
 from atomhub.core.plan import Piece, Plan, cut, length, too_small
@@ -27,16 +27,16 @@ _LARGE = 2**30
 """Bytes of the largest tensor of a piece on a GPU, which is busy with less."""
 
 
-class AnyEngine(Engine):
+class AnyEngine(Iterations):
     """Distillation of one set under networks of any kind.
 
     Batch norm takes its statistics, for both sides, from some of the real images of the iteration, spread over the
     classes: about 256 of them, of more than 128x128 pixels fewer.
 
     Args:
-        given: As for :class:`Engine`. Of the recipe, width, depth, norm and statistics are those of ConvNets.
+        given: As for :class:`Iterations`. Of the recipe, width, depth, norm and statistics are those of ConvNets.
         build: Makes a network with fresh weights.
-        named: As for :class:`Engine`.
+        named: As for :class:`Iterations`.
 
     Raises:
         UsageError: there is nothing in the network to match.
@@ -75,9 +75,6 @@ class AnyEngine(Engine):
         real = cut(count, each, max(1, min(most, free // forward)))
         pieces = cut(count, self.views, max(1, min(most, free // both)))
         return Plan(real, real, frozenset(), 0, False, [pieces])
-
-    def _recordable(self) -> bool:
-        return False
 
     def _statistics(self) -> tuple[int, int, int]:
         """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.

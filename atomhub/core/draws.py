@@ -3,9 +3,12 @@
 So a result does not depend on how the work is split over classes, processes or micro-batches, nor on a resume.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES, TILES = range(11)
@@ -13,9 +16,27 @@ INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLAS
 
 VERSION = 2
 """Grows when the same key gives another draw, or a draw means something else: runs do not go on across it."""
-GLOBAL = RLock()
-"""Held by whoever seeds torch's global generator and needs what follows: draws of other threads would come between."""
+_GLOBAL = RLock()
 _ROUNDS = 16
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for the block, and put them back as they were.
+
+    One thread at a time: what others draw meanwhile would come between.
+
+    Args:
+        seed: Any int.
+        device: A GPU's generator is seeded as well if it is one.
+    """
+    on_gpu = device.type == "cuda"
+    with _GLOBAL, torch.random.fork_rng([device] if on_gpu else []):
+        if on_gpu:
+            torch.manual_seed(seed)
+        else:  # which leaves the generators of GPUs alone
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

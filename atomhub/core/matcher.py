@@ -210,8 +210,7 @@ class _Watch(TorchFunctionMode):
 
 def _fresh(build: Build, seed: int) -> nn.Module:
     """Return a network with weights that are a function of a seed."""
-    with draws.GLOBAL, torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
+    with draws.seeded(seed, torch.device("cpu")):
         return build()
 
 

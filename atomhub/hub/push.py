@@ -87,7 +87,8 @@ def publish(
     kind: Kind, name: str, files: Mapping[str, bytes], marker: str, card: Callable[[str, str | None], str],
     repo_id: str | None, *, private: bool | None = None, token: str | None = None, revision: str | None = None,
     commit_message: str | None = None, create_pr: bool = False, tags: Sequence[str] = (), dry_run: bool = False,
-    stale: Sequence[str] = (), version: int = 1, merge: Mapping[str, Callable[[bytes], bytes]] = {},
+    stale: Sequence[str] | None = (), version: int | None = 1, harmless: Sequence[str] = (),
+    merge: Mapping[str, Callable[[bytes], bytes]] = {},
 ) -> Pushed:  # fmt: skip
     """Bring a repository to hold some files: create it if need be, upload what changed in one commit, tag it.
 
@@ -95,7 +96,7 @@ def publish(
     format's version (``format-v1``) follows the newest commit of the main branch.
 
     Args:
-        kind: ``dataset``, ``model``, or ``space``: a static one, in which every other file is deleted.
+        kind: ``dataset``, ``model``, or ``space``, a static one.
         name: What is published, for the message of the commit.
         files: Path in the repository to content, without the card.
         marker: The file that tells a repository of ours from any other.
@@ -108,8 +109,9 @@ def publish(
         create_pr: Open a pull request instead of committing.
         tags: Tags to give to the commit.
         dry_run: Change nothing.
-        stale: Files of ours that are deleted where they are not in ``files``.
-        version: Of the format.
+        stale: Files of ours that are deleted where they are not in ``files``; None: all other files are.
+        version: Of the format; None: no tag says it.
+        harmless: Files that may be there before ours are.
         merge: Path to what makes its content of the one that is there.
 
     Raises:
@@ -129,15 +131,15 @@ def publish(
         repo = ask(api.create_repo, private=private, exist_ok=True, **static).repo_id
 
     tagged: dict[str, None] = {}  # in all attempts
-    moves = formats.tag(version)  # the one tag that does
+    moves = None if version is None else formats.tag(version)  # the one tag that does
 
     def bring() -> Pushed:
-        head, theirs = _there(ask, api, marker, repo, revision, dry_run, kind)
+        head, theirs = _there(ask, api, marker, repo, revision, dry_run, harmless)
         old = _card(ask, api, head, theirs) if marker in theirs else None
         text = card(repo, old)
         wanted = {**files, formats.CARD: text.encode(), **_joined(ask, api, head, theirs, merge)}
         changes = [CommitOperationAdd(path, data) for path, data in wanted.items() if not _same(theirs.get(path), data)]
-        gone = [CommitOperationDelete(path) for path in _gone(kind, theirs, wanted, stale)]
+        gone = [CommitOperationDelete(path) for path in _gone(theirs, wanted, stale)]
         room = "" if kind == "model" else f"{kind}s/"
         changed, url = bool(changes or gone), f"{api.endpoint}/{room}{repo}"
         sizes = {path: len(data) for path, data in wanted.items()}
@@ -154,7 +156,7 @@ def publish(
                 repo_type=kind, revision=revision, create_pr=create_pr, parent_commit=head,
             )  # fmt: skip
             commit, url = made.oid, made.pr_url or url
-        if kind != "space" and revision in (None, "main") and not create_pr and there.get(moves) != commit:
+        if moves and revision in (None, "main") and not create_pr and there.get(moves) != commit:
             if moves in there:
                 ask(api.delete_tag, tag=moves)
             ask(api.create_tag, tag=moves, revision=commit)
@@ -169,7 +171,13 @@ def publish(
 
 
 def _there(
-    ask: Callable[..., Any], api: HfApi, marker: str, repo: str, revision: str | None, new: bool, kind: Kind
+    ask: Callable[..., Any],
+    api: HfApi,
+    marker: str,
+    repo: str,
+    revision: str | None,
+    new: bool,
+    harmless: Sequence[str],
 ) -> tuple[str | None, dict[str, Any]]:
     """Return the commit of a repository and its files, or nothing for a new one; AtomhubError if it is not ours."""
     try:
@@ -181,9 +189,7 @@ def _there(
             raise
         return None, {}
     theirs = {f.path: f for f in listed if isinstance(f, RepoFile)}
-    others = set(theirs) - {".gitattributes", formats.CARD}
-    if kind == "space":  # what the Hub puts into a new static one
-        others -= {"index.html", "style.css"}
+    others = set(theirs) - {".gitattributes", formats.CARD, *harmless}
     if others and marker not in theirs:
         raise AtomhubError(
             f"{repo} was not published by atomhub: it holds {', '.join(sorted(others)[:4])}.",
@@ -205,9 +211,9 @@ def _joined(
     return found
 
 
-def _gone(kind: Kind, theirs: Mapping[str, Any], wanted: Mapping[str, Any], stale: Sequence[str]) -> list[str]:
-    """Return the files of ours that are there and are not wanted any more."""
-    ours = set(theirs) - {".gitattributes"} if kind == "space" else set(stale) & set(theirs)
+def _gone(theirs: Mapping[str, Any], wanted: Mapping[str, Any], stale: Sequence[str] | None) -> list[str]:
+    """Return the files that are there and are to go: of all those that may the ones that are not wanted."""
+    ours = set(theirs) - {".gitattributes"} if stale is None else set(stale) & set(theirs)
     return sorted(ours - set(wanted))
 
 

@@ -74,6 +74,7 @@ def find_bank(
 
 
 _STATISTICS = 2048
+"""Real images that a teacher's batch norm takes its statistics of."""
 
 
 def teacher_of(

@@ -71,7 +71,7 @@ def _teacher(distilled: DistilledDataset, options: Mapping[str, Any]) -> Teacher
     arguments = (real, resolved, theirs, device, matching)
     network = teacher_of(find_bank(*arguments, partial(progress, "teacher")), *arguments)
     theirs = theirs.to(device, torch.float32)
-    about = f"{resolved.network()}, {resolved.bank_epochs} epochs on {real.info.called}"
+    about = f"{matching.spec if matching else resolved.network()}, {resolved.bank_epochs} epochs on {real.info.called}"
     identity = digest_of(network.state_dict())
 
     def logits(images: Tensor) -> Tensor:

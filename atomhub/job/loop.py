@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from atomhub.core.engine import Engine, Report
+from atomhub.core.iterations import Iterations, Report
 from atomhub.core.synthetic import stored
 from atomhub.core.whitening import Whitening
 from atomhub.data.real import RealData
@@ -35,7 +35,7 @@ _REPORT_EVERY = 10
 class Run:
     """The loop around the engine: reports, measurements and checkpoints; its fields are as in ``run.distill``."""
 
-    engine: Engine
+    engine: Iterations
     manifest: Manifest
     real: RealData
     device: str

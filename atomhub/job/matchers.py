@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from atomhub.core.anynet import AnyEngine
 from atomhub.core.bank import digest_of
+from atomhub.core.draws import seeded
 from atomhub.core.engine import Engine
+from atomhub.core.iterations import Iterations
 from atomhub.data.real import RealData
 from atomhub.errors import AtomhubError, UsageError, first_line
 from atomhub.files import read_regular, user_path
 from atomhub.recipe import Recipe
 from atomhub.training.accuracy import check_shape, logits
-from atomhub.training.fit import seeded
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import TORCHVISION, find_network
 
@@ -39,20 +40,22 @@ class Matching:
         build: Makes one, with fresh weights or the recipe's, from torch's global generator.
         identity: A digest of the weights that a seed gives, and of what the network makes of some images.
         weights: The recipe's, a file with its digest.
+        network: What sets are measured under that were matched so: they, or where nobody else has them a ConvNet.
     """
 
     spec: str
     build: Callable[[], nn.Module]
     identity: str
-    weights: str | None = None
+    weights: str | None
+    network: str
 
 
 def engine_for(
     real: RealData, recipe: Recipe, ipc: int, *given: Any, matching: Matching | None = None, **named: Any
-) -> Engine:  # fmt: skip
-    """Return the engine of a resolved recipe for a source; further arguments are those of :class:`Engine`."""
+) -> Iterations:  # fmt: skip
+    """Return the engine of a resolved recipe for a source; further arguments are those of :class:`Iterations`."""
     offsets = real.train.offsets(len(real.class_names))
-    kind = Engine if matching is None else partial(AnyEngine, build=matching.build)
+    kind: Callable[..., Iterations] = Engine if matching is None else partial(AnyEngine, build=matching.build)
     return kind(real.train.images, offsets, recipe, ipc, *given, **named)
 
 
@@ -70,13 +73,14 @@ def find_matcher(
         UsageError: there is no such network, it cannot take the images, or the weights are not its own.
     """
     inputs = InputSpec(real.info.channels, len(real.class_names), real.info.size)
+    plain = f"convnet:norm={recipe.norm}"
     if function is not None:
-        spec, build = f"{getattr(function, '__name__', 'matcher').strip('<>')}()", function
+        spec, build, usual = f"{getattr(function, '__name__', 'matcher').strip('<>')}()", function, plain
     elif recipe.convnet:
         return None
     else:
-        network = find_network(recipe.matcher, inputs, f"convnet:norm={recipe.norm}")
-        spec, build = network.spec, network.build
+        network = find_network(recipe.matcher, inputs, plain)
+        spec, build, usual = network.spec, network.build, network.spec
     weights = recipe.weights
     if weights:
         state = _read_weights(weights, spec)
@@ -91,7 +95,7 @@ def find_matcher(
     with seeded(1, torch.device("cpu")), torch.no_grad():
         made = logits(model.eval(), torch.rand(1, inputs.channels, inputs.size, inputs.size))
     check_shape(spec, made.shape, (1, inputs.classes))
-    return Matching(spec, build, digest_of({"": made, **dict(model.named_parameters())}), weights)
+    return Matching(spec, build, digest_of({"": made, **dict(model.named_parameters())}), weights, usual)
 
 
 def _with_weights(

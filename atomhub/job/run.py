@@ -131,9 +131,10 @@ def distill(
                 arguments = (real, resolved, normalization, where, matching)
                 # those of another machine would not be the same, bit for bit
                 bank = team.lead(lambda: find_bank(*arguments, told("networks")))
-                teacher = teacher_of(bank, *arguments)
+                teacher = teacher_of(bank, *arguments) if resolved.init == "tiles" else None
             engine = make(resolved, ipc, normalization, seed, where, bank=bank, teacher=teacher)
-            manifest = _manifest(name, real, ipc, chosen, resolved, seed, where)
+            network = matching.network if matching else resolved.network()
+            manifest = _manifest(name, real, ipc, chosen, resolved, seed, where, network)
             run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress, kinds)
             distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not
         if target is not None and team.rank == 0:
@@ -158,7 +159,7 @@ def recorded_command(real: RealData, ipc: int, recipe: Recipe, seed: int, name: 
 
 
 def _manifest(
-    name: str, real: RealData, ipc: int, chosen: Recipe, resolved: Recipe, seed: int, device: torch.device
+    name: str, real: RealData, ipc: int, chosen: Recipe, resolved: Recipe, seed: int, device: torch.device, network: str
 ) -> Manifest:
     """Return all that is known of a set before it is distilled."""
     info = real.info
@@ -172,8 +173,6 @@ def _manifest(
         versions=versions("torch", "torchvision", "numpy") | {"python": platform.python_version()},
         device=devices.describe_device(device), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
-    # nobody else has a user's function
-    network = f"convnet:norm={resolved.norm}" if resolved.matcher.endswith("()") else resolved.network()
     return Manifest(name=name, format=form, provenance=provenance, results=Results(network=network))
 
 

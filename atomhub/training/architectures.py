@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from atomhub.core import draws
+from atomhub.core.draws import seeded
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, keep_large_buffers
 from atomhub.errors import AtomhubError, UsageError, closest, first_line
 from atomhub.training.accuracy import accuracy
-from atomhub.training.fit import fit, seeded
+from atomhub.training.fit import fit
 from atomhub.training.measure import network_for, whole_real
 from atomhub.training.protocols import Protocol, of_whole_set
 

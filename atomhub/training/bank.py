@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from atomhub.core import draws
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
+from atomhub.core.draws import seeded
 from atomhub.core.real import RealImages
 from atomhub.data.real import RealData
 from atomhub.recipe import Recipe
-from atomhub.training.fit import fit, seeded
+from atomhub.training.fit import fit
 from atomhub.training.protocols import Protocol
 
 VERSION = 3

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from atomhub import limits
+from atomhub.core.draws import seeded
 from atomhub.core.whitening import Normalization
 from atomhub.data.pictures import open_picture
 from atomhub.dataset import DistilledDataset
@@ -23,7 +24,7 @@ from atomhub.manifest import Images
 from atomhub.results import REVISION, Measurement
 from atomhub.storage import cards
 from atomhub.training.accuracy import accuracy as right, logits
-from atomhub.training.fit import fit, seeded
+from atomhub.training.fit import fit
 from atomhub.training.measure import AnyNetwork, builder, network_for, summary, targets_of
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network

@@ -1,7 +1,6 @@
 """Fit networks on a small set of images, several at once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol as Interface
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from atomhub.core import augment, draws
+from atomhub.core.draws import seeded
 from atomhub.core.graphs import Replayed
 from atomhub.core.real import upload
 from atomhub.errors import AtomhubError, UsageError
@@ -38,14 +38,6 @@ class Rows(Interface):
 
     def __getitem__(self, rows: Any, /) -> Tensor:
         """Return normalised float images (B, C, H, W)."""
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for the block, and put them back as they were."""
-    with draws.GLOBAL, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def fit(

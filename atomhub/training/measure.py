@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atomhub import limits
 from atomhub.core import draws
+from atomhub.core.draws import seeded
 from atomhub.core.initial import herding
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
@@ -21,10 +22,10 @@ from atomhub.devices import describe_device, enough_memory, find_device, keep_la
 from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.training.accuracy import confusion, share_right
-from atomhub.training.fit import fastest_group, fit, seeded
+from atomhub.training.fit import fastest_group, fit
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
-from atomhub.training.protocols import Protocol, for_set
+from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 
 Baseline = Literal["random", "herding", "whole"]
@@ -117,9 +118,8 @@ def measure(
     check_whole("seed", seed, 0)
     check_whole("together", 1 if together is None else together, 1)
     rules, where = for_set(protocol, distilled.ipc, len(distilled.class_names)), find_device(device)
-    if bool(rules.temperature) is not (teacher is not None):
-        raise UsageError(f"The protocol {protocol!r} needs {'a' if rules.temperature else 'no'} teacher.")
-    kinds = _kinds(distilled, baseline, per_class)
+    _check(distilled, protocol, teacher is not None, per_class)
+    kinds = _kinds(distilled, baseline)
     targets = targets_of(distilled, labels)
     build, label = builder(network, distilled, rules)
     real = distilled.real(source)
@@ -225,10 +225,16 @@ def _new(model: object, others: Sequence[nn.Module | None], device: torch.device
     return model.to(device)
 
 
-def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None, per_class: bool) -> list[str]:
-    """Return what to train beside the set itself; UsageError for an unknown baseline, or too many classes to tell."""
+def _check(distilled: DistilledDataset, protocol: str, taught: bool, per_class: bool) -> None:
+    """Raise UsageError for a teacher too many or too few, or too many classes to tell."""
+    if (wanted := bool(find_protocol(protocol).temperature)) is not taught:
+        raise UsageError(f"The protocol {protocol!r} needs {'a' if wanted else 'no'} teacher.")
     if per_class and len(distilled.class_names) > limits.CONFUSION:
         raise UsageError(f"{distilled.name!r} has too many classes for per_class.", f"{limits.CONFUSION} are the most.")
+
+
+def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> list[str]:
+    """Return what to train beside the set itself; UsageError for an unknown baseline."""
     if baseline is None:
         return []
     given = [baseline] if isinstance(baseline, str) else list(baseline)

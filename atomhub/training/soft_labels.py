@@ -5,13 +5,14 @@ from dataclasses import replace
 import torch
 
 from atomhub.command import chain, command
+from atomhub.core.draws import seeded
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import check_name
 from atomhub.provenance import Teacher
 from atomhub.training.accuracy import accuracy, logits
-from atomhub.training.fit import fit, seeded
+from atomhub.training.fit import fit
 from atomhub.training.measure import network_for, whole_real
 from atomhub.training.protocols import of_whole_set
 
