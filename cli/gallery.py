@@ -29,7 +29,8 @@ def gallery(
       atomhub gallery
       atomhub gallery --remote --author alice --output alice --push
     """
-    from atomhub.gallery import local_sets, publish_gallery, remote_sets, write_gallery
+    from atomhub.gallery.gather import local_sets, remote_sets
+    from atomhub.gallery.pages import publish_gallery, write_gallery
 
     if author and not remote:
         raise click.UsageError("--author is about the Hub: add --remote.")

@@ -12,7 +12,8 @@ from conftest import HUB
 import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import AtomhubError
-from atomhub.gallery import Entry, local_sets, publish_gallery, remote_sets, write_gallery
+from atomhub.gallery.gather import Entry, local_sets, remote_sets
+from atomhub.gallery.pages import publish_gallery, write_gallery
 from atomhub.job.evaluation import record_verdicts
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import store, verified

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from atomhub.gallery import Broken, local_sets, write_gallery
+from atomhub.gallery.gather import Broken, local_sets
+from atomhub.gallery.pages import write_gallery
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,226 +1,42 @@
-"""Static pages about distilled sets: what there is, how good it is, how to load it. Nothing they say is trusted."""
+"""What the pages of a gallery say: of every set, in tables of comparable results, in pictures of points."""
 
 from __future__ import annotations
 
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import escape
 
-from atomhub import limits
-from atomhub.errors import AtomhubError, first_line
-from atomhub.files import check_target, new_folder
-from atomhub.hub.find import search
-from atomhub.hub.pull import download
-from atomhub.hub.push import publish
+from atomhub.gallery.gather import Entry
 from atomhub.manifest import Manifest
 from atomhub.preview import layout
 from atomhub.recipe import Recipe
 from atomhub.results import REVISION, Measurement
-from atomhub.storage import formats, store, verified
+from atomhub.storage import formats, verified
 from atomhub.storage.cards import result_tables
 from atomhub.text import plain
 from atomhub.training.protocols import PROTOCOLS, column
-from atomhub.version import __version__
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-MARKER = ".atomhub-gallery"
-"""The file that tells a gallery from any other folder."""
-INDEX = "index.html"
-_PICTURES = (formats.PREVIEW, formats.CURVE)
 _KINDS = {"random": "random real images", "herding": "herding", "whole": "whole training set"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A set as the gallery shows it.
-
-    Attributes:
-        name: What :func:`atomhub.load` takes.
-        manifest: What it says of itself.
-        pictures: Of ``preview.png`` and ``curve.png`` those that there are.
-        verdicts: Of those who measured it anew.
-        url: Where it lies on the Hub.
-    """
-
-    name: str
-    manifest: Manifest
-    pictures: dict[str, bytes]
-    verdicts: list[verified.Verification]
-    url: str | None = None
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A set that cannot be shown, and why."""
-
-    name: str
-    reason: str
-
-
-def local_sets() -> tuple[list[Entry], list[Broken]]:
-    """Return the sets of the store and those that come with atomhub, without tensors, and what is wrong with others."""
-    found, broken = [], []
-    own = store.names()
-    folders = [store.place(name) for name in own] + [store.STARTER / n for n in store.starters() if n not in own]
-    for folder in folders:
-        try:
-            found.append(_entry(folder.name, folder))
-        except AtomhubError as error:
-            broken.append(Broken(folder.name, error.message))
-    return found, broken
-
-
-def remote_sets(
-    author: str | None = None, token: str | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
-) -> tuple[list[Entry], list[Broken]]:  # fmt: skip
-    """Return the sets on the Hub that are tagged ``atomhub``: of each its manifest and pictures alone are fetched.
-
-    Args:
-        author: User or organisation; None: all.
-        token: To see private ones.
-        progress: Called with sets done, sets in all, and the name of one.
-    """
-    from huggingface_hub import constants
-
-    def pictures(folder: Path) -> dict[str, range]:
-        given = formats.read_manifest(folder).files
-        return {
-            p: range(given[p].size, given[p].size + 1) for p in _PICTURES if p in given and given[p].size < _LARGEST
-        }
-
-    found, broken = [], []
-    there = search(author, token=token)
-    for done, listed in enumerate(there):
-        progress(done, len(there), listed.name)
-        try:
-            entry = download(
-                "dataset", listed.name, None, {formats.MANIFEST: range(limits.MANIFEST + 1)}, pictures,
-                read=lambda folder: _entry("", folder), token=token, what="a distilled set",
-                perhaps={verified.VERIFIED: range(limits.MANIFEST + 1)},
-            )  # fmt: skip
-            found.append(replace(entry, name=listed.name, url=f"{constants.ENDPOINT}/datasets/{listed.name}"))
-        except AtomhubError as error:
-            broken.append(Broken(listed.name, error.message))
-    return found, broken
-
-
 _LOAD = """import atomhub
 
 distilled = atomhub.load("{}")
 for images, labels in distilled.loader():
     ...
 """
-_LARGEST = 8 * 2**20
-"""Bytes of a picture that is fetched."""
 
 
-def _entry(name: str, folder: Path) -> Entry:
-    manifest = formats.read_manifest(folder)
-    pictures = {}
-    for path in _PICTURES:
-        if path in manifest.files and manifest.files[path].size < _LARGEST:
-            content = formats.read_checked(folder, path, manifest)
-            if content.startswith(b"\x89PNG\r\n\x1a\n"):
-                pictures[path] = content
-    return Entry(name, manifest, pictures, verified.read(folder, manifest))
+def assets() -> Any:
+    """Return the folder of templates, style, script and published figures."""
+    return files("atomhub.cards").joinpath("gallery")
 
 
-def write_gallery(
-    entries: Sequence[Entry], broken: Sequence[Broken], folder: str | Path, overwrite: bool = False
-) -> Path:
-    """Write the pages, all or nothing; they need no server, and ask nobody for anything.
-
-    Args:
-        entries: The sets.
-        broken: Those that cannot be shown.
-        folder: Where.
-        overwrite: Replace a gallery.
-
-    Returns:
-        Its ``index.html``.
-
-    Raises:
-        AtomhubError: the folder exists, or cannot be written.
-    """
-    target = Path(folder).expanduser().absolute()
-    cards, good, broken = [], [], list(broken)
-    for entry in sorted(entries, key=lambda e: _natural(e.name)):
-        try:
-            cards.append(_card(entry))
-            good.append(entry)
-        except Exception as error:  # whatever a stranger's manifest makes of it, the others are shown
-            broken.append(Broken(entry.name, first_line(error)))
-    shared = {"version": __version__, "made": f"{datetime.now(UTC):%Y-%m-%d}"}
-    check_target(target, overwrite, MARKER)
-    with new_folder(target, overwrite) as temporary:
-        (temporary / MARKER).touch()
-        for sub in ("sets", "pictures"):
-            (temporary / sub).mkdir()
-        for card, entry in zip(cards, good, strict=True):
-            for path, content in entry.pictures.items():
-                (temporary / "pictures" / f"{card['slug']}-{path}").write_bytes(content)
-            _render("set.html.j2", temporary / card["href"], root="../", page="sets", c=card, **shared)
-        scores = [score for card in cards for score in card["scores"]]
-        _render(
-            "index.html.j2", temporary / INDEX, root="", page="sets", cards=cards, broken=broken,
-            sources=sorted({c["source"] for c in cards}), ipcs=sorted({c["ipc"] for c in cards}),
-            protocols=[p for p in PROTOCOLS if any(s["protocol"] == p for s in scores)],
-            networks=sorted({s["network"] for s in scores}), **shared,
-        )  # fmt: skip
-        boards = _boards(good, {card["name"]: card for card in cards})
-        _render(
-            "leaderboard.html.j2", temporary / "leaderboard.html", root="", page="leaderboard", boards=boards,
-            plots=[plot for board in boards if (plot := _plot(board))], **shared,
-        )  # fmt: skip
-        for asset in ("style.css", "gallery.js"):
-            (temporary / asset).write_bytes(_assets().joinpath(asset).read_bytes())
-    return target / INDEX
-
-
-_SPACE = """---
-title: Distilled datasets
-sdk: static
-pinned: false
-tags:
-- atomhub
-- dataset-distillation
----
-
-The pages of `atomhub gallery`.
-"""
-
-
-def publish_gallery(folder: Path, space: str | None = None, token: str | None = None) -> str:
-    """Publish the pages of a folder as a static Space in one commit, and return its address.
-
-    Args:
-        folder: Where :func:`write_gallery` wrote them.
-        space: ``user/name``; None: ``atomhub-gallery`` under your own account.
-        token: None: the one you are logged in with.
-
-    Raises:
-        AtomhubError: not logged in, not allowed, the Space holds something else, the Hub cannot be reached.
-    """
-    pages = {str(p.relative_to(folder).as_posix()): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return publish(
-        "space", "atomhub-gallery", pages, MARKER, lambda repo, old: old or _SPACE, space, token=token, stale=None,
-        version=None, harmless=("index.html", "style.css"),  # which the Hub puts into a new one
-    ).url  # fmt: skip
-
-
-def _card(entry: Entry) -> dict[str, Any]:
+def card_of(entry: Entry) -> dict[str, Any]:
     """Return what the pages say of a set."""
     m, p, f = entry.manifest, entry.manifest.provenance, entry.manifest.format
     slug = re.sub(r"[^A-Za-z0-9._-]+", "--", entry.name)
@@ -276,6 +92,7 @@ def _hover(entry: Entry) -> dict[str, Any]:
 
 
 def _table(title: str, rows: Sequence[Measurement]) -> dict[str, Any]:
+    """Return the results of one protocol and norm, a row for each network."""
     kinds = [kind for kind in _KINDS if any(kind in r.baseline for r in rows)]
 
     def bars(r: Measurement) -> list[dict[str, Any]]:
@@ -293,7 +110,7 @@ def _table(title: str, rows: Sequence[Measurement]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def boards_of(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a table for every source, ipc and column of results, the best first, and what papers published there."""
     boards: dict[tuple[str, int, str], dict[str, Any]] = {}
     for entry in entries:
@@ -321,12 +138,12 @@ def _boards(entries: Iterable[Entry], cards: dict[str, dict[str, Any]]) -> list[
             })  # fmt: skip
     for board in boards.values():
         board["rows"].sort(key=lambda row: -row["mean"])
-    return [boards[key] for key in sorted(boards, key=lambda key: (_natural(key[0]), key[1:]))]
+    return [boards[key] for key in sorted(boards, key=lambda key: (natural(key[0]), key[1:]))]
 
 
 @cache
 def _papers() -> list[dict[str, Any]]:
-    return list(tomllib.loads(_assets().joinpath("published.toml").read_text(encoding="utf-8"))["row"])
+    return list(tomllib.loads(assets().joinpath("published.toml").read_text(encoding="utf-8"))["row"])
 
 
 def _published(source: str, ipc: int, protocol: str, network: str) -> list[dict[str, Any]]:
@@ -344,7 +161,7 @@ def _published(source: str, ipc: int, protocol: str, network: str) -> list[dict[
     ]  # fmt: skip
 
 
-def _plot(board: dict[str, Any]) -> dict[str, Any] | None:
+def plot_of(board: dict[str, Any]) -> dict[str, Any] | None:
     """Return a board's points, bytes along x on a scale of logarithms; None for a single one."""
     rows = [row for row in board["rows"] if row["bytes"]]
     if len(rows) < 2:
@@ -384,31 +201,14 @@ def _label(r: Measurement) -> str:
 
 
 def _bytes(count: int) -> str:
+    """Return a size in words: 3.07 kB."""
     for unit, size in (("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} bytes"
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
     """Return a key by which ipc2 comes before ipc10."""
     parts = re.split("([0-9]{1,9})", name.lower())
     return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts]
-
-
-def _assets() -> Any:
-    return files("atomhub.cards").joinpath("gallery")
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("atomhub.cards", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=lambda value: plain(value, limits.CARD) if type(value) is str else value,
-    )  # fmt: skip
-
-
-def _render(template: str, path: Path, **values: Any) -> None:
-    path.write_text(_environment().get_template(f"gallery/{template}").render(**values), encoding="utf-8")
