@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from atomhub.errors import UsageError, closest
 from atomhub.presets import PRESETS, TUNED
+from atomhub.values import parsed, read_toml, text_of
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 T = TypeVar("T", bound=str)
@@ -159,12 +159,12 @@ class Recipe(BaseModel):
         if str(name) in PRESETS:
             fields = {"name": str(name), **PRESETS[str(name)]}
         elif path.suffix == ".toml":
-            fields = {"name": path.stem, **_read_toml(path)}
+            fields = {"name": path.stem, **read_toml(path)}
         else:
             raise UsageError(
                 f"There is no recipe {str(name)!r}.", f"{closest(str(name), PRESETS)} Or give a .toml file."
             )
-        return cls.checked({**fields, **{k: _parsed(k, v) for k, v in (overrides or {}).items()}})
+        return cls.checked({**fields, **{k: parsed(k, v) for k, v in (overrides or {}).items()}})
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any]) -> Recipe:
@@ -187,7 +187,7 @@ class Recipe(BaseModel):
 
     def replace(self, **fields: Any) -> Recipe:
         """Return a copy with some fields replaced, read and validated as in :meth:`named`."""
-        return self.checked({**self.model_dump(), **{k: _parsed(k, v) for k, v in fields.items()}})
+        return self.checked({**self.model_dump(), **{k: parsed(k, v) for k, v in fields.items()}})
 
     def describe(self) -> str:
         """Return the recipe's name, and what its owner changed if it is a preset: ``atom with power=1.0``."""
@@ -206,7 +206,7 @@ class Recipe(BaseModel):
 
     def settings(self, base: Recipe) -> dict[str, str]:
         """Return the fields that differ from those of another recipe, as text that ``overrides`` reads back."""
-        return {key: _text(value) for key, value in self if value != getattr(base, key)}
+        return {key: text_of(value) for key, value in self if value != getattr(base, key)}
 
     def network(self) -> str:
         """Return the ConvNet that a resolved recipe distils with, by its name in :mod:`atomhub.training.networks`."""
@@ -323,34 +323,3 @@ def allowed_values(key: str) -> str:
         elif option.get("type") == "string" and "enum" not in option:
             words.append("text")
     return ", or ".join(words + ["unset"] * any(o.get("type") == "null" for o in options))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"The recipe file {str(path)!r} does not exist.", closest(path.stem, PRESETS)) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"The recipe file {str(path)!r} cannot be read: {error}.") from None
-
-
-def _text(value: Any) -> str:
-    """Return a value of a recipe as :func:`_parsed` reads it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _parsed(key: str, value: Any) -> Any:
-    """Read a command line value: TOML literal where it is one, a comma list for tuples, else plain text."""
-    if not isinstance(value, str) or key == "name":
-        return value
-    if key in ("augmentation", "widths", "depths") and not value.startswith("["):
-        parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
-        return tuple(parts if key == "augmentation" else (_parsed("", part) for part in parts))
-    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration", "weights"):
-        return None
-    try:
-        return tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        return value

@@ -1,6 +1,5 @@
 """Training and measuring: protocols as data, honest numbers, baselines under the same rules."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -13,10 +12,7 @@ from models import Recorder, tiny
 import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
-from atomhub.provenance import Teacher
-from atomhub.recipe import Recipe
-from atomhub.results import Measurement, Score
-from atomhub.storage.cards import dataset_card
+from atomhub.results import Score
 from atomhub.training import fit as fitting
 from atomhub.training.accuracy import accuracy
 from atomhub.training.measure import herding_real, random_real, summary
@@ -81,46 +77,6 @@ def test_a_confusion_matrix_is_square_and_not_too_large():
         Score(mean=50, std=0, runs=1, accuracies=(50,), seconds=1, confusion=((1, 2), (3,)))
     with pytest.raises(ValueError, match="at most 200"):
         Score(mean=50, std=0, runs=1, accuracies=(50,), seconds=1, confusion=((0,) * 201,) * 201)
-
-
-def test_a_card_says_where_a_set_is_no_better_than_random_images(digits1):
-    def card(distilled, random):
-        scores = [Score(mean=m, std=1.0, runs=4, accuracies=(m,) * 4, seconds=1.0) for m in (distilled, random)]
-        result = Measurement(
-            protocol="dm", network="vit", score=scores[0], baseline={"random": scores[1]}, seed=0, revision=2,
-            test_images=360, device="cpu",
-        )  # fmt: skip
-        return dataset_card(digits1.manifest.with_result(result))
-
-    words = "With vit these images are no better than as many random real ones."
-    assert words in card(50.0, 49.0)
-    assert words in card(40.0, 49.0)
-    assert words not in card(50.0, 45.0)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "cited"),
-    [("dm", {"DM"}), ("datadam", {"DataDAM"}), ("atom", {"ATOM"}), ("dance", {"DM", "DANCE", "IDC"})],
-)
-def test_a_card_cites_the_papers_of_its_own_method(digits1, recipe, cited):
-    titles = {
-        "DM": "Condensation with Distribution Matching", "DataDAM": "DataDAM: Efficient", "ATOM": "Attention Mixer",
-        "DANCE": "DANCE: Dual-View", "IDC": "Efficient Synthetic-Data Parameterization",
-    }  # fmt: skip
-    card = dataset_card(digits1.manifest.replace(provenance={"recipe": Recipe.named(recipe)}))
-    assert {name for name, title in titles.items() if title in card} == cited
-
-
-def test_norms_and_protocols_have_tables_of_their_own(digits1):
-    manifest = digits1.manifest
-    for network in ("convnet:width=128,norm=instance", "resnet18:norm=instance", "convnet:width=128,norm=batch"):
-        score = Score(mean=50.0, std=1.0, runs=3, accuracies=(49.0, 50.0, 51.0), seconds=1.0)
-        manifest = manifest.with_result(
-            Measurement(protocol="dm", network=network, score=score, seed=0, revision=2, test_images=360, device="cpu")
-        )
-    card = dataset_card(manifest)
-    one, two = card.index("Protocol dm, instance norm:"), card.index("Protocol dm, batch norm:")
-    assert one < card.index("| resnet18:norm=instance | 3 | **50.0 ± 1.0** |") < two
 
 
 def test_a_baseline_that_was_not_measured_again_stays(home, digits1, short):
@@ -267,61 +223,6 @@ def test_each_network_differs_and_baselines_are_paired_with_the_set(home, digits
     assert torch.equal(weights[0], weights[2])
     assert torch.equal(weights[1], weights[3])
     assert not torch.equal(weights[0], weights[1])
-
-
-def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, digits1, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(20, 256, "test"))
-    soft = atomhub.soften(digits1, "mlp:width=32", epochs=40, temperature=2.0)
-    assert soft.soft_labels.shape == (10, 10)
-    assert torch.allclose(soft.soft_labels.float().sum(1), torch.ones(10), atol=1e-2)
-    assert (soft.soft_labels.argmax(1) == digits1.labels).sum() >= 8
-    assert soft.manifest.provenance.teacher.accuracy > 60
-    saved = soft.save()
-    again = atomhub.load("digits-ipc1-soft")
-    assert torch.equal(again.soft_labels, soft.soft_labels)
-    atomhub.evaluate(again, tiny, "brief", runs=1)
-    atomhub.evaluate(again, tiny, "brief", runs=1, labels="soft")
-    assert [r.labels for r in atomhub.load("digits-ipc1-soft").manifest.results.measured] == ["hard", "soft"]
-    card = (saved.path / "README.md").read_text()
-    assert "brief, soft labels" in card
-    assert "teacher mlp:width=32, 40 epochs" in card
-    assert again.subset([1, 2]).soft_labels is None  # of classes that are gone
-    assert again.subset(ipc=1).manifest.provenance.teacher == soft.manifest.provenance.teacher
-
-
-def test_the_recorded_command_makes_the_same_soft_labels(home, digits1, shell):
-    soft = atomhub.soften(digits1, "mlp:width=8", epochs=1, temperature=2.0, seed=3)
-    shell(soft.manifest.provenance.command)
-    again = atomhub.load("digits-ipc1-soft")
-    assert torch.equal(again.soft_labels, soft.soft_labels)
-    assert torch.equal(again.images, soft.images)
-    assert again.manifest.provenance.teacher == soft.manifest.provenance.teacher
-
-
-def test_soft_labels_that_are_no_probabilities_are_refused(home, digits1):
-    soft = dataclasses.replace(
-        digits1, soft_labels=torch.full((10, 10), 0.5, dtype=torch.float16),
-        manifest=digits1.manifest.replace(
-            format={"labels": "soft"}, provenance={"teacher": Teacher(network="mlp", epochs=1, seed=0)}, name="wrong"
-        ),
-    )  # fmt: skip
-    with pytest.raises(AtomhubError, match="soft labels are not probabilities"):
-        atomhub.load(soft.save().path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"teacher": "mpl"}, "(?s)no network 'mpl'.*'mlp'"),
-        ({"epochs": 0}, "epochs cannot be 0"),
-        ({"temperature": 0}, "temperature cannot be 0"),
-        ({"teacher": tiny}, "teacher cannot be function"),
-        ({"name": "a/b"}, "cannot be named 'a/b'"),
-    ],
-)
-def test_impossible_teachers(digits1, arguments, message):
-    with pytest.raises(UsageError, match=message):
-        atomhub.soften(digits1, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Values of a recipe as text: on the command line, in a recorded command, in a TOML file."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from atomhub.errors import UsageError, closest
+from atomhub.presets import PRESETS
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the fields that a TOML file has; UsageError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"The recipe file {str(path)!r} does not exist.", closest(path.stem, PRESETS)) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"The recipe file {str(path)!r} cannot be read: {error}.") from None
+
+
+def text_of(value: Any) -> str:
+    """Return a value of a recipe as :func:`parsed` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def parsed(key: str, value: Any) -> Any:
+    """Read a command line value: TOML literal where it is one, a comma list for tuples, else plain text."""
+    if not isinstance(value, str) or key == "name":
+        return value
+    if key in ("augmentation", "widths", "depths") and not value.startswith("["):
+        parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
+        return tuple(parts if key == "augmentation" else (parsed("", part) for part in parts))
+    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration", "weights"):
+        return None
+    try:
+        return tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return value
