@@ -8,7 +8,7 @@ import click
 
 from . import complete, options
 from .hub import fetched
-from .output import Steps, accuracy, print_json, print_table, say
+from .output import Steps, accuracy, print_json, print_table, say, soft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ def evaluate(
     rows.append(["time (distilled)", *(f"{r.score.seconds:.0f} s" for r in results)])
     title = (
         f"{distilled.name}: accuracy in % on {results[0].test_images} real test images after the last epoch, "
-        f"mean ± std over the networks ({runs}), protocol {protocol}{', soft labels' * (labels == 'soft')}, "
+        f"mean ± std over the networks ({runs}), protocol {protocol}{soft(results[0])}, "
         f"{distilled.manifest.format.bytes_per_class} bytes per class"
     )
     print_table(["trained on", *(r.network for r in results)], rows, title)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import complete, options
-from .output import Steps, accuracy, agreed, print_data, print_json, print_table, say, size, soft, watched
+from .output import Steps, agreed, print_data, print_json, print_table, say, size, soft, watched
 
 if TYPE_CHECKING:
     from atomhub.dataset import DistilledDataset
     from atomhub.hub.push import Pushed
+    from atomhub.results import Score
 
 
 _WIDE = 5.0
@@ -108,6 +109,11 @@ def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str |
     return source
 
 
+def _counted(score: Score) -> str:
+    """Return an accuracy with its number of networks, which those of few say themselves."""
+    return score.text if score.runs < 3 else f"{score.text} ({score.runs})"
+
+
 @click.command()
 @click.argument("name", shell_complete=complete.sets)
 @click.option("--runs", type=click.IntRange(min=2), metavar="N",
@@ -149,11 +155,11 @@ def verify(
     found: list[dict[str, Any]] = []
     for v in verdicts:
         measured = v.measured.score if v.measured else None
-        figures = [f"{accuracy(v.claim.score)} ({v.claim.score.runs})", "-", "-", "-", "cannot be repeated"]
+        figures = [_counted(v.claim.score), "-", "-", "-", "cannot be repeated"]
         if measured:
             weak = ", but too few networks to see much" * (v.seen > _WIDE)
             said = f"holds{weak}" if v.holds else "does NOT hold"
-            figures[1:] = [f"{accuracy(measured)} ({measured.runs})", f"{v.allowed:.1f}", f"{v.seen:.1f}", said]
+            figures[1:] = [_counted(measured), f"{v.allowed:.1f}", f"{v.seen:.1f}", said]
         columns.append([f"{v.claim.protocol}{soft(v.claim)}, {v.claim.network}", *figures])
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed, "seen": v.seen,

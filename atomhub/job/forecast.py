@@ -102,10 +102,10 @@ def plan_of(
     missing = lacking(real, recipe, device, matching) if recipe.bank else 0
     first = f"{missing} of {recipe.bank} networks to train first, then " if missing else ""
     under = f" under {matching.spec}" if matching else ""
+    steps = f"{recipe.iterations:,} iterations" if recipe.iterations else "nothing to optimise"
     return (
-        f"{real.info.called}: {images} become {ipc} for each class{views}{under}. {first}"
-        f"{recipe.iterations:,} iterations on {devices.describe_device(device)}, in at most "
-        f"{_most(device, memory) / 1e9:.1f} GB of memory."
+        f"{real.info.called}: {images} become {ipc} for each class{views}{under}. {first}{steps} on "
+        f"{devices.describe_device(device)}, in at most {_most(device, memory) / 1e9:.1f} GB of memory."
     )
 
 

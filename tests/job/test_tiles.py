@@ -90,6 +90,10 @@ class TestTeacher:
         assert result.teacher == "convnet:width=32,depth=2,norm=instance, 4 epochs on digits"
         assert set(result.baseline) == {"random"}
         assert result.score.mean > 25
+        done = CliRunner().invoke(
+            cli, ["evaluate", tiled.save().name, "--network", "lenet", "--protocol", "rded", "--runs", "1"]
+        )
+        assert "protocol rded, labels of convnet:width=32,depth=2,norm=instance, 4 epochs on digits" in done.stdout
         banks = sorted((home / "banks").iterdir())
         (verdict,) = atomhub.verify(tiled, runs=2)
         assert verdict.holds
