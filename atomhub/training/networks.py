@@ -176,7 +176,7 @@ def _sketch(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return build()
-    except NotImplementedError:  # some compute their sizes with tensors
+    except (NotImplementedError, RuntimeError):  # some compute with tensors; what else is wrong comes again
         with torch.random.fork_rng([]), _Weightless():
             return build().to("meta")
 
