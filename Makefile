@@ -1,4 +1,4 @@
-.PHONY: demo test test-browser test-lowest lint check format hub fuzz kills clean
+.PHONY: demo test test-browser test-lowest docs lint check format hub fuzz kills clean
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -28,6 +28,11 @@ test-lowest:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
+# pages in docs/_build/html; the notebooks are run, and a warning is an error
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,7 +52,7 @@ hub: .venv/installed
 	PYTHONPATH=tests $(BIN)/python -m hub_server $(PORT) $(ROOT)
 
 clean:
-	rm -rf .venv .venv-lowest build dist *.egg-info
+	rm -rf .venv .venv-lowest build dist *.egg-info docs/_build
 
 # longer than in CI: mutated files, and kills at random moments
 fuzz: .venv/installed
