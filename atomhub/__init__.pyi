@@ -9,6 +9,7 @@ from .job.evaluation import evaluate as evaluate, verify as verify
 from .job.forecast import forecast as forecast
 from .job.run import distill as distill
 from .job.search import search as search
+from .job.teachers import label as label
 from .recipe import Recipe as Recipe
 from .training.classifier import (
     Classifier as Classifier,

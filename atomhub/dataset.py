@@ -17,9 +17,10 @@ from atomhub.core.synthetic import to_views
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.data.real import RealData
 from atomhub.data.reopen import real_of
-from atomhub.errors import UsageError, check_whole, closest
+from atomhub.errors import NotFoundError, UsageError, check_whole, closest
 from atomhub.manifest import Manifest
 from atomhub.recipe import safe_operations
+from atomhub.stored import StoredEpochs, StoredLabels
 from atomhub.views import Collate, Labelled, PictureTransform, to_pil
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class DistilledDataset:
         soft_labels: (N, K) float16 probabilities that a teacher gave the images (:func:`atomhub.soften`), if any; in a
             multi-formation set a row for every view.
         repo: ``user/name`` on the Hub, if it was pulled from there.
+        stored: A teacher's labels for every batch of some epochs (:func:`atomhub.label`), if any are at hand.
     """
 
     images: Tensor
@@ -57,6 +59,7 @@ class DistilledDataset:
     whitening: Whitening | None = None
     soft_labels: Tensor | None = None
     repo: str | None = None
+    stored: StoredLabels | None = None
 
     @property
     def name(self) -> str:
@@ -142,7 +145,7 @@ class DistilledDataset:
 
     def loader(
         self, batch_size: int = 256, augment: Augmentation | str = "dsa", shuffle: bool = True,
-        size: int | None = None, **options: Any,
+        size: int | None = None, labels: str = "hard", temperature: float = 1.0, **options: Any,
     ) -> DataLoader[Any]:  # fmt: skip
         """Return a DataLoader of normalised, augmented (images, labels) batches for any training loop.
 
@@ -155,15 +158,33 @@ class DistilledDataset:
             shuffle: New order every epoch.
             size: Side in pixels that a network wants, such as 224: batches are resized to it (bilinear) after they were
                 augmented. :meth:`test_transform` brings test images to it in the same way.
+            labels: ``hard``: labels are classes, (B,) int64; ``stored``: the batches are those of the stored labels, as
+                they were augmented and mixed, a further epoch in every pass, and labels are the teacher's
+                probabilities, (B, K) float32. Then ``batch_size``, ``augment`` and ``shuffle`` count for nothing.
+            temperature: What a teacher's logits are divided by; the protocol ``rded`` has 20, and divides the
+                network's as well.
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
 
         Raises:
-            UsageError: an augmentation that does not exist.
+            UsageError: an augmentation, or labels, that do not exist.
+            NotFoundError: the set has no stored labels, or they were not downloaded.
         """
         if size is not None:
             check_whole("size", size, 1)
+        if labels == "stored":
+            if self.stored is None:
+                raise NotFoundError(f"{self.name!r} has no stored labels here.", self.no_labels())
+            return DataLoader(StoredEpochs(self.stored, self.as_tensors()[0], temperature, size), None, **options)
+        if labels != "hard":
+            raise UsageError(f"There are no {labels!r} labels in batches.", "Use 'hard' or 'stored'.")
         collate = Collate(augment if callable(augment) else self._stages(augment), size)
         return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
+
+    def no_labels(self) -> str:
+        """Return how to come by stored labels, where there are none."""
+        if self.manifest.provenance.stored and self.repo:
+            return f"Download them: atomhub.load({self.repo!r}, labels=True)"
+        return "Make a set that has: atomhub label"
 
     def _stages(self, augment: Sequence[str] | str | None) -> Stages:
         if isinstance(augment, str):

@@ -32,6 +32,8 @@ PARAMETERS = 10**9
 """Most numbers of a network."""
 PICTURE = 2**28
 """Most bytes of a file of a picture."""
+LABELS = 2**31
+"""Most bytes of stored labels."""
 RESULTS = 1000
 """Most results of a set."""
 RUNS = 100_000

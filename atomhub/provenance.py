@@ -77,6 +77,26 @@ class Teacher(_Open):
     accuracy: float | None = Field(default=None, ge=0, le=100)
 
 
+class Stored(_Open):
+    """A teacher's labels for every batch of some epochs, in a file beside the set (:mod:`atomhub.stored`).
+
+    Attributes:
+        teacher: What it is, in words.
+        protocol: How batches were drawn.
+        epochs: How many are stored.
+        seed: Of order and augmentation.
+        size: Bytes of the file.
+        sha256: SHA-256 of the file.
+    """
+
+    teacher: limits.Text
+    protocol: limits.Word
+    epochs: int = Field(ge=1, le=10**6)
+    seed: limits.Seed
+    size: int = Field(ge=1, le=limits.LABELS + 2**20)
+    sha256: Sha256
+
+
 class Imported(_Open):
     """A file of another project that a set was read from.
 
@@ -139,6 +159,7 @@ class Provenance(_Open):
         parts: The sets it was put together from.
         imported: The file of another project that it was read from.
         teacher: What gave it its soft labels.
+        stored: Its stored labels, in a file that a set may be without.
         command: What to type to make it again.
         versions: Versions of the packages that matter.
         device: Where it was distilled.
@@ -158,6 +179,7 @@ class Provenance(_Open):
     parts: tuple[Part, ...] = Field(default=(), max_length=limits.PARTS)
     imported: Imported | None = None
     teacher: Teacher | None = None
+    stored: Stored | None = None
     command: limits.Text | None = None
     versions: dict[limits.Word, limits.Word] = Field(default={}, max_length=100)
     device: limits.Word | None = None

@@ -74,8 +74,8 @@ class Measurement(_Open):
     Attributes:
         protocol: Name of the protocol.
         network: Name of the network, with what was chosen for it; atomhub's own are read back by that name.
-        labels: What the networks were trained on: ``hard`` (the classes) or ``soft`` (the set's soft labels, or a
-            teacher's).
+        labels: What the networks were trained on: ``hard`` (the classes), ``soft`` (the set's soft labels, or a live
+            teacher's), or ``stored`` (a teacher's, of every batch).
         score: Networks trained on the distilled set.
         baseline: ``random``: as many random real images, drawn anew for every run; ``herding``: as many of those
             nearest the class means; ``whole``: the whole training set; ``rounded``: the set itself rounded to 8 bits,

@@ -53,7 +53,7 @@ def evaluate(
     from atomhub.training.protocols import find_protocol
 
     rules = find_protocol(protocol)
-    distilled = atomhub.load(name)
+    distilled = atomhub.load(name, labels=labels == "stored")
     for network in networks:  # a wrong name is reported before the work
         network_for(distilled, network, rules)
     source = fetched(distilled, source, yes)

@@ -65,8 +65,9 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
 
 @click.command()
 @click.argument("name", metavar="NAME[@REVISION]")
+@click.option("--labels", is_flag=True, help="Also download its stored labels.")
 @options.as_json
-def pull(name: str, as_json: bool) -> None:
+def pull(name: str, labels: bool, as_json: bool) -> None:
     """Download the set NAME from the Hub and verify it.
 
     NAME is user/name. Afterwards the set loads without internet.
@@ -80,7 +81,7 @@ def pull(name: str, as_json: bool) -> None:
     from atomhub.requests import progress_bars
 
     with progress_bars(watched(as_json)):
-        distilled = download(name)
+        distilled = download(name, labels=labels)
     if as_json:
         print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.ipc})
         return

@@ -14,8 +14,8 @@ device = click.option("--device", default="auto", show_default=True, metavar="au
 seed = click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all random draws.")
 source = click.option("--source", metavar="PATH", help="Place of the real images, for sets made from a local folder.")
 yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-labels = click.option("--labels", type=click.Choice(["hard", "soft"]), default="hard", show_default=True,
-                      help="Labels to train on: classes, or the set's soft labels.")  # fmt: skip
+labels = click.option("--labels", type=click.Choice(["hard", "soft", "stored"]), default="hard", show_default=True,
+                      help="Labels to train on: classes, the set's soft labels, or its stored ones.")  # fmt: skip
 private = click.option("--private/--public", default=None,
                        help="Whether a new repository is private.  [default: your account's setting]")  # fmt: skip
 

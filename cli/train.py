@@ -1,4 +1,4 @@
-"""``atomhub train`` and ``atomhub soften``: networks and soft labels."""
+"""``atomhub train``, ``soften`` and ``label``: networks, and the labels of teachers."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 from . import complete, options
 from .hub import fetched
-from .output import print_data, print_json, say
+from .output import Steps, print_data, print_json, say, size
 
 
 @click.command()
@@ -43,7 +43,7 @@ def train(
     from atomhub.training.networks import split_spec
     from atomhub.training.protocols import find_protocol
 
-    distilled = atomhub.load(name)
+    distilled = atomhub.load(name, labels=how["labels"] == "stored")
     network = network_for(distilled, network, find_protocol(protocol)).spec
     plain = split_spec(network)[0].replace("/", "-")
     target = (output or Path(f"{distilled.name}-{plain}")).expanduser().absolute()
@@ -108,3 +108,41 @@ def soften(
     if record and record.accuracy is not None:
         say(f"The teacher is {record.accuracy:.1f} % right on the real test images.")
     print_data(soft.path)
+
+
+@click.command()
+@click.argument("name", shell_complete=complete.sets)
+@click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, metavar="N",
+              help="Epochs to store.")  # fmt: skip
+@click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-labels]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing set.")
+@options.training
+def label(
+    name: str, new: str | None, overwrite: bool, source: str | None, yes: bool, as_json: bool, **how: Any
+) -> None:  # fmt: skip
+    """Save a copy of the set NAME with a teacher's labels for every batch.
+
+    The teacher is that of the protocol rded, and so are the batches. Whoever has the set then trains as under the
+    teacher, without it and without the real images: atomhub train NEW --protocol rded --labels stored.
+
+    \b
+    Example:
+      atomhub label photos-ipc10 --epochs 300
+    """
+    import atomhub
+    from atomhub.files import check_target
+    from atomhub.storage import formats, store
+
+    distilled = atomhub.load(name)
+    check_target(store.place(new or f"{distilled.name}-labels").absolute(), overwrite, formats.MANIFEST)
+    source = fetched(distilled, source, yes)
+    with Steps(f"Labelling {distilled.name}", quiet=as_json, unit="epochs") as steps:
+        labelled = atomhub.label(distilled, name=new, source=source, progress=steps.networks, **how)
+    labelled = labelled.save(overwrite=overwrite)
+    about = labelled.manifest.provenance.stored
+    assert about is not None
+    if as_json:
+        print_json({"name": labelled.name, "stored": about.model_dump(), "path": str(labelled.path)})
+        return
+    say(f"{about.epochs} epochs of labels of {about.teacher}: {size(about.size)}.")
+    print_data(labelled.path)

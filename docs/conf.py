@@ -10,6 +10,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_cl
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+smartquotes = False  # two dashes are an option
 # notebooks keep no output: they are run anew, and one that fails fails the build
 nb_execution_mode = "force"
 nb_execution_timeout = 900

@@ -24,6 +24,8 @@ SMALL = {
     "--iterations 300": "--iterations 2",
     "--budget 24 --check 12": "--space space.toml --check 2 --check-epochs 1",
     "--epochs 20": "--epochs 1",
+    "--epochs 300": "--epochs 2",
+    "--labels stored": "--labels stored --network lenet",
     "--network resnet18 --herding --whole": "--herding --whole --runs 1",
     "photos-ipc10 --protocol rded": "photos-ipc10 --protocol rded --runs 1 --no-baseline",
     "--teacher convnet": "--teacher lenet",
@@ -112,6 +114,8 @@ def test_python_runs_block_after_block(page, quickly):
         pytest.importorskip(extra)
     names = {}
     for block in blocks(page, "python"):
+        if "-labels" in block:
+            atomhub.label(atomhub.load("digits-ipc10"), epochs=1).save()
         if "load_model" in block:
             atomhub.save_model(atomhub.train_classifier(names["distilled"], "lenet", "quick"), "digits-resnet18")
         exec(compile(block, page.name, "exec"), names)

@@ -143,7 +143,7 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
 
 def flip(x: Tensor, u: Tensor) -> Tensor:
     """Mirror left and right with probability one half."""
-    return torch.where(_per_group(u[:, _FLIP] < 0.5), x.flip(-1), x)
+    return torch.where(_per_group(mirrored(u)), x.flip(-1), x)
 
 
 def scale(x: Tensor, u: Tensor) -> Tensor:
@@ -177,13 +177,23 @@ def resize(x: Tensor, u: Tensor) -> Tensor:
 
     The ratio of its sides is within 3/4 and 4/3, as far as it fits.
     """
+    return enlarge(x, part(u))
+
+
+def part(u: Tensor) -> Tensor:
+    """Return the part that :func:`resize` enlarges, (G, 4): left, top, width, height as shares of the sides."""
     area = PART + (1 - PART) * u[:, _ZOOM_X]
     ratio = ((2 * u[:, _ZOOM_Y] - 1) * math.log(RATIO)).exp()
-    theta = _identity(u)
-    for axis, (side, column) in enumerate((((area * ratio).sqrt(), _SHIFT_X), ((area / ratio).sqrt(), _SHIFT_Y))):
-        side = side.clamp(max=1)
-        theta[:, axis, axis] = side
-        theta[:, axis, 2] = (2 * u[:, column] - 1) * (1 - side)
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)
+    return torch.cat([u[:, [_SHIFT_X, _SHIFT_Y]] * (1 - sides), sides], 1)
+
+
+def enlarge(x: Tensor, parts: Tensor) -> Tensor:
+    """Enlarge a part of every image of a group to the whole: parts (G, 4) as :func:`part` gives them."""
+    theta = _identity(parts)
+    for axis in (0, 1):
+        theta[:, axis, axis] = parts[:, 2 + axis]
+        theta[:, axis, 2] = 2 * parts[:, axis] + parts[:, 2 + axis] - 1
     return _warp(x, theta, "border")
 
 
@@ -195,13 +205,27 @@ def _orders(device: torch.device) -> Tensor:
 
 def shuffle(x: Tensor, u: Tensor) -> Tensor:
     """Put the four quarters of an image in another order, any of the 24; sides that are odd are left as they are."""
+    return arrange(x, quarters(u))
+
+
+def quarters(u: Tensor) -> Tensor:
+    """Return the order of :func:`shuffle`, (G, 4) int64: which quarter comes to each place, row by row."""
+    return _orders(u.device)[(u[:, _ANGLE] * 24).long()]
+
+
+def arrange(x: Tensor, order: Tensor) -> Tensor:
+    """Put the quarters of an image in an order (G, 4); sides that are odd are left as they are."""
     height, width = x.shape[-2:]
     if height % 2 or width % 2:
         return x
-    order = _orders(x.device)[(u[:, _ANGLE] * 24).long()]
-    quarters = x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1)).movedim((-4, -2), (1, 2)).flatten(1, 2)
-    moved = quarters.take_along_dim(order.view(len(x), 4, *[1] * (quarters.dim() - 2)), 1)
+    parts = x.unflatten(-1, (2, -1)).unflatten(-3, (2, -1)).movedim((-4, -2), (1, 2)).flatten(1, 2)
+    moved = parts.take_along_dim(order.view(len(x), 4, *[1] * (parts.dim() - 2)), 1)
     return moved.unflatten(1, (2, 2)).movedim((1, 2), (-4, -2)).flatten(-2).flatten(-3, -2)
+
+
+def mirrored(u: Tensor) -> Tensor:
+    """Return which images :func:`flip` mirrors, (G,) bool."""
+    return u[:, _FLIP] < 0.5
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

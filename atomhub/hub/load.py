@@ -9,8 +9,9 @@ from atomhub.storage import formats, store
 
 
 def load(
-    name_or_path: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False
-) -> DistilledDataset:
+    name_or_path: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False,
+    labels: bool = False,
+) -> DistilledDataset:  # fmt: skip
     """Load a distilled set and verify it.
 
     Args:
@@ -20,6 +21,7 @@ def load(
         revision: Branch, tag or commit on the Hub.
         token: For private sets on the Hub; None: the one you are logged in with.
         local_files_only: Use what was downloaded before; the Hub is not asked.
+        labels: Download the stored labels of a set on the Hub as well, which may be many times as large as the set.
 
     Raises:
         NotFoundError: there is no such set.
@@ -34,4 +36,4 @@ def load(
         raise store.missing(name)
     from atomhub.hub.pull import pull
 
-    return pull(name, revision, token=token, local_files_only=local_files_only)
+    return pull(name, revision, token=token, local_files_only=local_files_only, labels=labels)

@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 
 def pull(
-    name: str, revision: str | None = None, *, token: str | None = None, local_files_only: bool = False
-) -> DistilledDataset:
+    name: str, revision: str | None = None, *, token: str | None = None, local_files_only: bool = False,
+    labels: bool = False,
+) -> DistilledDataset:  # fmt: skip
     """Download a set, verify it, and return it; afterwards it loads without a network as well.
 
     Only the files of the format are fetched, and each only if it has the size that the manifest says.
@@ -41,9 +42,10 @@ def pull(
         revision: Branch, tag or commit.
         token: For private repositories; None: the one you are logged in with.
         local_files_only: Use what was downloaded before.
+        labels: Download the set's stored labels as well.
 
     Raises:
-        NotFoundError: no such repository or revision, or it holds no distilled set.
+        NotFoundError: no such repository or revision, or it holds no distilled set, or no stored labels.
         IntegrityError: it was tampered with; nothing of it is used.
         AtomhubError: the Hub cannot be reached and nothing was downloaded before.
     """
@@ -55,17 +57,23 @@ def pull(
         return found
 
     found = download(
-        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, _exact_sizes, read=read,
-        token=token, local_files_only=local_files_only, what="a distilled set",
+        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, partial(_exact_sizes, labels=labels),
+        read=read, token=token, local_files_only=local_files_only, what="a distilled set",
     )  # fmt: skip
     found.repo = repo
     found.path = None  # the cache is huggingface_hub's: nothing is written there
     return found
 
 
-def _exact_sizes(folder: Path) -> dict[str, range]:
-    """Return the sizes that a manifest allows for the other files of a set."""
-    return {path: range(f.size, f.size + 1) for path, f in formats.read_manifest(folder).files.items()}
+def _exact_sizes(folder: Path, labels: bool) -> dict[str, range]:
+    """Return the sizes that a manifest allows for the other files of a set, those of stored labels where asked for."""
+    manifest = formats.read_manifest(folder)
+    sizes = {path: f.size for path, f in manifest.files.items()}
+    if labels:
+        if manifest.provenance.stored is None:
+            raise NotFoundError(f"{manifest.name!r} has no stored labels.", "Make a set that has: atomhub label")
+        sizes[formats.LABELS] = manifest.provenance.stored.size
+    return {path: range(size, size + 1) for path, size in sizes.items()}
 
 
 def download(

@@ -65,12 +65,15 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         manifest = whole.manifest
         own = formats.read_card(folder)
         files = {path: _content(folder, path) for path in (*manifest.files, formats.MANIFEST)}
+        if whole.stored is not None:
+            files[formats.LABELS] = _content(folder, formats.LABELS)
         verdicts = {VERIFIED: _content(folder, VERIFIED)} if verified.read(folder, manifest) else {}
         if any(hashlib.sha256(files[path]).hexdigest() != file.sha256 for path, file in manifest.files.items()):
             raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
         "dataset", manifest.name, files | verdicts, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
-        stale=formats.OPTIONAL, version=manifest.format.version,
+        stale=formats.OPTIONAL if manifest.provenance.stored else (*formats.OPTIONAL, formats.LABELS),
+        version=manifest.format.version,
         merge={path: partial(verified.merged, own, manifest) for path, own in verdicts.items()}, **options,
     )  # fmt: skip
 

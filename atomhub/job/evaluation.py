@@ -2,33 +2,25 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from atomhub.core.bank import digest_of
-from atomhub.core.whitening import Normalization
 from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
-from atomhub.devices import find_device
 from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
-from atomhub.job.banks import find_bank, teacher_of
-from atomhub.job.forecast import resolved_for
 from atomhub.job.kept import KeptFile
-from atomhub.recipe import choose_recipe
+from atomhub.job.teachers import taught
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
 from atomhub.storage.verified import VERIFIED, Verification, add
 from atomhub.text import plain
-from atomhub.training.measure import AnyNetwork, Progress, Teacher, measure, network_for, targets_of
+from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.protocols import find_protocol
 
 
@@ -42,9 +34,9 @@ def evaluate(
     Arguments and errors as in :func:`atomhub.training.measure.measure`.
     """
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
-    taught = _taught(distilled, protocol, options)
+    options = taught(distilled, protocol, options)
     with heeded("this network, whose result is kept") as stop:
-        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options, **taught)
+        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
         record(distilled, result)
         if stop():
             kept = f"the result of the {result.score.runs} networks trained so far is kept"
@@ -52,32 +44,6 @@ def evaluate(
             warnings.warn(note, AtomhubWarning, stacklevel=2)
             raise KeyboardInterrupt
     return result
-
-
-def _taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the further option of a measurement whose protocol has a teacher."""
-    if not find_protocol(protocol).temperature:
-        return {}
-    return {"teacher": partial(_teacher, distilled, options)}
-
-
-def _teacher(distilled: DistilledDataset, options: Mapping[str, Any]) -> Teacher:
-    """Return the network of the recipe ``rded`` as teacher; it is trained once per source."""
-    real, device = distilled.real(options.get("source")), find_device(options.get("device", "auto"))
-    progress = options.get("progress") or (lambda what, done, total: None)
-    recipe = choose_recipe("rded", real.info.id, {"init": "real"})
-    resolved, matching = resolved_for(recipe, real, 1, device)
-    theirs, own = Normalization(real.mean, real.std), distilled.normalization.to(device, torch.float32)
-    arguments = (real, resolved, theirs, device, matching)
-    network = teacher_of(find_bank(*arguments, partial(progress, "teacher")), *arguments)
-    theirs = theirs.to(device, torch.float32)
-    about = f"{matching.spec if matching else resolved.network()}, {resolved.bank_epochs} epochs on {real.info.called}"
-    identity = digest_of(network.state_dict())
-
-    def logits(images: Tensor) -> Tensor:
-        return network(theirs.apply(own.undo(images)))
-
-    return Teacher(logits, about, identity)
 
 
 def record(distilled: DistilledDataset, result: Measurement) -> None:
@@ -149,15 +115,15 @@ def verify(
             network_for(distilled, claim.network, find_protocol(claim.protocol))
             if claim.revision != REVISION:
                 raise UsageError("The protocol has changed since.")
-            labels: Any = "hard" if claim.teacher else claim.labels
+            labels = claim.labels if claim.labels == "stored" or not claim.teacher else "hard"
+            options: dict[str, Any] = {"source": source, "device": device, "progress": progress}
+            options = taught(distilled, claim.protocol, options | {"baseline": None, "labels": labels})
             targets_of(distilled, labels)
         except (UsageError, NotFoundError):  # a network that only its author has, say
             verdicts.append(Verdict(claim, None, False, 0.0, 0.0))
             continue
         found = measure(
-            distilled, claim.network, claim.protocol, runs or max(2, min(5, claim.score.runs)), baseline=None,
-            labels=labels, seed=seed, device=device, source=source, progress=progress,
-            **_taught(distilled, claim.protocol, {"source": source, "device": device, "progress": progress}),
+            distilled, claim.network, claim.protocol, runs or max(2, min(5, claim.score.runs)), seed=seed, **options
         )  # fmt: skip
         # a claim must not make its own test a weak one
         step = 100 / found.test_images

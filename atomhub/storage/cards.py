@@ -112,7 +112,7 @@ def result_tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measu
     tables: dict[str, list[Measurement]] = {}
     for r in sorted(measured, key=lambda r: r.labels):
         norm = re.search(r"norm=(instance|batch)\b", r.network)
-        labels = f"labels of {r.teacher}" if r.teacher else "soft labels" * (r.labels == "soft")
+        labels = f"labels of {r.teacher}" if r.teacher else f"{r.labels} labels" * (r.labels != "hard")
         parts = [r.protocol, labels, f"{norm[1]} norm" if norm else ""]
         title = ", ".join(filter(None, parts)) + " (an older revision)" * (r.revision != REVISION)
         tables.setdefault(title, []).append(r)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from atomhub import limits
+from atomhub import limits, stored
 from atomhub.core.whitening import Whitening
 from atomhub.data.tables import quiet_datasets
 from atomhub.dataset import DistilledDataset
@@ -37,6 +37,8 @@ MANIFEST = "manifest.json"
 PARQUET = "data/train-00000-of-00001.parquet"
 VIEWS = "data/views-00000-of-00001.parquet"
 WHITENING = "whitening.safetensors"
+LABELS = "labels.safetensors"
+"""Stored labels, described in ``provenance``: a set loads without them."""
 PREVIEW = "preview.png"
 CURVE = "curve.png"
 CARD = "README.md"
@@ -137,6 +139,8 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         names = (p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
         files = {name: _described(temporary, name) for name in names}
         manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+        if distilled.stored is not None:
+            (temporary / LABELS).write_bytes(distilled.stored.content())
         (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
     return replace(distilled, manifest=manifest, path=folder)
@@ -176,7 +180,24 @@ def _read(folder: Path) -> DistilledDataset:
             raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", RESTORE)
     images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest.format, digest(data))
     whitening = _read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
-    return DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
+    distilled = DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
+    return replace(distilled, stored=_read_stored(distilled, folder))
+
+
+def _read_stored(distilled: DistilledDataset, folder: Path) -> stored.StoredLabels | None:
+    """Return the stored labels of a set, where they lie beside it."""
+    about = distilled.manifest.provenance.stored
+    if about is None or not (folder / LABELS).exists():
+        return None
+    expected = File(sha256=about.sha256, size=about.size)
+    try:
+        same = _described(folder, LABELS, about.size) == expected
+    except OSError as error:
+        raise IntegrityError(f"{folder / LABELS} cannot be read: {error.strerror}.", RESTORE) from error
+    if not same:
+        raise IntegrityError(f"{folder / LABELS} is not the file its manifest describes (SHA-256 differs).", RESTORE)
+    images, classes = len(distilled.training_labels()), len(distilled.class_names)
+    return stored.read(folder / LABELS, about.epochs, images, classes)
 
 
 def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:

@@ -25,7 +25,7 @@ from atomhub.results import REVISION, Measurement
 from atomhub.storage import cards
 from atomhub.training.accuracy import accuracy as right, logits
 from atomhub.training.fit import fit
-from atomhub.training.measure import AnyNetwork, builder, network_for, summary, targets_of
+from atomhub.training.measure import AnyNetwork, Labels, builder, network_for, rules_of, summary, targets_of
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
 from atomhub.training.protocols import find_protocol
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def train(
     model: nn.Module | AnyNetwork | None, distilled: DistilledDataset, protocol: str = "dm", *,
-    labels: Literal["hard", "soft"] = "hard", seed: int = 0, device: str = "auto",
+    labels: Labels = "hard", seed: int = 0, device: str = "auto",
 ) -> nn.Module:  # fmt: skip
     """Train one network on a distilled set, and return it ready for use (``eval()``), on the device.
 
@@ -48,7 +48,7 @@ def train(
             (B, C, H, W) to (B, K) logits, or to an object that holds them as ``logits``.
         distilled: The set.
         protocol: One of :data:`atomhub.training.protocols.PROTOCOLS`.
-        labels: ``soft``: train on the set's soft labels.
+        labels: ``soft``: train on the set's soft labels; ``stored``: on its stored ones, under the protocol ``rded``.
         seed: Seed of the weights of a new network, and of order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -58,7 +58,8 @@ def train(
         AtomhubError: the loss is not finite.
     """
     check_whole("seed", seed, 0)
-    rules, where, targets = find_protocol(protocol, taught=False), find_device(device), targets_of(distilled, labels)
+    rules = rules_of(protocol, labels) if labels == "stored" else find_protocol(protocol, taught=False)
+    where, targets = find_device(device), targets_of(distilled, labels)
     build: Callable[[], nn.Module] = (
         (lambda: model) if isinstance(model, nn.Module) else builder(model, distilled, rules)[0]
     )
@@ -68,7 +69,9 @@ def train(
             trained = build().to(where)
         stages = distilled.safe(rules.augmentation)
         images = distilled.as_tensors()[0].to(where)
-        fit([trained], [images], targets.to(where), rules, stages, len(distilled.class_names), [seed])
+        teacher = distilled.stored if labels == "stored" else None
+        classes = len(distilled.class_names)
+        fit([trained], [images], targets.to(where), rules, stages, classes, [seed], teacher=teacher)
     return trained
 
 
@@ -181,7 +184,7 @@ def _picture(image: Any) -> Image.Image:
 
 def train_classifier(
     distilled: DistilledDataset, network: str | None = None, protocol: str = "dm", *,
-    labels: Literal["hard", "soft"] = "hard", seed: int = 0, device: str = "auto",
+    labels: Labels = "hard", seed: int = 0, device: str = "auto",
     source: object = None,
 ) -> Classifier:  # fmt: skip
     """Train a network on a set, to keep, and measure it on the real test images.
@@ -190,7 +193,7 @@ def train_classifier(
         distilled: The set.
         network: Name of a network; None: the protocol's own.
         protocol: One of :data:`atomhub.training.protocols.PROTOCOLS`.
-        labels: ``soft``: train on the set's soft labels.
+        labels: ``soft``: train on the set's soft labels; ``stored``: on its stored ones, under the protocol ``rded``.
         seed: Seed of weights, order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         source: Where a local source lies now.

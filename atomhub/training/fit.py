@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from atomhub.core import augment, draws
+from atomhub.core import augment, cutmix, draws
 from atomhub.core.draws import seeded
 from atomhub.core.graphs import Replayed
 from atomhub.core.real import upload
 from atomhub.errors import AtomhubError, UsageError
 from atomhub.memory import free_memory
+from atomhub.stored import StoredLabels, batch_sizes
 from atomhub.training.accuracy import check_shape
 from atomhub.training.protocols import Protocol
 from atomhub.training.together import Alone, NotVectorised, Together
@@ -43,7 +44,7 @@ class Rows(Interface):
 def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
-    record: bool = False, teacher: Callable[[Tensor], Tensor] | None = None,
+    record: bool = False, teacher: Callable[[Tensor], Tensor] | StoredLabels | None = None,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
@@ -62,7 +63,8 @@ def fit(
         seeds: R seeds.
         place: Which of how many networks the first one is, for errors.
         record: Whether a GPU may record steps and play them: the networks are to do the same in every one.
-        teacher: From a batch to logits, for a protocol that wants one: the labels are then not looked at.
+        teacher: From a batch to logits, for a protocol that wants one: the labels are then not looked at. Or stored
+            labels, whose batches then take the place of drawn ones, epoch after epoch and then again.
 
     Raises:
         UsageError: a network that cannot take the images, or gives something else than (B, K).
@@ -112,7 +114,7 @@ def _random(model: nn.Module) -> bool:
 def _fit(
     networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
-    teacher: Callable[[Tensor], Tensor] | None,
+    teacher: Callable[[Tensor], Tensor] | StoredLabels | None,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
@@ -124,20 +126,19 @@ def _fit(
     device = images[0].device
     losses: list[Tensor] = []
 
-    def gradients(rows: Tensor, u: Tensor, mix: Tensor) -> list[Tensor]:
+    stored = teacher if isinstance(teacher, StoredLabels) else None
+
+    def gradients(*given: Tensor) -> list[Tensor]:
         """Return the losses (R,) of a batch, and the gradients of all parameters that have one."""
-        batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])  # (R, B, C, H, W)
-        batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), stages)[:, 0].view_as(batch)
-        targets = labels[rows] if labels.is_floating_point() else one_hot[labels[rows]].to(batch.dtype)
-        batch, wanted = _cutmix(batch, targets, protocol.cutmix, mix, u[..., augment.DRAWS])
+        batch, wanted = given if stored else _augmented(images, labels, one_hot, protocol, stages, *given)
         output = networks(batch)
-        check_shape(networks.name, output.shape[1:], (rows.shape[1], classes))
+        check_shape(networks.name, output.shape[1:], (batch.shape[1], classes))
         precise = output if output.dtype == torch.float64 else output.float()
         if teacher is not None:
             precise = precise / protocol.temperature
             with torch.no_grad():
-                believed = teacher(batch.flatten(0, 1)).view_as(precise).to(precise.dtype) / protocol.temperature
-            wanted = believed.softmax(-1)
+                believed = wanted if isinstance(teacher, StoredLabels) else teacher(batch.flatten(0, 1))
+                wanted = (believed.view_as(precise).to(precise.dtype) / protocol.temperature).softmax(-1)
         loss = -(wanted * precise.log_softmax(-1)).sum(-1).mean(1)
         if teacher is not None:
             loss = loss + (wanted * wanted.clamp_min(1e-38).log()).sum(-1).mean(1)
@@ -152,7 +153,11 @@ def _fit(
     used: list[Tensor] = []
     one_hot = torch.eye(classes, device=device)
     step = Replayed(gradients, record and all(_on_gpu(own) for own in images))
-    for epoch, batches in enumerate(_drawn(len(labels), protocol, seeds, device)):
+    epochs = (
+        (stored.epoch(images[0], epoch, len(seeds)) for epoch in range(protocol.epochs)) if stored
+        else drawn(len(labels), protocol, seeds, device)
+    )  # fmt: skip
+    for epoch, batches in enumerate(epochs):
         for batch in batches:
             loss, *found = step(*batch)
             for p, g in zip(used, found, strict=True):
@@ -166,6 +171,20 @@ def _fit(
         if protocol.restart and epoch + 1 in protocol.drops:
             optimizer.state.clear()
     networks.finish()
+
+
+def _augmented(
+    images: Sequence[Rows], labels: Tensor, one_hot: Tensor, protocol: Protocol, stages: augment.Stages,
+    rows: Tensor, u: Tensor, mix: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return a batch of each network, augmented and mixed, (R, B, C, H, W), and what is to be learnt of it."""
+    batch = torch.stack([own[i] for own, i in zip(images, rows, strict=True)])
+    batch = augment.augment(batch.flatten(0, 1)[:, None], u.flatten(0, 1), stages)[:, 0].view_as(batch)
+    targets = labels[rows] if labels.is_floating_point() else one_hot[labels[rows]].to(batch.dtype)
+    if protocol.cutmix:
+        box = cutmix.boxes(mix.to(batch.dtype), protocol.cutmix, batch.shape[-2:])
+        batch, targets = cutmix.paste(batch, targets, box, u[..., augment.DRAWS].argsort(-1))
+    return batch, targets
 
 
 def _optimizer(networks: Alone | Together, protocol: Protocol) -> torch.optim.Optimizer:
@@ -187,7 +206,7 @@ def _on_gpu(images: Rows) -> bool:
     return where is not None and where.device.type == "cuda"
 
 
-def _drawn(
+def drawn(
     count: int, protocol: Protocol, seeds: Sequence[int], device: torch.device
 ) -> Iterator[Iterator[tuple[Tensor, ...]]]:
     """Yield the batches of every epoch, for R networks: rows (R, B), draws (R, B, DRAWS + 1), draws (R, 4) of CutMix.
@@ -196,9 +215,7 @@ def _drawn(
     Every network has them from its own seed: an order of the images, then of each batch the one and the other.
     """
     generators = [torch.Generator().manual_seed(draws.generator_seed(seed, draws.TRAINING)) for seed in seeds]
-    sizes = [len(part) for part in torch.arange(count).split(protocol.batch)]
-    if len(sizes) > 1 and sizes[-1] == 1:  # too few for batch norm
-        sizes[-2:] = [sizes[-2] + 1]
+    sizes = batch_sizes(count, protocol.batch)
 
     def epoch(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         order, u, mix = torch.randperm(count, generator=g), [], []
@@ -209,9 +226,9 @@ def _drawn(
 
     each = len(seeds) * count * (12 + 4 * augment.DRAWS)
     for ahead in torch.arange(protocol.epochs).split(max(1, _DRAWN // each)):
-        drawn = [[epoch(g) for g in generators] for _ in ahead]
+        parts = [[epoch(g) for g in generators] for _ in ahead]
         orders, us, mixes = (
-            upload(torch.stack([torch.stack([own[j] for own in e]) for e in drawn]), device) for j in range(3)
+            upload(torch.stack([torch.stack([own[j] for own in e]) for e in parts]), device) for j in range(3)
         )
         for order, u, mix in zip(orders, us, mixes, strict=True):
             yield zip(order.split(sizes, 1), u.split(sizes, 1), mix.unbind(1), strict=True)
@@ -227,35 +244,3 @@ def _check(losses: Tensor, before: int, epochs: int, place: tuple[int, int]) -> 
             f"{losses[epoch, network].item()} in epoch {before + epoch + 1} of {epochs}.",
             "Try another network, or one with norm layers.",
         )
-
-
-def _cutmix(batch: Tensor, targets: Tensor, probability: float, u: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix each network's batch with probability ``probability`` by CutMix (Yun et al., ICCV 2019, section 3.1).
-
-    The box has whole pixels, as many on either side of its centre, and may hang over the edge.
-
-    Args:
-        batch: (R, B, C, H, W).
-        targets: (R, B, K) probabilities.
-        probability: That a batch is mixed.
-        u: (R, 4) uniform in [0, 1): coin, share kept, centre.
-        order: (R, B) distinct numbers: image i gets the box of the one whose number is the i-th smallest.
-    """
-    if not probability:
-        return batch, targets
-    u = u.to(batch.dtype)
-    cut = ((u[:, 0] < probability) * (1 - u[:, 1])).sqrt()  # (R,): side of the box, as a share
-
-    def inside(side: int, centre: Tensor) -> Tensor:  # (R, side): rows or columns that the box covers
-        half = ((cut * side).floor() / 2).floor()
-        low, high = ((centre * side).floor() + sign * half for sign in (-1, 1))
-        span = torch.arange(side, device=batch.device)
-        return (span >= low[:, None]) & (span < high[:, None])
-
-    x, y = inside(batch.shape[-1], u[:, 2]), inside(batch.shape[-2], u[:, 3])
-    box = (y[:, :, None] & x[:, None, :])[:, None, None]  # (R, 1, 1, H, W)
-    share = box.to(batch).mean((-1, -2)).view(-1, 1, 1)
-    partners = order.argsort(1)
-    pasted = batch.take_along_dim(partners[..., None, None, None], 1)
-    theirs = targets.take_along_dim(partners[..., None], 1)
-    return torch.where(box, pasted, batch), targets * (1 - share) + theirs * share

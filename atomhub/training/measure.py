@@ -21,6 +21,7 @@ from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
 from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
+from atomhub.stored import StoredLabels
 from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.fit import fastest_group, fit
 from atomhub.training.nets import InputSpec
@@ -29,6 +30,7 @@ from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 
 Baseline = Literal["random", "herding", "whole"]
+Labels = Literal["hard", "soft", "stored"]
 AnyNetwork = str | Callable[[], nn.Module]
 Progress = Callable[[str, int, int], None]
 """Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done and in all."""
@@ -60,19 +62,19 @@ class Teacher:
     """What labels the batches of a protocol that wants it.
 
     Attributes:
-        logits: From batches, normalised as those of the set, to logits, on the device.
+        logits: From batches, normalised as those of the set, to logits, on the device; or stored labels of its.
         about: What it is, in words.
         identity: What tells it from others.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | StoredLabels
     about: str
     identity: str
 
 
 def measure(
     distilled: DistilledDataset, network: AnyNetwork | None = None, protocol: str = "dm", runs: int = 5, *,
-    baseline: Sequence[Baseline] | None = ("random",), labels: Literal["hard", "soft"] = "hard", seed: int = 0,
+    baseline: Sequence[Baseline] | None = ("random",), labels: Labels = "hard", seed: int = 0,
     device: str = "auto", together: int | None = None, source: object = None,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, keep: Keep | None = None,
     teacher: Callable[[], Teacher] | None = None, per_class: bool = False,
@@ -186,8 +188,8 @@ def measure(
     if not stop():
         kept.forget()
     return Measurement(
-        protocol=protocol, network=label, labels="soft" if taught else labels, score=found, baseline=baselines,
-        seed=seed, revision=REVISION, test_images=len(test[1]), device=describe_device(where),
+        protocol=protocol, network=label, labels="soft" if taught and labels == "hard" else labels, score=found,
+        baseline=baselines, seed=seed, revision=REVISION, test_images=len(test[1]), device=describe_device(where),
         teacher=taught.about if taught else None,
     )  # fmt: skip
 
@@ -244,12 +246,30 @@ def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> 
     return [*given, *["rounded"] * distilled.images.is_floating_point()]
 
 
+def stored_of(distilled: DistilledDataset) -> StoredLabels:
+    """Return the stored labels of a set; NotFoundError where there are none at hand."""
+    if distilled.stored is None:
+        raise NotFoundError(f"{distilled.name!r} has no stored labels here.", distilled.no_labels())
+    return distilled.stored
+
+
+def rules_of(protocol: str, labels: str) -> Protocol:
+    """Return a protocol for these labels; UsageError where they do not go together."""
+    rules = find_protocol(protocol)
+    if labels == "stored" and not rules.temperature:
+        raise UsageError(f"Stored labels are for the protocol 'rded', not for {protocol!r}.")
+    return rules
+
+
 def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
-    """Return the labels to train on: (N,) int64 or (N, K) float32."""
+    """Return the labels to train on: (N,) int64 or (N, K) float32; those of stored labels are not looked at."""
     if labels == "hard":
         return distilled.training_labels()
+    if labels == "stored":
+        stored_of(distilled)
+        return distilled.training_labels()
     if labels != "soft":
-        raise UsageError(f"There are no {labels!r} labels.", "Use hard or soft.")
+        raise UsageError(f"There are no {labels!r} labels.", "Use hard, soft or stored.")
     if distilled.soft_labels is None:
         raise NotFoundError(f"{distilled.name!r} has no soft labels.", "Make a set that has: atomhub soften")
     return distilled.soft_labels.float()

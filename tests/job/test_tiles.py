@@ -13,7 +13,7 @@ from atomhub.core import initial
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.errors import SourceError, UsageError
-from atomhub.job.evaluation import _taught
+from atomhub.job.teachers import taught
 from atomhub.presets import TUNED
 from atomhub.training.protocols import PROTOCOLS
 
@@ -104,7 +104,7 @@ class TestTeacher:
         """A set that is normalised in another way shows its networks, and the teacher, the same images."""
         other = tiled.manifest.replace(format={"mean": (0.5,), "std": (0.25,)})
         moved = atomhub.DistilledDataset(tiled.images, tiled.labels, other)
-        first, second = (_taught(one, "rded", {})["teacher"]().logits(one.as_tensors()[0]) for one in (tiled, moved))
+        first, second = (taught(one, "rded", {})["teacher"]().logits(one.as_tensors()[0]) for one in (tiled, moved))
         assert torch.allclose(first, second, atol=1e-3)
 
     def test_without_one_the_protocol_is_for_measuring_alone(self, tiled):

@@ -63,7 +63,7 @@ def test_training_is_what_the_papers_describe(name):
 def slowly(weight, bias, images, labels, rules, teacher=None):
     """Return weight and bias after training: one image after the other, the optimisers written out."""
     state = {}
-    for epoch, batches in enumerate(fitting._drawn(len(images), rules, [3], torch.device("cpu"))):
+    for epoch, batches in enumerate(fitting.drawn(len(images), rules, [3], torch.device("cpu"))):
         if rules.restart and epoch in rules.drops:
             state = {}
         rate = rules.lr * rules.factor ** sum(epoch >= drop for drop in rules.drops)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import Recorder, tiny
 
+from atomhub.core.cutmix import boxes, paste
 from atomhub.errors import AtomhubError
 from atomhub.training import fit as fitting
 from atomhub.training.nets import InputSpec
@@ -105,18 +106,18 @@ def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch):
 
 def test_cutmix_pastes_a_box_of_the_partner_and_mixes_the_labels_by_its_share():
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
-    boxes = 0
+    mixed = 0
     for seed in range(20):
         u = torch.rand(1, 4, generator=torch.Generator().manual_seed(seed))
-        partners = torch.arange(8).roll(1).argsort()[None]
-        batch, targets = fitting._cutmix(images[None], torch.eye(8)[None], 0.5, u, partners)
+        box = boxes(u, 0.5, images.shape[-2:])
+        batch, targets = paste(images[None], torch.eye(8)[None], box, torch.arange(8).roll(1)[None])
         own = (batch[0] == images).flatten(1).float().mean(1)  # share of pixels kept
         assert torch.allclose(targets[0].diagonal(), own)
         assert torch.allclose(targets[0].sum(1), torch.ones(8))
         partner = (batch[0] == images.roll(1, 0)).flatten(1).float().mean(1)
         assert torch.allclose(own + partner, torch.ones(8))
-        boxes += int(own[0] < 1)
-    assert 4 <= boxes <= 16  # about half of the batches
+        mixed += int(own[0] < 1)
+    assert 4 <= mixed <= 16  # about half of the batches
 
 
 def test_soft_labels_teach_what_they_say():

@@ -1,0 +1,190 @@
+"""Labels that travel: a teacher's, of every batch, stored with a set and played again without the teacher."""
+
+import json
+import math
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import atomhub
+from atomhub import limits
+from atomhub.errors import IntegrityError, NotFoundError, UsageError
+from atomhub.presets import PRESETS, TUNED
+from atomhub.stored import StoredLabels
+from atomhub.training.protocols import PROTOCOLS
+
+
+@pytest.fixture(autouse=True)
+def quickly(home, monkeypatch):
+    """A teacher of two epochs, students of three."""
+    monkeypatch.setitem(TUNED, "digits", {"norm": "instance", "matcher": "convnet", "width": 8})
+    monkeypatch.setitem(PRESETS, "rded", PRESETS["rded"] | {"bank_epochs": 2})
+    monkeypatch.setitem(PROTOCOLS, "rded", replace(PROTOCOLS["rded"], epochs=3))
+
+
+@pytest.fixture
+def labelled(digits1):
+    return atomhub.label(digits1, epochs=3)
+
+
+def seen(images, stored, e, start, size, batch):
+    """The images of a batch as ``docs/format.md`` describes them, pixel by pixel in float64."""
+    side, found = images.shape[-1], []
+    for row in range(start, start + size):
+        image = images[stored.order[e, row]].double().numpy()
+        half = side // 2
+        cut = [image[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+        a, b, c, d = (cut[q] for q in stored.quarters[e, row])
+        image = np.concatenate([np.concatenate([a, b], 2), np.concatenate([c, d], 2)], 1)
+        left, top, width, height = stored.parts[e, row].double().tolist()
+        out = np.zeros_like(image)
+        for y in range(side):
+            for x in range(side):
+                at = []
+                for low, length, place in ((top, height, y), (left, width, x)):
+                    p = min(max((low + length * (place + 0.5) / side) * side - 0.5, 0), side - 1)
+                    first = min(math.floor(p), side - 2)
+                    at.append((first, p - first))
+                (i, v), (j, u) = at
+                patch = image[:, i : i + 2, j : j + 2]
+                out[:, y, x] = (patch * np.outer([1 - v, v], [1 - u, u])).sum((1, 2))
+        found.append(out[:, :, ::-1] if stored.mirrored[e, row] else out)
+    left, right, top, bottom = stored.boxes[e, batch].tolist()
+    mixed = [image.copy() for image in found]
+    for n, image in enumerate(mixed):
+        image[:, top:bottom, left:right] = found[stored.partners[e, start + n]][:, top:bottom, left:right]
+    return np.stack(mixed)
+
+
+def test_batches_are_those_that_the_format_describes(labelled):
+    stored, images = labelled.stored, labelled.as_tensors()[0]
+    for e in range(stored.epochs):
+        ((batch, logits),) = stored.epoch(images, e)
+        assert np.abs(batch[0].numpy() - seen(images, stored, e, 0, 10, 0)).max() < 1e-4
+        assert torch.equal(logits[0], stored.logits[e])
+    assert not stored.mirrored.any()  # digits
+    flips = replace(stored, mirrored=torch.ones_like(stored.mirrored))
+    ((batch, _),) = flips.epoch(images, 1)
+    assert np.abs(batch[0].numpy() - seen(images, flips, 1, 0, 10, 0)).max() < 1e-4
+
+
+def test_networks_learn_what_they_learn_from_the_live_teacher(labelled):
+    one = {"protocol": "rded", "runs": 1, "network": "lenet", "per_class": True}
+    live = atomhub.evaluate(labelled, baseline=None, **one)
+    kept = atomhub.evaluate(labelled, labels="stored", **one)  # of the seed that the network has
+    assert np.abs(np.array(live.score.confusion) - kept.score.confusion).sum() <= 8  # float16 labels
+    assert (live.labels, kept.labels) == ("soft", "stored")
+    assert kept.teacher.startswith(live.teacher) and "stored for 3 epochs" in kept.teacher
+    again = atomhub.verify(labelled, 2)
+    assert [v.claim.labels for v in again if v.measured] == ["soft", "stored"]
+
+
+def test_a_loader_gives_the_next_epoch_in_every_pass_and_begins_again(labelled):
+    loader = labelled.loader(labels="stored", size=20)
+    passes = [next(iter(loader)) for _ in range(4)]
+    images, labels = passes[0]
+    assert (images.shape, labels.shape, len(loader)) == ((10, 1, 20, 20), (10, 10), 1)
+    assert torch.allclose(labels, labelled.stored.logits[0].float().softmax(1))
+    assert not torch.equal(images, passes[1][0]) and torch.equal(images, passes[3][0])
+    soft = next(iter(labelled.loader(labels="stored", temperature=20.0)))[1]
+    assert torch.allclose(soft, (labelled.stored.logits[0].float() / 20).softmax(1))
+
+
+def test_they_lie_beside_the_set_which_loads_without_them(labelled, tmp_path, hub, writer):
+    saved = labelled.save()
+    file = saved.path / "labels.safetensors"
+    about = saved.manifest.provenance.stored
+    assert (about.epochs, about.size) == (3, file.stat().st_size)
+    assert "`labels.safetensors`" in (saved.path / "README.md").read_text()
+    found = atomhub.load(saved.name)
+    assert torch.equal(found.stored.logits, labelled.stored.logits)
+    repo = atomhub.load(saved.name).push_to_hub(f"alice/{saved.name}-x").split("datasets/")[-1]
+    assert "labels.safetensors" in hub.files(repo)
+    pulled = atomhub.load(repo)
+    assert pulled.stored is None and torch.equal(pulled.images, labelled.images)
+    with pytest.raises(NotFoundError, match=r"labels=True"):
+        pulled.loader(labels="stored")
+    assert torch.equal(atomhub.load(repo, labels=True).stored.order, labelled.stored.order)
+    assert len(datasets.load_dataset(str(saved.path), split="train")) == 10
+    with pytest.raises(NotFoundError, match="has no stored labels"):
+        atomhub.load("digits-ipc1").loader(labels="stored")
+
+
+def test_a_push_leaves_labels_that_were_not_downloaded(labelled, hub, writer):
+    repo = labelled.push_to_hub("alice/kept-labels").split("datasets/")[-1]
+    atomhub.load(repo).push_to_hub(repo)
+    assert "labels.safetensors" in hub.files(repo)
+    replace(labelled, manifest=labelled.manifest.replace(provenance={"stored": None}), stored=None).push_to_hub(repo)
+    assert "labels.safetensors" not in hub.files(repo)
+
+
+@pytest.mark.parametrize("name", ["order", "quarters", "parts", "partners", "boxes", "logits"])
+def test_labels_of_strangers_are_checked(labelled, name):
+    tensor = getattr(labelled.stored, name).clone()
+    tensor.flatten()[0] = -1 if name in ("parts", "partners", "boxes") else float("nan") if name == "logits" else 99
+    bad = replace(labelled.stored, **{name: tensor})
+    with pytest.raises(IntegrityError, match=f"{name} is out of range"):
+        atomhub.load(with_labels(labelled, bad.content()).path)
+
+
+def test_labels_that_are_not_those_described_are_refused(labelled):
+    saved = labelled.save()
+    file = saved.path / "labels.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"labels.safetensors is not the file"):
+        atomhub.load(saved.name)
+    shorter = replace(labelled.stored, logits=labelled.stored.logits[:, :, :9])
+    with pytest.raises(IntegrityError, match="holds no stored labels"):
+        atomhub.load(with_labels(labelled, shorter.content()).path)
+
+
+def with_labels(distilled, content):
+    """Save a set with this content as its labels, described as if they were."""
+    import hashlib
+
+    class Given(StoredLabels):
+        def content(self):
+            return content
+
+    about = distilled.manifest.provenance.stored
+    about = about.model_copy(update={"size": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    stored = Given(**vars(distilled.stored))
+    manifest = distilled.manifest.replace(provenance={"stored": about})
+    return replace(distilled, manifest=manifest, stored=stored).save(overwrite=True)
+
+
+def test_the_command_stores_and_trains_from_them(digits1, home, run):
+    name = replace(digits1, manifest=digits1.manifest.replace(name="tens")).save().name
+    code, out, err = run("label", name, "--epochs", "2", "--json")
+    assert code == 0, err
+    about = json.loads(out)
+    assert (about["name"], about["stored"]["epochs"]) == ("tens-labels", 2)
+    with safe_open(f"{about['path']}/labels.safetensors", "pt") as file:
+        assert file.get_slice("logits").get_shape() == [2, 10, 10]
+    code, out, err = run("evaluate", "tens-labels", "--protocol", "rded", "--labels", "stored", "--network", "lenet",
+                         "--runs", "1", "--json")  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["results"][0]["labels"] == "stored"
+    code, out, err = run("train", "tens-labels", "--protocol", "rded", "--labels", "stored", "--network", "lenet",
+                         "--output", str(home / "net"))  # fmt: skip
+    assert code == 0, err
+
+
+def test_what_cannot_be_is_said(labelled, digits1, monkeypatch):
+    with pytest.raises(UsageError, match="Stored labels are for the protocol 'rded', not for 'quick'"):
+        atomhub.evaluate(labelled, protocol="quick", labels="stored")
+    with pytest.raises(UsageError, match="not for 'dm'"):
+        atomhub.train("lenet", labelled, "dm", labels="stored")
+    with pytest.raises(NotFoundError, match="has no stored labels"):
+        atomhub.evaluate(digits1, protocol="rded", labels="stored")
+    with pytest.raises(UsageError, match="There are no 'tepid' labels"):
+        labelled.loader(labels="tepid")
+    monkeypatch.setattr(limits, "LABELS", 10_000)
+    with pytest.raises(UsageError, match=r"(?s)300 epochs would take more than .*\nUse epochs=20 or less"):
+        atomhub.label(digits1)
