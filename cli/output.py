@@ -147,9 +147,10 @@ class Steps:
 
     def __init__(self, what: str, quiet: bool = False, unit: str = "it") -> None:
         self.what, self.quiet, self.unit = what, quiet, unit
-        self.origin = (0.0, 0)  # when and where the rate is counted from
+        self.origin = (0.0, 0.0)  # when and where the rate is counted from
         self.said = float("-inf")  # when the last line was: the first report is one
-        self.shown = self.before = self.total = 0
+        self.shown = self.before = 0.0
+        self.total = 0
         self.bar: Progress | None = None
         self._context: Any = None
 
@@ -164,8 +165,8 @@ class Steps:
         if self._context is not None:
             self._context.__exit__(*exception)
 
-    def __call__(self, done: int, total: int, note: str) -> None:
-        """Show that ``done`` of ``total`` steps are over."""
+    def __call__(self, done: float, total: int, note: str) -> None:
+        """Show that ``done`` of ``total`` steps are over, perhaps a part of one as well."""
         if self.quiet:
             return
         if done < self.before or total != self.total:  # another count begins
@@ -183,17 +184,17 @@ class Steps:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
         elif done * 10 // total > self.shown or now - self.said >= MINUTE:
             self.shown, self.said = done * 10 // total, now
-            say("  ".join(filter(None, (f"{self.what}: {done}/{total}", note, rate, left))))
+            say("  ".join(filter(None, (f"{self.what}: {f'{done:.1f}'.removesuffix('.0')}/{total}", note, rate, left))))
 
-    def losses(self, kind: str, done: int, total: int, loss: float | None) -> None:
+    def losses(self, kind: str, done: float, total: int, loss: float | None) -> None:
         """Show the progress of a distillation."""
-        if kind == "networks" and done < total and not self.quiet and self.bar is None:
-            say(f"Training network {done + 1} of {total} on the real images; other runs will use it as well.")
+        if kind == "networks" and done == int(done) < total and not self.quiet and self.bar is None:
+            say(f"Training network {int(done) + 1} of {total} on the real images; other runs will use it as well.")
         if kind == "images" and self.bar is None:
             return  # reading is soon over; plain lines are for the work
         notes = {"images": "real images read", "networks": "networks trained on the real images"}
         self(done, total, notes[kind] if loss is None else f"loss {loss:.4g}")
 
-    def networks(self, kind: str, done: int, total: int) -> None:
+    def networks(self, kind: str, done: float, total: int) -> None:
         """Show the progress of a measurement."""
         self(done, total, kind)

@@ -120,7 +120,7 @@ def soften(
 def label(
     name: str, new: str | None, overwrite: bool, source: str | None, yes: bool, as_json: bool, **how: Any
 ) -> None:  # fmt: skip
-    """Save a copy of the set NAME with a teacher's labels for every batch.
+    """Save a copy of the set NAME with a teacher's labels of batches.
 
     The teacher is that of the protocol rded, and so are the batches. Whoever has the set then trains as under the
     teacher, without it and without the real images: atomhub train NEW --protocol rded --labels stored.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from atomhub.training.fit import fastest_group
 
 def find_bank(
     real: RealData, recipe: Recipe, normalization: Normalization, device: torch.device,
-    matching: Matching | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+    matching: Matching | None = None, progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Bank:  # fmt: skip
     """Return the bank of a resolved recipe for a source: networks from the cache, and those it lacks trained now.
 
@@ -42,7 +43,7 @@ def find_bank(
         normalization: From pixels to the space of the networks.
         device: Where to train.
         matching: How to make them; None: they are ConvNets.
-        progress: Called with the networks there are and those there will be, when one is trained.
+        progress: Called with the networks there are and those there will be, also with parts of networks.
 
     Raises:
         AtomhubError: a loss is not finite, or the cache cannot be written.
@@ -57,7 +58,8 @@ def find_bank(
             for i in range(0, len(missing), group):
                 some = missing[i : i + group]
                 progress(len(found), recipe.bank)
-                for member, one in zip(some, train_bank(real, recipe, images, some, build), strict=True):
+                told = partial(_further, progress, len(found), recipe.bank)
+                for member, one in zip(some, train_bank(real, recipe, images, some, build, told), strict=True):
                     tensors = {f"{s}.{name}": t for s in ("initial", "trained") for name, t in getattr(one, s).items()}
                     about = {"key": keys[member], "seconds": str(one.seconds), "sha256": digest_of(tensors)}
                     replace_file(_path(keys[member]), save(tensors, about))
@@ -71,6 +73,10 @@ def find_bank(
             del images
             torch.cuda.empty_cache()  # the engine asks how much is free
     return Bank.joined([found[member] for member in range(recipe.bank)])
+
+
+def _further(progress: Callable[[float, int], None], before: int, total: int, done: float) -> None:
+    progress(before + done, total)
 
 
 _STATISTICS = 2048

@@ -23,7 +23,7 @@ from atomhub.manifest import Manifest
 from atomhub.memory import peak_memory
 from atomhub.training.measure import measure
 
-Progress = Callable[[str, int, int, float | None], None]
+Progress = Callable[[str, float, int, float | None], None]
 """Called with ``images`` (read), ``networks`` or ``iterations``, how many are done, how many there are, and the loss of
 an iteration."""
 

@@ -92,7 +92,7 @@ def distill(
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
 
-    def told(what: str) -> Callable[[int, int], None]:
+    def told(what: str) -> Callable[[float, int], None]:
         return lambda done, total: progress(what, done, total, None) if progress else None
 
     with devices.processes(where) as team, ExitStack() as locks:

@@ -30,7 +30,7 @@ _STAGES = (("color",), ("crop",))
 
 def train_bank(
     real: RealData, recipe: Recipe, images: RealImages, members: list[int],
-    build: Callable[[], nn.Module] | None = None,
+    build: Callable[[], nn.Module] | None = None, told: Callable[[float], None] | None = None,
 ) -> list[Bank]:  # fmt: skip
     """Train some networks of a bank together, and return each as a bank of one.
 
@@ -44,6 +44,7 @@ def train_bank(
         images: Its training images.
         members: Numbers of the networks, which key their weights, order and augmentation.
         build: Makes one, from torch's global generator; None: they are ConvNets.
+        told: Called every second or so with how much is done, in networks.
 
     Raises:
         AtomhubError: a loss is not finite.
@@ -70,7 +71,7 @@ def train_bank(
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         fit(
             networks, [images] * len(networks), labels, protocol, _STAGES, len(real.class_names), seeds,
-            (members[0], recipe.bank), record=True,
+            (members[0], recipe.bank), record=True, told=told,
         )  # fmt: skip
     seconds = round((time.perf_counter() - start) / len(members), 2)
     return [Bank(before, _weights(network), seconds) for before, network in zip(initial, networks, strict=True)]

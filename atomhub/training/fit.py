@@ -1,6 +1,10 @@
 """Fit networks on a small set of images, several at once."""
 
+from __future__ import annotations
+
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol as Interface
 
 import torch
@@ -45,6 +49,7 @@ def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
     record: bool = False, teacher: Callable[[Tensor], Tensor] | StoredLabels | None = None,
+    told: Callable[[float], None] | None = None,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
@@ -65,6 +70,7 @@ def fit(
         record: Whether a GPU may record steps and play them: the networks are to do the same in every one.
         teacher: From a batch to logits, for a protocol that wants one: the labels are then not looked at. Or stored
             labels, whose batches then take the place of drawn ones, epoch after epoch and then again.
+        told: Called every second or so with how much is done, in networks.
 
     Raises:
         UsageError: a network that cannot take the images, or gives something else than (B, K).
@@ -76,7 +82,8 @@ def fit(
     large = images[0].device.type == "cpu" and sum(known) > _FEW
     if len(models) > 1 and not large and not any(_random(model) for model in models):
         try:
-            _fit(Together(models), *arguments, (first, total), record, teacher)
+            every = Told(told and (lambda share: told(len(models) * share)))
+            _fit(Together(models), *arguments, (first, total), record, teacher, every)
             return
         except NotVectorised:
             pass
@@ -92,6 +99,7 @@ def fit(
                 (first + r, total),
                 record and not _random(model),
                 teacher,
+                Told(told and partial(_after, told, r)),
             )
 
 
@@ -114,7 +122,7 @@ def _random(model: nn.Module) -> bool:
 def _fit(
     networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
-    teacher: Callable[[Tensor], Tensor] | StoredLabels | None,
+    teacher: Callable[[Tensor], Tensor] | StoredLabels | None, told: Told,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
@@ -158,7 +166,8 @@ def _fit(
         else drawn(len(labels), protocol, seeds, device)
     )  # fmt: skip
     for epoch, batches in enumerate(epochs):
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            told(epoch, number, protocol.epochs, -(-len(labels) // protocol.batch))
             loss, *found = step(*batch)
             for p, g in zip(used, found, strict=True):
                 p.grad = g
@@ -185,6 +194,27 @@ def _augmented(
         box = cutmix.boxes(mix.to(batch.dtype), protocol.cutmix, batch.shape[-2:])
         batch, targets = cutmix.paste(batch, targets, box, u[..., augment.DRAWS].argsort(-1))
     return batch, targets
+
+
+class Told:
+    """Tells every second or so how much of a training is done.
+
+    Args:
+        report: Called with a share in 0..1; None: nobody wants to know.
+    """
+
+    def __init__(self, report: Callable[[float], None] | None) -> None:
+        self.report, self.last = report, time.perf_counter()
+
+    def __call__(self, epoch: int, batch: int, epochs: int, batches: int) -> None:
+        """Tell where a training is, if it is time."""
+        if self.report and time.perf_counter() - self.last >= 1:
+            self.last = time.perf_counter()
+            self.report((epoch + min(batch / batches, 1)) / epochs)
+
+
+def _after(told: Callable[[float], None], before: int, share: float) -> None:
+    told(before + share)
 
 
 def _optimizer(networks: Alone | Together, protocol: Protocol) -> torch.optim.Optimizer:

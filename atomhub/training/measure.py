@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +33,8 @@ from atomhub.version import versions
 Baseline = Literal["random", "herding", "whole"]
 Labels = Literal["hard", "soft", "stored"]
 AnyNetwork = str | Callable[[], nn.Module]
-Progress = Callable[[str, int, int], None]
-"""Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done and in all."""
+Progress = Callable[[str, float, int], None]
+"""Called with what is trained (``distilled``, a baseline, or ``rounded``), networks done, also in parts, and in all."""
 
 
 class Kept:
@@ -102,7 +103,7 @@ def measure(
         together: Networks to train in one vectorised pass; None: as many as the device is fastest with. It changes
             results by rounding only.
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
-        progress: Called after every network, or after those trained together.
+        progress: Called after every network, or after those trained together, and on the way.
         stop: Asked then: if it is true, the result is that of the networks trained so far.
         keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
             measurement that was stopped continues from there. None: nothing is kept.
@@ -139,6 +140,10 @@ def measure(
     keep_large_buffers()
     last: nn.Module | None = None
 
+    def part(kind: str, done: float) -> None:
+        if progress:
+            progress(kind, trained + done, runs * (1 + len(kinds)))
+
     def score(kind: str, training_set: Callable[[int], tuple[Tensor, Tensor]]) -> Score:
         nonlocal trained, last
         found, seconds, counts = _begun(kept.scores.get(kind), runs)
@@ -160,7 +165,7 @@ def measure(
                 inputs = same or [training_set(s)[0].to(where) for s in seeds]
                 fit(
                     models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
-                    taught.logits if taught else None,
+                    taught.logits if taught else None, partial(part, kind),
                 )  # fmt: skip
                 of_models = [confusion(m, *test, distilled.normalization, where, classes) for m in models]
                 found += map(share_right, of_models)
@@ -168,8 +173,7 @@ def measure(
                     counts = counts + torch.stack(of_models).sum(0)
                 kept.add(kind, summary(found, time.perf_counter() - start, counts))
                 trained += len(seeds)
-                if progress:
-                    progress(kind, trained, runs * (1 + len(kinds)))
+                part(kind, 0)
                 if stop():
                     break
         return summary(found, time.perf_counter() - start, counts)

@@ -1,8 +1,10 @@
 """Training and measuring: protocols as data, honest numbers, baselines under the same rules."""
 
+import itertools
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,3 +295,14 @@ def test_dd_rankings_measures_are_differences_of_last_epochs_means(home, digits1
     assert (alone.ior, alone.hlr) == (None, None)
     soft = result.model_copy(update={"labels": "soft"})
     assert (soft.ior, soft.hlr) == (None, None)
+
+
+def test_a_long_training_says_how_far_it_is(digits1, home, short, monkeypatch):
+    clock = itertools.count(0, 0.3)  # a batch takes 0.3 seconds
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    told = []
+    atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, baseline=None, progress=lambda *a: told.append(a))
+    done = [networks for _, networks, _ in told]
+    assert done == sorted(done)
+    assert 0 < done[0] < 0.5 and done[-1] == 2 and len(done) > 10
+    assert {(kind, total) for kind, _, total in told} == {("distilled", 2)}

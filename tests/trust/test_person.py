@@ -68,8 +68,9 @@ class TestCtrlC:
         assert process.stdout.read() == "unwound\n"
 
     @staticmethod
-    def press(*_):
-        os.kill(os.getpid(), signal.SIGINT)
+    def press(_, done=0, *__):
+        if done == int(done):  # after a whole network
+            os.kill(os.getpid(), signal.SIGINT)
 
     def test_a_measurement_keeps_the_networks_it_has(self, home, digits1):
         digits1.save()
@@ -85,17 +86,17 @@ class TestCtrlC:
 
         def after(kind, done, total):
             if done == 4:  # three of the set, one of the baseline
-                self.press()
+                self.press(kind)
 
         with pytest.warns(AtomhubWarning, match="the same again goes on"), pytest.raises(KeyboardInterrupt):
             atomhub.evaluate(digits1, "lenet", progress=after, **how)
         assert [t.path for t in cleaning.removable() if t.kind == "evaluations"] == list(begun.iterdir())
         others = []
         atomhub.evaluate(digits1, "lenet", seed=7, progress=lambda *a: others.append(a[1]), **how)
-        assert others == [1, 2, 3, 4, 5, 6]
+        assert [done for done in others if done == int(done)] == [1, 2, 3, 4, 5, 6]
         trained = []
         result = atomhub.evaluate(digits1, "lenet", progress=lambda *a: trained.append(a[1]), **how)
-        assert trained == [5, 6]
+        assert [done for done in trained if done == int(done)] == [5, 6]
         assert not list(begun.iterdir())
         anew = measure(digits1, "lenet", **how)
         assert result.score.accuracies == anew.score.accuracies
@@ -108,7 +109,7 @@ class TestCtrlC:
         path.write_text('{"distilled": {"mean": 99.0, "std"')
         trained = []
         atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, progress=lambda *a: trained.append(a[1]))
-        assert trained == [1, 2, 3, 4]
+        assert [done for done in trained if done == int(done)] == [1, 2, 3, 4]
 
     def test_so_do_a_search_and_a_bank(self, home, digits1, tmp_path):
         (tmp_path / "space.toml").write_text('network = "mlp"\n[options]\nwidth = [8, 9, 10]\n')
