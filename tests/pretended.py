@@ -37,5 +37,9 @@ def pretended_gpu(monkeypatch):
         ],
     )  # fmt: skip
     with FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            torch.empty(2, device=GPU).uniform_()
+        except RuntimeError:
+            pytest.skip("torch 2.8 asks for a driver even where nothing is computed")
         yield
     whitening._like.cache_clear()  # it holds tensors without values now

@@ -58,7 +58,7 @@ class TestParallel:
         os.kill(int(workers[-1]), signal.SIGKILL)
         out, err = process.communicate(timeout=90)
         assert process.returncode != 0
-        assert out == ""
+        assert [line for line in out.splitlines() if not line.startswith("[Gloo]")] == []  # torch 2.8's own
         assert err.count("Note: Images 8x8 were resized") == 1
         assert "another of its processes has ended" in err or "Another process of this run has ended" in err
         assert not (home / "sets").exists()
