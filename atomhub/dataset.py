@@ -160,7 +160,8 @@ class DistilledDataset:
                 augmented. :meth:`test_transform` brings test images to it in the same way.
             labels: ``hard``: labels are classes, (B,) int64; ``stored``: the batches are those of the stored labels, as
                 they were augmented and mixed, a further epoch in every pass, and labels are the teacher's
-                probabilities, (B, K) float32. Then ``batch_size``, ``augment`` and ``shuffle`` count for nothing.
+                probabilities, (B, K) float32. Then ``batch_size``, ``augment`` and ``shuffle`` count for nothing, and
+                there can be no workers.
             temperature: What a teacher's logits are divided by; the protocol ``rded`` has 20, and divides the
                 network's as well.
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
@@ -174,6 +175,8 @@ class DistilledDataset:
         if labels == "stored":
             if self.stored is None:
                 raise NotFoundError(f"{self.name!r} has no stored labels here.", self.no_labels())
+            if options.get("num_workers"):
+                raise UsageError("Stored labels are played in order, by one process.", "Leave `num_workers` out.")
             return DataLoader(StoredEpochs(self.stored, self.as_tensors()[0], temperature, size), None, **options)
         if labels != "hard":
             raise UsageError(f"There are no {labels!r} labels in batches.", "Use 'hard' or 'stored'.")
@@ -182,8 +185,9 @@ class DistilledDataset:
 
     def no_labels(self) -> str:
         """Return how to come by stored labels, where there are none."""
-        if self.manifest.provenance.stored and self.repo:
-            return f"Download them: atomhub.load({self.repo!r}, labels=True)"
+        if self.manifest.provenance.stored:
+            again = f"Download them: atomhub.load({self.repo!r}, labels=True)"
+            return again if self.repo else "Their file labels.safetensors is missing: put it back."
         return "Make a set that has: atomhub label"
 
     def _stages(self, augment: Sequence[str] | str | None) -> Stages:
@@ -244,7 +248,7 @@ class DistilledDataset:
             "source": p.source_id, "recipe": p.method,
         }  # fmt: skip
         for r in self.manifest.results.measured:
-            facts[f"{r.protocol}, {r.network}" + ", soft labels" * (r.labels == "soft")] = f"{r.score.text} %"
+            facts[", ".join(filter(None, (r.protocol, r.network, r.taught)))] = f"{r.score.text} %"
         return notebook_html(self.preview(), repr(self), facts)
 
     def save(self, folder: str | Path | None = None, overwrite: bool = False) -> DistilledDataset:

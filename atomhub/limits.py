@@ -34,6 +34,8 @@ PICTURE = 2**28
 """Most bytes of a file of a picture."""
 LABELS = 2**31
 """Most bytes of stored labels."""
+EPOCHS = 10**6
+"""Most epochs of stored labels."""
 RESULTS = 1000
 """Most results of a set."""
 RUNS = 100_000

@@ -89,9 +89,9 @@ class Stored(_Open):
         sha256: SHA-256 of the file.
     """
 
-    teacher: limits.Text
+    teacher: Annotated[limits.Word, Field(max_length=400)]
     protocol: limits.Word
-    epochs: int = Field(ge=1, le=10**6)
+    epochs: int = Field(ge=1, le=limits.EPOCHS)
     seed: limits.Seed
     size: int = Field(ge=1, le=limits.LABELS + 2**20)
     sha256: Sha256
@@ -179,7 +179,7 @@ class Provenance(_Open):
     parts: tuple[Part, ...] = Field(default=(), max_length=limits.PARTS)
     imported: Imported | None = None
     teacher: Teacher | None = None
-    stored: Stored | None = None
+    stored: Stored | None = Field(default=None, exclude_if=lambda value: value is None)
     command: limits.Text | None = None
     versions: dict[limits.Word, limits.Word] = Field(default={}, max_length=100)
     device: limits.Word | None = None

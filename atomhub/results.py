@@ -99,6 +99,12 @@ class Measurement(_Open):
     teacher: limits.Word | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
+    def taught(self) -> str:
+        """What labels the networks learnt from, in words; nothing for hard ones."""
+        kind = self.labels if self.labels == "stored" or not self.teacher else ""
+        return "" if self.labels == "hard" else f"{kind} labels{f' of {self.teacher}' if self.teacher else ''}".strip()
+
+    @property
     def ior(self) -> float | None:
         """Improvement over random images in points, as DD-Ranking names it (arXiv 2505.13300), of last epochs' means.
 

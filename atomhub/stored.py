@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class StoredLabels:
         boxes: (E, T, 4) int16: the box of each of the T batches: left, right, top, bottom in pixels.
         logits: (E, N, K) float16: what the teacher made of the result.
         batch: Images in a batch.
-        temperature: What the teacher's protocol divides logits by.
+        passed: How many passes over loaders there were: each has the next epoch.
     """
 
     order: Tensor
@@ -58,7 +58,7 @@ class StoredLabels:
     boxes: Tensor
     logits: Tensor
     batch: int
-    temperature: float
+    passed: list[int] = field(default_factory=lambda: [0])
 
     @property
     def epochs(self) -> int:
@@ -92,8 +92,8 @@ class StoredLabels:
 
     def content(self) -> bytes:
         """Return them as a safetensors file."""
-        about = {"batch": self.batch, "temperature": self.temperature}
-        return save({name: getattr(self, name).contiguous() for name in TYPES}, {"atomhub": json.dumps(about)})
+        about = json.dumps({"batch": self.batch})
+        return save({name: getattr(self, name).contiguous() for name in TYPES}, {"atomhub": about})
 
 
 TYPES = {
@@ -122,16 +122,14 @@ def read(path: Path, epochs: int, images: int, classes: int) -> StoredLabels:
     try:
         with safe_open(path, "pt") as file:
             about = parse_json((file.metadata() or {}).get("atomhub", "null").encode())
-            batch, temperature = about["batch"], float(about["temperature"])
-            if type(batch) is not int or not 0 < batch <= 2**31 or not 0 < temperature <= 1e9:
-                raise ValueError("batch or temperature is out of range")
+            batch = about["batch"]
+            if type(batch) is not int or not 0 < batch <= 2**31:
+                raise ValueError("the batch is out of range")
             wanted = {n: (TYPES[n], s) for n, s in shapes(epochs, images, batch, classes).items()}
             found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
             if found != wanted:
                 raise ValueError(f"it should hold {wanted}, and holds {found}")
-            stored = StoredLabels(
-                **{name: file.get_tensor(name) for name in TYPES}, batch=batch, temperature=temperature
-            )
+            stored = StoredLabels(**{name: file.get_tensor(name) for name in TYPES}, batch=batch)
     except (SafetensorError, ValueError, OSError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path} holds no stored labels: {error}.", "Get a fresh copy.") from error
     parts, boxes = stored.parts, stored.boxes
@@ -156,7 +154,7 @@ def file_size(epochs: int, images: int, batch: int, classes: int) -> int:
 
 
 class StoredEpochs(IterableDataset[tuple[Tensor, Tensor]]):
-    """Batches (images, probabilities) of stored labels; every pass over them is the next stored epoch.
+    """Batches (images, probabilities) of stored labels; every pass is the next stored epoch, also of another loader.
 
     Args:
         stored: The labels.
@@ -167,13 +165,13 @@ class StoredEpochs(IterableDataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, stored: StoredLabels, images: Tensor, temperature: float, size: int | None) -> None:
         self.stored, self.images, self.temperature, self.size = stored, images, temperature, size
-        self.passed = 0
 
     def __len__(self) -> int:
         return self.stored.boxes.shape[1]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.passed += 1
-        for batch, logits in self.stored.epoch(self.images, self.passed - 1):
+        epoch = self.stored.passed[0]
+        self.stored.passed[0] += 1
+        for batch, logits in self.stored.epoch(self.images, epoch):
             images = batch[0] if self.size is None else resized(batch[0], self.size)
             yield images, (logits[0].float() / self.temperature).softmax(1)

@@ -112,9 +112,7 @@ def accuracy(score: Score | None) -> str:
 
 def soft(result: Measurement) -> str:
     """Return what marks a result of soft labels, which cannot be compared with the others; nothing for hard ones."""
-    if result.teacher:
-        return f", labels of {result.teacher}"
-    return ", soft labels" if result.labels == "soft" else ""
+    return f", {result.taught}" if result.taught else ""
 
 
 @contextmanager

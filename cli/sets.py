@@ -150,6 +150,9 @@ def info(name: str, as_json: bool) -> None:
         said = f"{r.describe()}: {r.iterations} iterations" if isinstance(r, Recipe) else recipe_name(r)
         rows.append(["recipe", f"{said}, seed {p.seed}"])
     rows += [["taken from", part.name] for part in p.parts]
+    if p.stored:
+        there = "" if distilled.stored else ", not here"
+        rows.append(["stored labels", f"{p.stored.epochs} epochs by {p.stored.teacher}, {size(p.stored.size)}{there}"])
     if p.created:
         where = f" in {p.seconds:.0f} s on {p.device}" if p.device and p.seconds is not None else ""
         rows.append(["made", p.created + where])

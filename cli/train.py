@@ -21,10 +21,12 @@ from .output import Steps, print_data, print_json, say, size
 @click.option("--push", "repo", metavar="REPO",
               help="Also publish the network on the Hub, as the model repository user/name.")  # fmt: skip
 @options.private
+@click.option("--test/--no-test", "tested", default=True, show_default=True,
+              help="Whether to test the network on the real images, which must be at hand then.")  # fmt: skip
 @options.training
 def train(
     name: str, network: str | None, output: Path | None, overwrite: bool, protocol: str, repo: str | None,
-    private: bool | None, seed: int, source: str | None, yes: bool, as_json: bool, **how: Any,
+    private: bool | None, tested: bool, seed: int, source: str | None, yes: bool, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train a network on the set NAME and save it.
 
@@ -50,10 +52,10 @@ def train(
     check_target(target, overwrite, models.CONFIG)
     if repo is not None:
         check_account(repo)
-    source = fetched(distilled, source, yes)
+    source = fetched(distilled, source, yes) if tested else None
     if not as_json:
         say(f"Training {network} on {distilled.name}, protocol {protocol} ...")
-    classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, source=source, **how)
+    classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, source=source, tested=tested, **how)
     models.save_model(classifier, target, overwrite)
     url = models.push_model(classifier, repo, private=private) if repo is not None else None
     result = classifier.config.result
@@ -62,7 +64,8 @@ def train(
         print_json({"network": classifier.config.network, "accuracy": percent, "protocol": protocol, "seed": seed,
                     "path": str(target), "url": url})  # fmt: skip
         return
-    say(f"{classifier.config.network}: {percent:.1f} % right on the real test images. Use it with: "
+    right = f"{percent:.1f} % right on the real test images" if percent is not None else "not tested"
+    say(f"{classifier.config.network}: {right}. Use it with: "
         f"atomhub.load_model({repo or str(target)!r}).predict(picture)")  # fmt: skip
     print_data(url or target)
 
@@ -123,7 +126,7 @@ def label(
     """Save a copy of the set NAME with a teacher's labels of batches.
 
     The teacher is that of the protocol rded, and so are the batches. Whoever has the set then trains as under the
-    teacher, without it and without the real images: atomhub train NEW --protocol rded --labels stored.
+    teacher, without it and without the real images: atomhub train NEW --protocol rded --labels stored --no-test.
 
     \b
     Example:

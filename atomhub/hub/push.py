@@ -56,6 +56,8 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
     Raises:
         IntegrityError: the set on disk is not what its manifest says.
     """
+    if distilled.manifest.provenance.stored and distilled.stored is None:
+        raise UsageError(f"The stored labels of {distilled.name!r} are not here.", distilled.no_labels())
     with tempfile.TemporaryDirectory() as temporary:
         if distilled.path is None:
             distilled = formats.write(distilled, Path(temporary) / distilled.name)
@@ -72,8 +74,7 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
             raise AtomhubError(f"{folder} was replaced while it was read.", "Push again.")
     return publish(
         "dataset", manifest.name, files | verdicts, formats.MANIFEST, partial(cards.merged, own, manifest), repo_id,
-        stale=formats.OPTIONAL if manifest.provenance.stored else (*formats.OPTIONAL, formats.LABELS),
-        version=manifest.format.version,
+        stale=formats.OPTIONAL, version=manifest.format.version,
         merge={path: partial(verified.merged, own, manifest) for path, own in verdicts.items()}, **options,
     )  # fmt: skip
 

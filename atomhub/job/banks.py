@@ -112,6 +112,8 @@ def _keys(real: RealData, recipe: Recipe, device: torch.device, matching: Matchi
     """Return what tells the networks of a bank from all others."""
     part = {key: value for key, value in recipe.model_dump(mode="json").items() if key in DEPENDS}
     part |= {"source": real.info.fingerprint, "device": device.type, "version": VERSION}
+    # some classes of a source, or in another order, have its fingerprint
+    part["classes"] = hashlib.sha256(repr(real.class_names).encode() + real.train.labels.tobytes()).hexdigest()
     if matching is not None:
         part["matcher"] = matching.identity
     return [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]

@@ -35,8 +35,8 @@ def label(
     """Return a copy of a set, in memory, with a teacher's labels for every augmented batch of some epochs (FKD).
 
     Batches are those of the protocol ``rded``, and its teacher is the network of the recipe ``rded``, trained once per
-    source. Networks then learn as under a live teacher, without it and without the real images:
-    ``loader(labels="stored")``, ``evaluate(..., protocol="rded", labels="stored")``.
+    source. Networks then learn as under a live teacher, without it and without the real training images:
+    ``loader(labels="stored")``, ``train(..., protocol="rded", labels="stored")``; to measure them needs real ones.
 
     Args:
         distilled: The set.
@@ -51,7 +51,7 @@ def label(
         UsageError: a number that is not possible, or labels larger than 2 GiB.
         NotFoundError: the source is not at hand.
     """
-    check_whole("epochs", epochs, 1)
+    check_whole("epochs", epochs, 1, limits.EPOCHS)
     check_whole("seed", seed, 0)
     chosen, where = check_name(name or f"{distilled.name}-labels"), find_device(device)
     images, count = distilled.as_tensors()[0], len(distilled.training_labels())
@@ -59,37 +59,37 @@ def label(
     rules = replace(for_set("rded", distilled.ipc, classes), epochs=epochs)
     each = file_size(1, count, rules.batch, classes)
     if epochs * each > limits.LABELS:
-        most = limits.LABELS // each
+        most = min(limits.LABELS // each, limits.EPOCHS)
         hint = f"Use epochs={most} or less." if most else "Use a smaller set."
         raise UsageError(f"The labels of {epochs} epochs would take more than {limits.LABELS >> 30} GiB.", hint)
     told = progress or (lambda what, done, total: None)
     believed, about, _ = _network(distilled, {"device": device, "source": source, "progress": progress})
-    found: list[dict[str, Tensor]] = []
+    found: list[dict[str, Any]] = []
     stages = distilled.safe(rules.augmentation)
     with enough_memory("use a smaller batch"), torch.no_grad():
         for number, batches in enumerate(drawn(count, rules, [seed], torch.device("cpu"))):
             found.append(_epoch(images, batches, rules.cutmix, ("flip",) in [tuple(stage) for stage in stages]))
             stored = StoredLabels(
                 **{key: value[None] for key, value in found[-1].items()},
-                logits=torch.zeros(1, count, classes), batch=rules.batch, temperature=rules.temperature,
+                logits=torch.zeros(1, count, classes), batch=rules.batch,
             )  # fmt: skip
             logits = [believed(batch[0].to(where)).cpu() for batch, _ in stored.epoch(images, 0)]
             found[-1]["logits"] = torch.cat(logits).clamp(-60_000, 60_000).to(torch.float16)
             told("labels", number + 1, epochs)
-    stored = StoredLabels(
-        **{key: torch.stack([e[key] for e in found]) for key in found[0]},
-        batch=rules.batch, temperature=rules.temperature,
-    )  # fmt: skip
+    whole: dict[str, Any] = {key: torch.stack([e[key] for e in found]) for key in found[0]}
+    stored = StoredLabels(**whole, batch=rules.batch)
     content = stored.content()
     record = Stored(
-        teacher=about, protocol="rded", epochs=epochs, seed=seed, size=len(content),
+        teacher=about[:400], protocol="rded", epochs=epochs, seed=seed, size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )  # fmt: skip
     made = command("label", distilled.repo or distilled.name, epochs=epochs, seed=seed, name=chosen)
     before = None if distilled.repo else distilled.manifest.provenance.command
+    others = tuple(r for r in distilled.manifest.results.measured if r.labels != "stored")  # those are of other labels
     manifest = distilled.manifest.replace(
-        name=chosen, provenance={"stored": record, "command": chain(before or "", made)}, files={}
-    )
+        name=chosen, provenance={"stored": record, "command": chain(before or "", made)}, files={},
+        results={"measured": others},
+    )  # fmt: skip
     return replace(distilled, manifest=manifest, stored=stored, path=None, repo=None)
 
 
@@ -135,8 +135,10 @@ def taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any
     """Return the options of a measurement, with a teacher where its protocol or its labels want one."""
     if options.get("labels") == "stored":
         rules_of(protocol, "stored")
+        if other := set(options.get("baseline") or ()) - {"random"}:
+            raise UsageError(f"Only the set has stored labels, so there is no baseline {min(other)!r} under them.")
         stored, about = stored_of(distilled), distilled.manifest.provenance.stored
-        epochs = f", stored for {stored.epochs} epochs"
+        epochs = f" ({stored.epochs} epochs)"
         found = Teacher(stored, about.teacher + epochs if about else epochs, about.sha256 if about else "")
         return {**options, "baseline": None, "teacher": lambda: found}
     if not find_protocol(protocol).temperature:

@@ -34,12 +34,15 @@ def dataset_card(manifest: Manifest, repo: str | None = None) -> str:
     return template.render(**_parts(manifest), where=where, hosted=repo is not None, metadata=metadata)
 
 
-def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: str | None = None) -> str:
+def model_card(
+    manifest: Manifest, network: str, result: Measurement | None, parameters: int, repo: str | None = None
+) -> str:  # fmt: skip
     """Return the README.md of a network that was trained on a distilled set, with its result in ``model-index``.
 
     Args:
         manifest: The manifest of the set.
-        result: What was measured of the network.
+        network: Its name.
+        result: What was measured of it; None: nothing.
         parameters: Numbers in the network.
         repo: The set on the Hub, if it is there.
     """
@@ -52,7 +55,7 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
         datasets=[repo] if repo else None,
         pipeline_tag="image-classification",
         library_name="atomhub",
-        model_name=f"{result.network} on {manifest.name}",
+        model_name=f"{network} on {manifest.name}",
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -62,12 +65,13 @@ def model_card(manifest: Manifest, result: Measurement, parameters: int, repo: s
                 metric_name=f"test accuracy (%), protocol {result.protocol}, {result.network}",
                 metric_value=result.score.mean,
             )  # fmt: skip
-        ],
+        ]
+        if result
+        else None,
     ).to_yaml()
     template = _environment().get_template("model_card.md.j2")
-    return template.render(
-        **_parts(manifest), result=result, where=repo or manifest.name, parameters=parameters, metadata=Markup(metadata)
-    )
+    facts = {"network": network, "result": result, "where": repo or manifest.name, "parameters": parameters}
+    return template.render(**_parts(manifest), **facts, metadata=Markup(metadata))
 
 
 def _parts(manifest: Manifest) -> dict[str, Any]:
@@ -112,8 +116,7 @@ def result_tables(measured: Sequence[Measurement]) -> list[tuple[str, list[Measu
     tables: dict[str, list[Measurement]] = {}
     for r in sorted(measured, key=lambda r: r.labels):
         norm = re.search(r"norm=(instance|batch)\b", r.network)
-        labels = f"labels of {r.teacher}" if r.teacher else f"{r.labels} labels" * (r.labels != "hard")
-        parts = [r.protocol, labels, f"{norm[1]} norm" if norm else ""]
+        parts = [r.protocol, r.taught, f"{norm[1]} norm" if norm else ""]
         title = ", ".join(filter(None, parts)) + " (an older revision)" * (r.revision != REVISION)
         tables.setdefault(title, []).append(r)
     return list(tables.items())

@@ -44,7 +44,7 @@ CURVE = "curve.png"
 CARD = "README.md"
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
-OPTIONAL = (VIEWS, WHITENING, CURVE)
+OPTIONAL = (VIEWS, WHITENING, CURVE, LABELS)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
 RESTORE = "Distil the set again, or get a fresh copy."
 
@@ -113,6 +113,8 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
     manifest = distilled.manifest
+    if distilled.stored is None and manifest.provenance.stored is not None:  # they were not downloaded
+        manifest = manifest.replace(provenance={"stored": None})
     folder = folder.expanduser().absolute()
     check_target(folder, overwrite, MANIFEST)
     with new_folder(folder, overwrite) as temporary:

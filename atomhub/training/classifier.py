@@ -184,8 +184,7 @@ def _picture(image: Any) -> Image.Image:
 
 def train_classifier(
     distilled: DistilledDataset, network: str | None = None, protocol: str = "dm", *,
-    labels: Labels = "hard", seed: int = 0, device: str = "auto",
-    source: object = None,
+    labels: Labels = "hard", seed: int = 0, device: str = "auto", source: object = None, tested: bool = True,
 ) -> Classifier:  # fmt: skip
     """Train a network on a set, to keep, and measure it on the real test images.
 
@@ -197,6 +196,7 @@ def train_classifier(
         seed: Seed of weights, order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         source: Where a local source lies now.
+        tested: Whether to measure it, which needs the real test images.
 
     Raises:
         UsageError, AtomhubError: as :func:`train`.
@@ -208,24 +208,28 @@ def train_classifier(
             "Give a name, such as resnet18, or use atomhub.train for a network of your own.",
         )
     found = network_for(distilled, network, find_protocol(protocol))
-    test_images, test_labels = distilled.test_split(source)  # before the work, not after
+    test = distilled.test_split(source) if tested else None  # before the work, not after
     start = time.perf_counter()
     model = train(found.spec, distilled, protocol, labels=labels, seed=seed, device=device)
     seconds = time.perf_counter() - start
     where = find_device(device)
-    percent = right(model, test_images, test_labels, distilled.normalization, where, len(distilled.class_names))
     m, f = distilled.manifest, distilled.manifest.format
     parameters = sum(p.numel() for p in model.parameters())
-    result = Measurement(
-        protocol=protocol, network=found.spec, labels=labels, score=summary([percent], seconds), seed=seed,
-        revision=REVISION, test_images=len(test_labels), device=describe_device(where),
-    )  # fmt: skip
+    result = None
+    if test is not None:
+        percent = right(model, *test, distilled.normalization, where, len(distilled.class_names))
+        result = Measurement(
+            protocol=protocol, network=found.spec, labels=labels, score=summary([percent], seconds), seed=seed,
+            revision=REVISION, test_images=len(test[1]), device=describe_device(where),
+            teacher=m.provenance.stored.teacher if m.provenance.stored and labels == "stored" else None,
+        )  # fmt: skip
     config = ModelConfig(
         network=found.spec, channels=f.channels, size=f.size, class_names=f.class_names, mean=f.mean, std=f.std,
         whitening=f.whitening, parameters=parameters, trained_on=distilled.repo or distilled.name,
         tensors=m.tensors, seed=seed, result=result, versions=versions("torch", "torchvision"),
     )  # fmt: skip
-    return Classifier(model, config, distilled.normalization, cards.model_card(m, result, parameters, distilled.repo))
+    card = cards.model_card(m, found.spec, result, parameters, distilled.repo)
+    return Classifier(model, config, distilled.normalization, card)
 
 
 def planned(config: ModelConfig, numbers: int) -> Network:

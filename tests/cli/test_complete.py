@@ -22,7 +22,7 @@ def completed(words, incomplete):
         (["distill", "digits", "--recipe"], "da", ["dance", "datadam"], {"file"}),
         (["recipes"], "ch", ["channel"], {"file"}),
         (["evaluate", "digits-ipc1", "--protocol"], "d", ["dance", "datadam", "dm"], set()),
-        (["evaluate", "digits-ipc1", "--labels"], "s", ["soft"], set()),
+        (["evaluate", "digits-ipc1", "--labels"], "s", ["soft", "stored"], set()),
     ],
 )
 def test_names_are_completed(home, words, incomplete, values, paths):

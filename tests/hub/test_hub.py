@@ -244,7 +244,7 @@ class TestCards:
 
     def test_a_model_card_names_the_set_and_its_result(self, home, digits1):
         result = atomhub.evaluate(digits1, protocol="quick", runs=2, baseline=None)
-        card = ModelCard(cards.model_card(digits1.manifest, result, 1234567, "alice/digits-ipc1"))
+        card = ModelCard(cards.model_card(digits1.manifest, result.network, result, 1234567, "alice/digits-ipc1"))
         assert card.data.datasets == ["alice/digits-ipc1"]
         assert card.data.eval_results[0].metric_value == result.score.mean
         assert "1,234,567 parameters" in card.text

@@ -13,6 +13,7 @@ from safetensors import safe_open
 import atomhub
 from atomhub import limits
 from atomhub.errors import IntegrityError, NotFoundError, UsageError
+from atomhub.job.teachers import taught
 from atomhub.presets import PRESETS, TUNED
 from atomhub.stored import StoredLabels
 from atomhub.training.protocols import PROTOCOLS
@@ -78,7 +79,8 @@ def test_networks_learn_what_they_learn_from_the_live_teacher(labelled):
     kept = atomhub.evaluate(labelled, labels="stored", **one)  # of the seed that the network has
     assert np.abs(np.array(live.score.confusion) - kept.score.confusion).sum() <= 8  # float16 labels
     assert (live.labels, kept.labels) == ("soft", "stored")
-    assert kept.teacher.startswith(live.teacher) and "stored for 3 epochs" in kept.teacher
+    assert kept.teacher.startswith(live.teacher) and kept.teacher.endswith(" (3 epochs)")
+    assert kept.taught == f"stored labels of {kept.teacher}"
     again = atomhub.verify(labelled, 2)
     assert [v.claim.labels for v in again if v.measured] == ["soft", "stored"]
 
@@ -90,8 +92,10 @@ def test_a_loader_gives_the_next_epoch_in_every_pass_and_begins_again(labelled):
     assert (images.shape, labels.shape, len(loader)) == ((10, 1, 20, 20), (10, 10), 1)
     assert torch.allclose(labels, labelled.stored.logits[0].float().softmax(1))
     assert not torch.equal(images, passes[1][0]) and torch.equal(images, passes[3][0])
-    soft = next(iter(labelled.loader(labels="stored", temperature=20.0)))[1]
-    assert torch.allclose(soft, (labelled.stored.logits[0].float() / 20).softmax(1))
+    soft = next(iter(labelled.loader(labels="stored", temperature=20.0)))[1]  # another loader goes on as well
+    assert torch.allclose(soft, (labelled.stored.logits[1].float() / 20).softmax(1))
+    with pytest.raises(UsageError, match="by one process"):
+        labelled.loader(labels="stored", num_workers=2)
 
 
 def test_they_lie_beside_the_set_which_loads_without_them(labelled, tmp_path, hub, writer):
@@ -114,12 +118,37 @@ def test_they_lie_beside_the_set_which_loads_without_them(labelled, tmp_path, hu
         atomhub.load("digits-ipc1").loader(labels="stored")
 
 
-def test_a_push_leaves_labels_that_were_not_downloaded(labelled, hub, writer):
+def test_a_push_does_not_lose_labels_that_were_not_downloaded(labelled, hub, writer, tmp_path):
     repo = labelled.push_to_hub("alice/kept-labels").split("datasets/")[-1]
-    atomhub.load(repo).push_to_hub(repo)
+    pulled = atomhub.load(repo)
+    with pytest.raises(UsageError, match="stored labels of 'digits-ipc1-labels' are not here") as refused:
+        pulled.push_to_hub(repo)
+    assert f"atomhub.load({repo!r}, labels=True)" in refused.value.hint
+    copy = pulled.save(tmp_path / "copy")  # which does not say that it has what it has not
+    assert atomhub.load(copy.path).manifest.provenance.stored is None
+    atomhub.load(repo, labels=True).push_to_hub(repo)
     assert "labels.safetensors" in hub.files(repo)
-    replace(labelled, manifest=labelled.manifest.replace(provenance={"stored": None}), stored=None).push_to_hub(repo)
+    copy.push_to_hub(repo)
     assert "labels.safetensors" not in hub.files(repo)
+
+
+def test_the_teacher_of_some_classes_or_another_order_is_another(digits1, monkeypatch):
+    """Whichever was trained first: a teacher of other classes would label all wrong."""
+    monkeypatch.setitem(PRESETS, "rded", PRESETS["rded"] | {"bank_epochs": 12})
+    backwards = digits1.subset(classes=list(range(9, -1, -1)), name="backwards")
+    for one in (digits1.subset(classes=[3, 1], name="few"), backwards, digits1):
+        teacher, (images, labels) = taught(one, "rded", {})["teacher"](), one.test_split()
+        right = teacher.logits(one.normalize(images)).argmax(1) == labels
+        assert right.float().mean() > 0.7, one.name
+        assert atomhub.label(one, epochs=1).stored.logits.shape[-1] == len(one.class_names)
+
+
+def test_labels_made_anew_come_without_the_results_of_the_old_ones(labelled):
+    how = {"protocol": "rded", "runs": 1, "network": "lenet", "baseline": None}
+    atomhub.evaluate(labelled, **how)
+    atomhub.evaluate(labelled, labels="stored", **how)
+    again = atomhub.label(labelled, epochs=2, name="again")
+    assert [r.labels for r in again.manifest.results.measured] == ["soft"]
 
 
 @pytest.mark.parametrize("name", ["order", "quarters", "parts", "partners", "boxes", "logits"])
@@ -172,8 +201,13 @@ def test_the_command_stores_and_trains_from_them(digits1, home, run):
     assert code == 0, err
     assert json.loads(out)["results"][0]["labels"] == "stored"
     code, out, err = run("train", "tens-labels", "--protocol", "rded", "--labels", "stored", "--network", "lenet",
-                         "--output", str(home / "net"))  # fmt: skip
+                         "--no-test", "--output", str(home / "net"))  # fmt: skip
     assert code == 0, err
+    assert "lenet: not tested." in err
+    assert "It was not tested on real images." in (home / "net" / "README.md").read_text()
+    assert "2 epochs by convnet" in run("info", "tens-labels")[1]
+    code, _, err = run("evaluate", "tens-labels", "--protocol", "rded", "--labels", "stored", "--whole")
+    assert (code, "no baseline 'whole'" in err) == (1, True) or code == 2
 
 
 def test_what_cannot_be_is_said(labelled, digits1, monkeypatch):
