@@ -15,6 +15,7 @@ from atomhub.errors import AtomhubError
 from atomhub.gallery.gather import Entry, local_sets, remote_sets
 from atomhub.gallery.pages import publish_gallery, write_gallery
 from atomhub.job.evaluation import record_verdicts
+from atomhub.provenance import Stored
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import store, verified
 
@@ -101,9 +102,10 @@ def test_every_link_stays_in_the_folder_and_leads_somewhere(home, tmp_path):
 
 def test_nothing_of_a_stranger_is_markup(entry, tmp_path):
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+    stored = Stored(teacher=evil, protocol="rded", epochs=7, seed=0, size=2000, sha256="0" * 64)
     manifest = entry.manifest.replace(
         format={"class_names": (evil, *entry.manifest.format.class_names[1:])},
-        provenance={"command": evil, "device": evil, "versions": {evil: evil}},
+        provenance={"command": evil, "device": evil, "versions": {evil: evil}, "stored": stored},
         results={"measured": (measured(50, network=evil), measured(50, protocol=evil, teacher=evil, labels=evil))},
     )
     harmless = written(tmp_path / "a", entry)
@@ -114,6 +116,7 @@ def test_nothing_of_a_stranger_is_markup(entry, tmp_path):
         assert {key for key, _ in page.attributes} - {key for key, _ in harmless[path].attributes} <= {"title"}
         assert not any(key.startswith("on") for key, _ in page.attributes)
     assert evil in pages[f"sets/{entry.name}.html"].text
+    assert f"7 epochs by {evil}, 2 kB" in pages[f"sets/{entry.name}.html"].text
 
 
 @pytest.mark.parametrize("source", ["best", "source", "method", "figures", "²", "1" * 40, "__class__"])

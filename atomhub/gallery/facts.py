@@ -66,12 +66,14 @@ def _made(m: Manifest) -> list[tuple[str, Any]]:
     """Return how a set was made, as names and values."""
     p, f = m.provenance, m.format
     revision = f", revision {p.source.revision}" if p.source and p.source.revision else ""
+    labels = f"{p.stored.epochs} epochs by {p.stored.teacher}, {_bytes(p.stored.size)}" if p.stored else ""
     return [
         ("recipe", p.recipe.describe() if isinstance(p.recipe, Recipe) else p.method), ("command", p.command),
         ("seed", p.seed), ("device", p.device), ("seconds", f"{p.seconds:.0f}" if p.seconds else ""),
         ("made", p.created), ("versions", ", ".join(f"{k} {v}" for k, v in p.versions.items())),
         ("source", p.source_id + revision), ("licence of the source", p.license),
         ("images", f"{f.size}x{f.size}, {f.pixels}, {_bytes(f.bytes)} in all"),
+        ("stored labels", labels),
     ]  # fmt: skip
 
 
