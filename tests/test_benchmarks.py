@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from datasets import load_dataset
 from datasets.table import embed_table_storage
 
 import atomhub
+from atomhub.presets import PRESETS
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 CONFIG = """
@@ -250,6 +252,28 @@ def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, c
     }  # fmt: skip
     assert sum(line["what"].startswith("gradient") for line in lines) == 4
     assert f"{len(lines)} of {len(lines)} lines hold" in out
+
+
+def test_photos_are_laid_beside_random_and_herded_ones_under_the_same_labels(
+    script, photos, home, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
+    monkeypatch.setitem(PRESETS, "rded", PRESETS["rded"] | {"matcher": "lenet", "bank_epochs": 1})
+    monkeypatch.setitem(PROTOCOLS, "rded", replace(PROTOCOLS["rded"], epochs=2))
+    _, run = script("photos")
+    arguments = [photos, "--network", "lenet", "--networks", 2, "--results", tmp_path / "out", "--recipe", "rded"]
+    run(*arguments, "--protocol", "brief")
+    first = json.loads((tmp_path / "out" / "photos.json").read_text())["rows"]
+    run(*arguments, "--protocol", "brief", "--protocol", "rded")
+    rows = json.loads((tmp_path / "out" / "photos.json").read_text())["rows"]
+    assert rows[:3] == first  # what was measured is not measured again
+    assert [(r["images"], r["protocol"]) for r in rows] == [
+        (images, protocol) for protocol in ("brief", "rded") for images in ("rded", "random", "herding")
+    ]
+    table = (tmp_path / "out" / "photos.md").read_text()
+    assert table in capsys.readouterr().out
+    assert f"| 1 | random | – | – | {rows[1]['mean']:.1f} ± {rows[1]['std']:.1f} |" in table
+    assert f"| 1 | rded | 1200 | {rows[0]['made_in']:.0f} |" in table
 
 
 def test_matchers_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch, capsys):
