@@ -40,7 +40,7 @@ def test_each_is_whole_and_says_how_it_was_made_and_how_good_it_is(home, name):
     )
     check_parquet(one, one.path)
     for result in manifest.results.measured:
-        assert result.score.runs >= (2 if result.score.seconds > 3600 else 5)  # few where they take hours
+        assert result.score.runs >= (2 if result.score.seconds > 1800 else 5)  # few where five take hours
         if "random" in result.baseline:
             assert result.score.mean > result.baseline["random"].mean + 2 * result.score.std
     assert any("random" in result.baseline for result in manifest.results.measured)
