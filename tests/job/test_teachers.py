@@ -132,6 +132,13 @@ def test_a_push_does_not_lose_labels_that_were_not_downloaded(labelled, hub, wri
     assert "labels.safetensors" not in hub.files(repo)
 
 
+def test_a_claim_of_stored_labels_is_verified_from_the_hub(labelled, hub, writer, run):
+    atomhub.evaluate(labelled, "lenet", "rded", 2, labels="stored")
+    repo = labelled.push_to_hub("alice/claims").split("datasets/")[-1]
+    _, out, _ = run("verify", repo, "--runs", "2")
+    assert "rded, stored labels of convnet" in out and "cannot be repeated" not in out
+
+
 def test_the_teacher_of_some_classes_or_another_order_is_another(digits1, monkeypatch):
     """Whichever was trained first: a teacher of other classes would label all wrong."""
     monkeypatch.setitem(PRESETS, "rded", PRESETS["rded"] | {"bank_epochs": 12})
