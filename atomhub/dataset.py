@@ -173,22 +173,25 @@ class DistilledDataset:
         if size is not None:
             check_whole("size", size, 1)
         if labels == "stored":
-            if self.stored is None:
-                raise NotFoundError(f"{self.name!r} has no stored labels here.", self.no_labels())
+            stored = self.stored_labels()
             if options.get("num_workers"):
                 raise UsageError("Stored labels are played in order, by one process.", "Leave `num_workers` out.")
-            return DataLoader(StoredEpochs(self.stored, self.as_tensors()[0], temperature, size), None, **options)
+            return DataLoader(StoredEpochs(stored, self.as_tensors()[0], temperature, size), None, **options)
         if labels != "hard":
             raise UsageError(f"There are no {labels!r} labels in batches.", "Use 'hard' or 'stored'.")
         collate = Collate(augment if callable(augment) else self._stages(augment), size)
         return DataLoader(self.as_torch_dataset(), batch_size, shuffle, collate_fn=collate, **options)
 
-    def no_labels(self) -> str:
-        """Return how to come by stored labels, where there are none."""
+    def stored_labels(self) -> StoredLabels:
+        """Return the stored labels; NotFoundError, which says how to come by them, where there are none at hand."""
+        if self.stored is not None:
+            return self.stored
+        hint = "Make a set that has: atomhub label"
         if self.manifest.provenance.stored:
-            again = f"Download them: atomhub.load({self.repo!r}, labels=True)"
-            return again if self.repo else "Their file labels.safetensors is missing: put it back."
-        return "Make a set that has: atomhub label"
+            hint = "Their file labels.safetensors is missing: put it back."
+            if self.repo:
+                hint = f"Download them: atomhub.load({self.repo!r}, labels=True)"
+        raise NotFoundError(f"{self.name!r} has no stored labels here.", hint)
 
     def _stages(self, augment: Sequence[str] | str | None) -> Stages:
         if isinstance(augment, str):

@@ -27,7 +27,7 @@ from common import RESULTS, environment
 import atomhub
 from atomhub.files import locked
 from atomhub.interop.importing import import_set
-from atomhub.training.measure import random_real
+from atomhub.training.baselines import random_real
 
 KEPT = RESULTS / "protocols-cpu.json"
 UNUSED = {

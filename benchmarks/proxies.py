@@ -22,7 +22,7 @@ import atomhub
 from atomhub.core import draws
 from atomhub.devices import find_device, keep_large_buffers
 from atomhub.training.architectures import Candidate, Check, Trials, conclude, find_space, judges
-from atomhub.training.measure import random_real, whole_real
+from atomhub.training.baselines import random_real, whole_real
 from atomhub.training.protocols import find_protocol, of_whole_set
 
 TRUTH, RANDOM, EARLY = "whole training set", "random real images", "real images, stopped early"

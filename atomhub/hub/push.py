@@ -55,9 +55,10 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
 
     Raises:
         IntegrityError: the set on disk is not what its manifest says.
+        NotFoundError: its stored labels were not downloaded.
     """
-    if distilled.manifest.provenance.stored and distilled.stored is None:
-        raise UsageError(f"The stored labels of {distilled.name!r} are not here.", distilled.no_labels())
+    if distilled.manifest.provenance.stored:
+        distilled.stored_labels()  # a set that says it has them is not published without
     with tempfile.TemporaryDirectory() as temporary:
         if distilled.path is None:
             distilled = formats.write(distilled, Path(temporary) / distilled.name)

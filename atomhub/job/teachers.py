@@ -24,7 +24,7 @@ from atomhub.provenance import Stored
 from atomhub.recipe import choose_recipe
 from atomhub.stored import StoredLabels, file_size
 from atomhub.training.fit import drawn
-from atomhub.training.measure import Teacher, rules_of, stored_of
+from atomhub.training.measure import Teacher, rules_of
 from atomhub.training.protocols import find_protocol, for_set
 
 
@@ -137,7 +137,7 @@ def taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any
         rules_of(protocol, "stored")
         if other := set(options.get("baseline") or ()) - {"random"}:
             raise UsageError(f"Only the set has stored labels, so there is no baseline {min(other)!r} under them.")
-        stored, about = stored_of(distilled), distilled.manifest.provenance.stored
+        stored, about = distilled.stored_labels(), distilled.manifest.provenance.stored
         epochs = f" ({stored.epochs} epochs)"
         found = Teacher(stored, about.teacher + epochs if about else epochs, about.sha256 if about else "")
         return {**options, "baseline": None, "teacher": lambda: found}

@@ -174,12 +174,7 @@ def _read(folder: Path) -> DistilledDataset:
     data = _read_json(folder)
     manifest = _validated(data, folder)
     for name, expected in manifest.files.items():
-        try:
-            found = _described(folder, name, expected.size)
-        except OSError as error:
-            raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", RESTORE) from error
-        if found != expected:
-            raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", RESTORE)
+        _check(folder, name, expected)
     images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest.format, digest(data))
     whitening = _read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
     distilled = DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
@@ -191,15 +186,19 @@ def _read_stored(distilled: DistilledDataset, folder: Path) -> stored.StoredLabe
     about = distilled.manifest.provenance.stored
     if about is None or not (folder / LABELS).exists():
         return None
-    expected = File(sha256=about.sha256, size=about.size)
-    try:
-        same = _described(folder, LABELS, about.size) == expected
-    except OSError as error:
-        raise IntegrityError(f"{folder / LABELS} cannot be read: {error.strerror}.", RESTORE) from error
-    if not same:
-        raise IntegrityError(f"{folder / LABELS} is not the file its manifest describes (SHA-256 differs).", RESTORE)
+    _check(folder, LABELS, File(sha256=about.sha256, size=about.size))
     images, classes = len(distilled.training_labels()), len(distilled.class_names)
     return stored.read(folder / LABELS, about.epochs, images, classes)
+
+
+def _check(folder: Path, name: str, expected: File) -> None:
+    """Raise IntegrityError if a file of a set is not the one that was described."""
+    try:
+        found = _described(folder, name, expected.size)
+    except OSError as error:
+        raise IntegrityError(f"{folder / name} cannot be read: {error.strerror}.", RESTORE) from error
+    if found != expected:
+        raise IntegrityError(f"{folder / name} is not the file its manifest describes (SHA-256 differs).", RESTORE)
 
 
 def read_checked(folder: Path, name: str, manifest: Manifest) -> bytes:

@@ -24,8 +24,9 @@ from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, keep_large_buffers
 from atomhub.errors import AtomhubError, UsageError, closest, first_line
 from atomhub.training.accuracy import accuracy
+from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit
-from atomhub.training.measure import network_for, whole_real
+from atomhub.training.measure import network_for
 from atomhub.training.protocols import Protocol, of_whole_set
 
 _VALIDATION = 2000

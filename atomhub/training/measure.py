@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atomhub import limits
-from atomhub.core import draws
 from atomhub.core.draws import seeded
-from atomhub.core.initial import herding
 from atomhub.data.real import RealData
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import describe_device, enough_memory, find_device, keep_large_buffers
@@ -24,6 +20,7 @@ from atomhub.errors import NotFoundError, UsageError, check_whole
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.stored import StoredLabels
 from atomhub.training.accuracy import confusion, share_right
+from atomhub.training.baselines import herding_real, random_real, whole_real
 from atomhub.training.fit import fastest_group, fit
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, find_network
@@ -250,13 +247,6 @@ def _kinds(distilled: DistilledDataset, baseline: Sequence[Baseline] | None) -> 
     return [*given, *["rounded"] * distilled.images.is_floating_point()]
 
 
-def stored_of(distilled: DistilledDataset) -> StoredLabels:
-    """Return the stored labels of a set; NotFoundError where there are none at hand."""
-    if distilled.stored is None:
-        raise NotFoundError(f"{distilled.name!r} has no stored labels here.", distilled.no_labels())
-    return distilled.stored
-
-
 def rules_of(protocol: str, labels: str) -> Protocol:
     """Return a protocol for these labels; UsageError where they do not go together."""
     rules = find_protocol(protocol)
@@ -270,7 +260,7 @@ def targets_of(distilled: DistilledDataset, labels: str) -> Tensor:
     if labels == "hard":
         return distilled.training_labels()
     if labels == "stored":
-        stored_of(distilled)
+        distilled.stored_labels()
         return distilled.training_labels()
     if labels != "soft":
         raise UsageError(f"There are no {labels!r} labels.", "Use hard, soft or stored.")
@@ -325,30 +315,3 @@ def network_for(
     inputs = InputSpec(f.channels, len(f.class_names), f.size)
     usual = (rules and rules.usual) or distilled.manifest.results.network
     return find_network(spec, inputs, usual, tried)
-
-
-def random_real(distilled: DistilledDataset, real: RealData, seed: int) -> tuple[Tensor, Tensor]:
-    """Return as many random real training images as the set has, normalised (N, C, H, W), with labels (N,)."""
-    classes = len(real.class_names)
-    offsets = real.train.offsets(classes)
-    members = draws.sample(seed, draws.BASELINE, 0, range(classes), offsets[1:] - offsets[:-1], distilled.ipc)
-    return _rows(distilled, real, (members + offsets[:-1, None]).flatten())
-
-
-def herding_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
-    """Return as many real training images as the set has, chosen by herding on normalised pixels; as random_real."""
-    offsets = real.train.offsets(len(real.class_names))
-    chosen = []
-    for begin, end in zip(offsets, offsets[1:], strict=False):
-        images = distilled.normalize(torch.tensor(real.train.images[begin:end])).flatten(1).numpy()
-        chosen.append(begin + herding(images, distilled.ipc, 0))
-    return _rows(distilled, real, np.concatenate(chosen))
-
-
-def whole_real(distilled: DistilledDataset, real: RealData) -> tuple[Tensor, Tensor]:
-    """Return the whole training set, normalised (N, C, H, W), with labels (N,)."""
-    return distilled.normalize(torch.tensor(real.train.images)), torch.from_numpy(real.train.labels)
-
-
-def _rows(distilled: DistilledDataset, real: RealData, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    return distilled.normalize(torch.from_numpy(real.train.images[rows])), torch.from_numpy(real.train.labels[rows])

@@ -12,8 +12,9 @@ from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import check_name
 from atomhub.provenance import Teacher
 from atomhub.training.accuracy import accuracy, logits
+from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit
-from atomhub.training.measure import network_for, whole_real
+from atomhub.training.measure import network_for
 from atomhub.training.protocols import of_whole_set
 
 

@@ -121,7 +121,7 @@ def test_they_lie_beside_the_set_which_loads_without_them(labelled, tmp_path, hu
 def test_a_push_does_not_lose_labels_that_were_not_downloaded(labelled, hub, writer, tmp_path):
     repo = labelled.push_to_hub("alice/kept-labels").split("datasets/")[-1]
     pulled = atomhub.load(repo)
-    with pytest.raises(UsageError, match="stored labels of 'digits-ipc1-labels' are not here") as refused:
+    with pytest.raises(NotFoundError, match="'digits-ipc1-labels' has no stored labels here") as refused:
         pulled.push_to_hub(repo)
     assert f"atomhub.load({repo!r}, labels=True)" in refused.value.hint
     copy = pulled.save(tmp_path / "copy")  # which does not say that it has what it has not
@@ -130,6 +130,16 @@ def test_a_push_does_not_lose_labels_that_were_not_downloaded(labelled, hub, wri
     assert "labels.safetensors" in hub.files(repo)
     copy.push_to_hub(repo)
     assert "labels.safetensors" not in hub.files(repo)
+
+
+@pytest.mark.parametrize("fields", [{"formation": 2}, {"zca": True}, {"pixels": "uint4"}, {"pixels": "float32"}])
+def test_whatever_a_set_is_made_of_its_batches_have_the_labels_of_the_live_teacher(fields):
+    one = atomhub.distill("digits", 1, "atom", {"iterations": 1, "width": 8, "real_batch": 8} | fields)
+    stored = atomhub.label(one, epochs=2).stored
+    images, teacher = one.as_tensors()[0], taught(one, "rded", {})["teacher"]()
+    assert stored.order.shape == (2, len(images))
+    for batch, logits in stored.epoch(images, 1):
+        assert torch.allclose(teacher.logits(batch[0]), logits[0].float(), rtol=2e-3, atol=2e-3)
 
 
 def test_a_claim_of_stored_labels_is_verified_from_the_hub(labelled, hub, writer, run):

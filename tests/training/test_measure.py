@@ -17,7 +17,8 @@ from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.results import Score
 from atomhub.training import fit as fitting
 from atomhub.training.accuracy import accuracy
-from atomhub.training.measure import herding_real, random_real, summary
+from atomhub.training.baselines import herding_real, random_real
+from atomhub.training.measure import summary
 from atomhub.training.protocols import PROTOCOLS, Protocol
 
 
