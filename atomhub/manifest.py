@@ -24,6 +24,8 @@ FORMAT_VERSION = 2
 """The latest: of sets with several pixels in a byte. All others are of version 1, for readers that know no other."""
 BITS = {"uint8": 8, "uint4": 4, "uint2": 2, "float32": 32}
 """Kinds of stored pixels to the bits of one."""
+MANIFEST = "manifest.json"
+"""The file that holds all of the below."""
 TENSORS = "distilled.safetensors"
 """The file that holds the images of a set."""
 

@@ -15,25 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
 from atomhub import limits, stored
-from atomhub.core.whitening import Whitening
 from atomhub.data.tables import quiet_datasets
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
 from atomhub.files import check_target, locked, new_folder, open_regular, replace_file, snapshot_of
-from atomhub.manifest import FORMAT_VERSION, TENSORS, File, Format, Manifest, digest
+from atomhub.manifest import FORMAT_VERSION, MANIFEST, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
 from atomhub.storage import cards
 from atomhub.storage.curve import draw_curve
-from atomhub.storage.packing import pack, unpack
+from atomhub.storage.packing import pack
+from atomhub.storage.tensors import RESTORE, read_tensors, read_whitening
 
-MANIFEST = "manifest.json"
 PARQUET = "data/train-00000-of-00001.parquet"
 VIEWS = "data/views-00000-of-00001.parquet"
 WHITENING = "whitening.safetensors"
@@ -46,7 +42,6 @@ _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 OPTIONAL = (VIEWS, WHITENING, CURVE, LABELS)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
-RESTORE = "Distil the set again, or get a fresh copy."
 
 
 def tag(version: int) -> str:
@@ -175,8 +170,8 @@ def _read(folder: Path) -> DistilledDataset:
     manifest = _validated(data, folder)
     for name, expected in manifest.files.items():
         _check(folder, name, expected)
-    images, labels, soft_labels = _read_tensors(folder / TENSORS, manifest.format, digest(data))
-    whitening = _read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
+    images, labels, soft_labels = read_tensors(folder / TENSORS, manifest.format, digest(data))
+    whitening = read_whitening(folder / WHITENING, manifest.format) if WHITENING in manifest.files else None
     distilled = DistilledDataset(images, labels, manifest, folder, whitening, soft_labels)
     return replace(distilled, stored=_read_stored(distilled, folder))
 
@@ -299,54 +294,6 @@ def _validated(data: dict[str, Any], folder: Path) -> Manifest:
                 f"{path} says that {name} has {file.size} bytes, more than such a set can have.", RESTORE
             )
     return manifest
-
-
-def _read_tensors(path: Path, form: Format, about: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    classes, soft = len(form.class_names), form.labels == "soft"
-    row = -(-form.size * form.bits // 8)
-    expected = {
-        "images": ("F32", list(form.shape)) if form.pixels == "float32" else ("U8", [*form.shape[:-1], row]),
-        "labels": ("I64", [form.shape[0]]),
-    }
-    if soft:
-        expected["soft_labels"] = ("F16", [form.shape[0] * form.views_per_image, classes])
-    try:
-        with safe_open(path, "pt") as file:
-            header = limits.parse_json((file.metadata() or {}).get("atomhub", "null").encode())
-            found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
-            for name, what in expected.items():
-                if found.get(name) != what:
-                    raise IntegrityError(f"{path}: {name!r} should be {what}, but is {found.get(name)}.", RESTORE)
-            images, labels = file.get_tensor("images"), file.get_tensor("labels")
-            soft_labels = file.get_tensor("soft_labels") if soft else None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", RESTORE) from error
-    if not isinstance(header, dict) or header.get("manifest") != about:
-        raise IntegrityError(f"{path} belongs to another manifest: {MANIFEST} was changed.", RESTORE)
-    if not torch.equal(labels, torch.arange(classes).repeat_interleave(form.ipc)):
-        raise IntegrityError(f"{path}: the labels are not {form.ipc} of each class in order.", RESTORE)
-    if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
-        raise IntegrityError(f"{path}: pixels are not all within 0 and 1.", RESTORE)
-    if form.packed:
-        images = unpack(images, form.bits, form.size)
-    if soft_labels is not None:
-        sums = soft_labels.float().sum(1)
-        if not bool((soft_labels >= 0).all() and ((sums - 1).abs() < 0.01).all()):
-            raise IntegrityError(f"{path}: the soft labels are not probabilities.", RESTORE)
-    return images, labels, soft_labels
-
-
-def _read_whitening(path: Path, form: Format) -> Whitening:
-    size = form.channels * form.size**2
-    try:
-        arrays = load_file(path)
-        center, matrix = arrays["center"], arrays["matrix"]
-    except (SafetensorError, KeyError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise IntegrityError(f"{path} is not a readable safetensors file: {error}.", RESTORE) from error
-    good = center.shape == (size,) and matrix.shape == (size, size) and center.dtype == matrix.dtype == torch.float32
-    if not good or not bool(center.isfinite().all() and matrix.isfinite().all()):
-        raise IntegrityError(f"{path} is not the whitening of images of {size} numbers.", RESTORE)
-    return Whitening(form.mean, form.std, center, matrix)
 
 
 def _as_json(manifest: dict[str, Any]) -> bytes:
