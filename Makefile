@@ -28,10 +28,11 @@ test-lowest:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
-# pages in docs/_build/html; the notebooks are run, and a warning is an error
+# pages in docs/_build/html; the notebooks are run, as are Lightning and fastai, and a warning is an error
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m pytest -n 0 tests/test_docs.py -k lightning
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from numbers import Integral
 
 from atomhub.text import plain
@@ -75,6 +76,14 @@ class AtomhubWarning(UserWarning):
 
     def __str__(self) -> str:
         return spelt(self.message)
+
+
+def check_installed(what: str, extra: str, *packages: str) -> None:
+    """Raise a UsageError if one of some packages is missing that ``what`` needs and an extra of atomhub brings."""
+    if missing := [package for package in packages if not find_spec(package)]:
+        raise UsageError(
+            f"{what} needs {' and '.join(missing)}.", f"Install what is missing: pip install 'atomhub[{extra}]'"
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """What was measured of a distilled set: a part of its manifest. Plain data."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -139,3 +141,13 @@ class Results(_Open):
 
     network: limits.Word = "convnet"
     measured: tuple[Measurement, ...] = Field(default=(), max_length=limits.RESULTS)
+
+
+def claimed(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Return the newest results of hard labels as cards and the index of names claim them."""
+    return [
+        {"protocol": r.protocol, "revision": r.revision, "network": r.network, "mean": r.score.mean,
+         "std": r.score.std, "runs": r.score.runs}
+        for r in measured[-20:]
+        if r.labels == "hard"
+    ]  # fmt: skip

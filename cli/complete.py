@@ -1,5 +1,7 @@
 """What the shell may complete; nothing here loads torch, as nobody waits long for a key."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from click import Context, Parameter
@@ -20,9 +22,12 @@ def _items(names: list[str], incomplete: str, kind: str = "") -> list[Completion
 
 
 def sets(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a set on this machine, or a folder."""
+    """Complete the name of a set on this machine or in the index, or a folder."""
     starter = Path(str(atomhub.__file__)).parent / "starter"
     found = [path.parent.name for root in (home() / "sets", starter) for path in root.glob("[!.]*/manifest.json")]
+    for index in (home() / "index.json", Path(str(atomhub.__file__)).parent / "hub" / "index.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            found += json.loads(index.read_bytes())["sets"]
     return _items(found, incomplete, "dir")
 
 

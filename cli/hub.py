@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,9 +26,10 @@ _WIDE = 5.0
 @options.publishing
 @click.option("--revision", "--branch", metavar="BRANCH", help="Branch to commit to.  [default: main]")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--collection", is_flag=True, help="Put it into your collection 'Distilled SOURCE', made if need be.")
 @click.option("--dry-run", is_flag=True, help="Show the files and the card, and change nothing.")
 @options.as_json
-def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **how: Any) -> None:
+def push(name: str, repo: str | None, collection: bool, dry_run: bool, as_json: bool, **how: Any) -> None:
     """Publish the set NAME on the Hugging Face Hub in one commit.
 
     REPO is user/name, by default NAME under your own account. A repository that does not exist is created. Log in once
@@ -42,16 +44,25 @@ def push(name: str, repo: str | None, dry_run: bool, as_json: bool, **how: Any) 
     from atomhub.hub.push import push as publish
     from atomhub.requests import progress_bars
 
+    if collection and (dry_run or how["create_pr"]):
+        raise click.UsageError("--collection is for a set that is published now.")
+    distilled = atomhub.load(name)
     with progress_bars(watched(as_json)):
-        done = publish(atomhub.load(name), repo, dry_run=dry_run, **how)
-    report_push(done, as_json, dry_run)
+        done = publish(distilled, repo, dry_run=dry_run, **how)
+    url = None
+    if collection:
+        from atomhub.hub.collections import collect
+
+        url = collect(done.repo_id, distilled.manifest.provenance.source_id)
+    report_push(done, as_json, dry_run, url)
 
 
-def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
-    """Print what a push did."""
+def report_push(done: Pushed, as_json: bool, dry_run: bool = False, collection: str | None = None) -> None:
+    """Print what a push did; ``collection``: address of the one that has it."""
     if as_json:
-        print_json({"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
-                    "tagged": done.tagged, "files": done.files})  # fmt: skip
+        about = {"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
+                 "tagged": done.tagged, "files": done.files}  # fmt: skip
+        print_json(about | ({"collection": collection} if collection else {}))
     elif dry_run:
         print_table(["file", "size"], [[path, size(count)] for path, count in done.files.items()], done.repo_id)
         print_data(done.card)
@@ -61,6 +72,8 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
         tagged = f" Tagged {', '.join(done.tagged)}." if done.tagged else ""
         say((f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
              else f"{done.repo_id} holds exactly this already: no new commit.") + tagged)  # fmt: skip
+        if collection:
+            say(f"It is in {collection}.")
 
 
 @click.command()
@@ -70,7 +83,7 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
 def pull(name: str, labels: bool, as_json: bool) -> None:
     """Download the set NAME from the Hub and verify it.
 
-    NAME is user/name. Afterwards the set loads without internet.
+    NAME is user/name, or a name of the index (atomhub list). Afterwards the set loads without internet.
 
     \b
     Examples:
@@ -86,6 +99,38 @@ def pull(name: str, labels: bool, as_json: bool) -> None:
         print_json({"name": name, "classes": len(distilled.class_names), "ipc": distilled.ipc})
         return
     say(f"Pulled and verified {name}: {len(distilled)} images. Use it with: atomhub.load({name!r})")
+
+
+@click.group()
+def index() -> None:
+    """The names by which everybody may load sets on the Hub."""
+
+
+@index.command("add")
+@click.argument("repo", metavar="USER/NAME[@REVISION]")
+@click.option("--name", metavar="NAME", help="What the set is to be called.  [default: the repository's name]")
+@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("index.json"), show_default=True,
+              help="File of the index; one that is not there begins as the index that is known.")  # fmt: skip
+@options.as_json
+def index_add(repo: str, name: str | None, file: Path, as_json: bool) -> None:
+    """Enter a set on the Hub into a file of the index, for a pull request.
+
+    The set is downloaded and its files are verified; its name then means that one commit and digest.
+
+    \b
+    Example:
+      atomhub index add alice/cifar10-ipc10
+    """
+    from atomhub.hub.index import FILE, add, place
+    from atomhub.requests import progress_bars
+
+    with progress_bars(watched(as_json)):
+        name, entry = add(repo, file, name)
+    if as_json:
+        print_json({"name": name, **entry.model_dump(), "file": str(file)})
+        return
+    say(f"{name} means {entry.repo} at {entry.commit[:8]} in {file}.")
+    say(f"Propose it: hf upload {place()} {file} {FILE} --repo-type dataset --create-pr")
 
 
 def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str | None:

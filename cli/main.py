@@ -36,7 +36,7 @@ def cli() -> None:
 
 for command in (
     distill.distill, evaluate.evaluate, evaluate.demo, sets.list_sets, sets.info, sets.preview, sets.remove, sets.clean,
-    hub.push, hub.pull, hub.verify, train.train, search.search, train.soften, train.label,
+    hub.push, hub.pull, hub.verify, hub.index, train.train, search.search, train.soften, train.label,
     exchange.export_set, exchange.import_set, recipes.recipes, gallery.gallery,
 ):  # fmt: skip
     cli.add_command(command)

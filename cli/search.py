@@ -44,8 +44,11 @@ def search(
     from dataclasses import asdict
 
     import atomhub
+    from atomhub.errors import check_installed
     from atomhub.job.search import plot
 
+    if how["check"]:
+        check_installed("The picture of the checks", "distill", "matplotlib")
     distilled = atomhub.load(name)
     source = fetched(distilled, source, yes)
     folder = output or Path(f"{distilled.name}-search")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from . import complete, options
 from .output import accuracy, agreed, print_data, print_json, print_table, say, size, soft
 
 if TYPE_CHECKING:
+    from atomhub.hub.find import Claim
     from atomhub.manifest import Manifest
 
 
 @click.command("list")
 @click.option("--remote", is_flag=True, help="Search the Hub instead; what it lists are unverified claims.")
+@click.option("--update", is_flag=True, help="First fetch the newest index of names.")
 @click.option("--author", metavar="USER", help="User or organisation on the Hub.")
 @click.option("--source", metavar="NAME", help="Real dataset of the sets on the Hub, such as cifar10.")
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 @options.as_json
 def list_sets(
     remote: bool,
+    update: bool,
     author: str | None,
     source: str | None,
     ipc: int | None,
@@ -35,23 +39,30 @@ def list_sets(
     """List the sets on this machine, or search the Hub.
 
     On this machine are the sets in the local store, those that come with atomhub, and those that were pulled;
-    distillations that were interrupted are named below.
+    distillations that were interrupted are named below. Last come the names of the index: sets on the Hub that
+    everybody may call so, each pinned to a commit and a digest.
 
     \b
     Examples:
       atomhub list
+      atomhub list --update
       atomhub list --remote --source cifar10 --ipc 10 --sort accuracy
     """
+    if remote and update:
+        raise click.UsageError("--update is about names, which --remote does not need.")
     if remote:
         _list_remote(author, source, ipc, sort or "downloads", protocol or "dm", as_json)
         return
     if author or source or ipc or sort or protocol:
         raise click.UsageError("--author, --source, --ipc, --sort and --protocol search the Hub: add --remote.")
+    from atomhub.hub import index, names
     from atomhub.hub.pull import pulled
     from atomhub.job.cleaning import unfinished
     from atomhub.storage import formats, store
     from atomhub.training.protocols import columns
 
+    changes = index.refresh() if update else {}
+    named = names.known().sets
     good, bad = store.manifests()
     starters = {name: formats.read_manifest(store.STARTER / name) for name in store.starters()}
     if as_json:
@@ -59,21 +70,29 @@ def list_sets(
                     "starter": [{"name": name, **_summary(m)} for name, m in starters.items()],
                     "pulled": [{"name": p.repo, "commit": p.commit, **_summary(p.manifest)}
                                for p in pulled()],
+                    "names": {name: entry.model_dump() for name, entry in named.items()},
                     "unfinished": [{"name": r.name, "iteration": r.iteration, "iterations": r.iterations,
                                     "path": str(r.path)} for r in unfinished()]})  # fmt: skip
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
         measured = [columns(m.results.measured) for _, m in entries]
-        names = sorted({name for found in measured for name in found})
+        shown_columns = sorted({name for found in measured for name in found})
         rows = []
         for (name, m), found in zip(entries, measured, strict=True):
-            shown = [accuracy(found[n].score if n in found else None) for n in names]
+            shown = [accuracy(found[c].score if c in found else None) for c in shown_columns]
             made = (m.provenance.created or "-")[:10]
             stored = [str(m.format.ipc), str(m.format.bytes_per_class)]
             rows.append([name, m.provenance.source_id, *stored, m.provenance.method, *shown, made])
-        figures = [f"% ({n})" for n in names]
+        figures = [f"% ({c})" for c in shown_columns]
         print_table(["name", "source", "ipc", "bytes per class", "recipe", *figures, "made"], rows)
+        if named:
+            _print_claims([(name, e.source, e.ipc, e.claims, [e.repo]) for name, e in named.items()], ["repository"],
+                          "On the Hub, by name:")  # fmt: skip
+        for name, change in changes.items():
+            say(f"{name}: {change}")
+        if update:
+            say(f"The index has {len(named)} names, {len(changes)} of them changed.")
         for run in unfinished():
             say(f"Unfinished: {run.name}, {run.iteration} of {run.iterations} iterations; distill --resume goes on.")
     for error in bad:
@@ -92,7 +111,6 @@ def _list_remote(
     from dataclasses import asdict
 
     from atomhub.hub.find import search
-    from atomhub.results import shown
 
     found = search(author, source, ipc, sort, protocol)
     if as_json:
@@ -101,18 +119,27 @@ def _list_remote(
         return
     if not found:
         say("There are no such sets on the Hub.")
-    claims = [
-        {c.column: shown(c.mean, c.std, c.runs) for c in item.claims if c.column and c.protocol == protocol}
-        for item in found
-    ]
-    columns = sorted({name for own in claims for name in own})
     rows = [
-        [item.name, item.source, str(item.ipc), item.recipe, *(own.get(c, "-") for c in columns), size(item.size),
-         str(item.downloads)]
-        for item, own in zip(found, claims, strict=True)
+        (item.name, item.source, item.ipc, [c for c in item.claims if c.protocol == protocol],
+         [item.recipe, size(item.size), str(item.downloads)])
+        for item in found
     ]  # fmt: skip
-    names = [f"claimed % ({c})" for c in columns]
-    print_table(["name", "source", "ipc", "recipe", *names, "size", "downloads"], rows)
+    _print_claims(rows, ["recipe", "size", "downloads"])
+
+
+def _print_claims(
+    rows: Sequence[tuple[str, str, int, Sequence[Claim], list[str]]], others: list[str], title: str | None = None
+) -> None:
+    """Print a table of sets on the Hub: name, source, ipc, other columns, and what is claimed, never mixed."""
+    from atomhub.results import shown
+
+    claims = [{c.column: shown(c.mean, c.std, c.runs) for c in row[3] if c.column} for row in rows]
+    columns = sorted({column for own in claims for column in own})
+    cells = [
+        [name, source, str(ipc), *more, *(own.get(c, "-") for c in columns)]
+        for (name, source, ipc, _, more), own in zip(rows, claims, strict=True)
+    ]
+    print_table(["name", "source", "ipc", *others, *(f"claimed % ({c})" for c in columns)], cells, title)
 
 
 @click.command()

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 import atomhub
 from atomhub.cli.main import cli
+from atomhub.hub import names
 from atomhub.presets import PRESETS, TUNED
 from atomhub.training.protocols import PROTOCOLS
 
@@ -20,6 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {
     "range(200)": "range(2)",
     "num_train_epochs=200": "num_train_epochs=1",
+    "max_epochs=200": "max_epochs=1",
+    "fit_one_cycle(200": "fit_one_cycle(1",
     '"iterations": 100': '"iterations": 2',
     "--iterations 300": "--iterations 2",
     "--budget 24 --check 12": "--space space.toml --check 2 --check-epochs 1",
@@ -34,6 +37,8 @@ SMALL = {
     "--size 64 --recipe rded": "--size 16 --recipe rded",
 }
 """What takes long, and what stands for it here."""
+HEAVY = ("lightning", "fastai")
+"""Libraries that the development environment does not have."""
 
 
 def blocks(page, language):
@@ -101,6 +106,7 @@ def there(writer, quickly, tmp_path, monkeypatch):  # in this order: both shorte
     atomhub.evaluate(distilled, "convnet:width=4", runs=2)
     distilled.save()
     distilled.push_to_hub("alice/cifar10-ipc10", tags=["v1"])
+    writer.add("atomhub/index", {"index.json": names.SHIPPED.read_bytes()})
     parquet = tmp_path / "user.parquet"
     pictures(("cat", "dog"), 50).to_parquet(parquet)
     files = {f"data/{split}-00000-of-00001.parquet": parquet.read_bytes() for split in ("train", "test")}
@@ -112,13 +118,26 @@ def there(writer, quickly, tmp_path, monkeypatch):  # in this order: both shorte
 def test_python_runs_block_after_block(page, quickly):
     for extra in ("timm", "transformers"):
         pytest.importorskip(extra)
-    names = {}
-    for block in blocks(page, "python"):
+    run_blocks(page, [block for block in blocks(page, "python") if not any(heavy in block for heavy in HEAVY)])
+
+
+def test_so_do_those_of_lightning_and_fastai(quickly):
+    """They are installed by ``make docs``, which runs this test."""
+    for heavy in HEAVY:
+        pytest.importorskip(heavy)
+    page = ROOT / "docs" / "train.md"
+    run_blocks(page, [block for block in blocks(page, "python") if "load_model" not in block])
+
+
+def run_blocks(page, found):
+    """Run blocks of Python in one scope."""
+    scope = {}
+    for block in found:
         if "-labels" in block:
             atomhub.label(atomhub.load("digits-ipc10"), epochs=1).save()
         if "load_model" in block:
-            atomhub.save_model(atomhub.train_classifier(names["distilled"], "lenet", "quick"), "digits-resnet18")
-        exec(compile(block, page.name, "exec"), names)
+            atomhub.save_model(atomhub.train_classifier(scope["distilled"], "lenet", "quick"), "digits-resnet18")
+        exec(compile(block, page.name, "exec"), scope)
 
 
 @with_blocks("sh")

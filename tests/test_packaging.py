@@ -11,6 +11,9 @@ import lazy_loader
 import pytest
 import yaml
 
+import atomhub
+from atomhub.errors import UsageError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,7 +40,7 @@ def wheel(tree, tmp_path_factory):
 def test_the_wheel_holds_the_tree_and_no_other_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"atomhub"}
-    kinds = (".py", ".pyi", ".j2", ".toml", ".css", ".js", "py.typed")
+    kinds = (".py", ".pyi", ".j2", ".toml", ".css", ".js", ".json", "py.typed")
     expected = {f"atomhub/{p.relative_to(ROOT / 'atomhub').as_posix()}" for p in (ROOT / "atomhub").rglob("*")}
     for name in ("cards", "cli"):
         expected |= {f"atomhub/{name}/{p.relative_to(ROOT / name).as_posix()}" for p in (ROOT / name).rglob("*")}
@@ -104,3 +107,23 @@ def test_loading_a_set_needs_little():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "(40, 1, 16, 16)\n", done.stderr
+
+
+def test_what_an_extra_brings_is_asked_for_in_a_sentence(monkeypatch, home):
+    for package in ("matplotlib", "sklearn", "timm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    distill = r"pip install 'atomhub\[distill\]'"
+    with pytest.raises(UsageError, match=rf"^Distilling needs matplotlib and sklearn\..*\n.*{distill}$"):
+        atomhub.distill("digits", 1)
+    with pytest.raises(UsageError, match=rf"^The source 'digits' needs sklearn\.\n.*{distill}$"):
+        atomhub.evaluate(atomhub.load("digits-ipc1"))
+    with pytest.raises(UsageError, match=r"^The network 'timm/resnet18' needs timm\.\n.*'atomhub\[models\]'$"):
+        atomhub.train_classifier(atomhub.load("digits-ipc1"), "timm/resnet18")
+
+
+def test_a_set_is_saved_without_them_as_well(monkeypatch, home):
+    for package in ("matplotlib", "sklearn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    saved = atomhub.load("digits-ipc1").save(home / "mine")
+    assert "curve.png" not in saved.manifest.files
+    assert len(atomhub.load(home / "mine")) == 10

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, quiet_datasets, tables
-from atomhub.errors import SourceError, first_line
+from atomhub.errors import SourceError, check_installed, first_line
 from atomhub.files import read_regular
 from atomhub.limits import PICTURE
 
@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 
 def digits() -> Raw:
     """scikit-learn's 1 797 handwritten digits (UCI Optdigits, CC BY 4.0): one split of 8x8 greyscale images."""
+    check_installed("The source 'digits'", "distill", "sklearn")
     from PIL import Image
     from sklearn.datasets import load_digits
 

@@ -15,7 +15,7 @@ from atomhub.data import objects, readers, tables
 from atomhub.data.cache import Progress, Survey, decode, survey
 from atomhub.data.places import Place, locate
 from atomhub.data.real import META, Kept, RealData, SourceOptions, kept_folder, open_kept
-from atomhub.errors import AtomhubWarning, SourceError, UsageError, closest
+from atomhub.errors import AtomhubWarning, SourceError, UsageError, check_installed, closest
 from atomhub.files import new_folder, temporary_folder
 from atomhub.provenance import SourceInfo
 
@@ -185,6 +185,7 @@ def _together(place: Place, faults: list[SourceError]) -> SourceError:
 
 def _set_aside(raw: tables.Raw, fraction: float) -> tuple[tables.Rows, tables.Rows]:
     """Split the training rows by class: the same rows every time."""
+    check_installed("Setting images aside for a test", "distill", "sklearn")
     from sklearn.model_selection import train_test_split
 
     labels = raw.train.labels

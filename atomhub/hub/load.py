@@ -17,7 +17,8 @@ def load(
     Args:
         name_or_path: The folder of a set; the name of a set in the local store, or of one that comes with atomhub; or
             a set on the Hub, ``user/name`` or ``user/name@revision``, which is downloaded once. Any other bare name
-            means ``$ATOMHUB_NAMESPACE/name``, where that is set. The first that is there counts.
+            means ``$ATOMHUB_NAMESPACE/name`` where that is set, else what the index of names says, which pins a commit
+            and a digest (``atomhub list --update`` fetches the newest). The first that is there counts.
         revision: Branch, tag or commit on the Hub.
         token: For private sets on the Hub; None: the one you are logged in with.
         local_files_only: Use what was downloaded before; the Hub is not asked.
@@ -31,9 +32,13 @@ def load(
     if revision is None and (folder := store.find(name_or_path)):
         return formats.read(folder)
     name = str(name_or_path)
-    bare = re.fullmatch(r"[\w.-]+(@[\w./-]+)?", name) and os.environ.get("ATOMHUB_NAMESPACE")
-    if isinstance(name_or_path, Path) or not (bare or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name)):
+    if isinstance(name_or_path, Path) or not re.fullmatch(r"([\w.-]+/)?[\w.-]+(@[\w./-]+)?", name):
         raise store.missing(name)
+    from atomhub.hub import names
+
+    bare = name.partition("@")[0]
+    if "/" not in bare and not os.environ.get("ATOMHUB_NAMESPACE") and not names.find(bare):
+        raise store.missing(name, names.known().sets)
     from atomhub.hub.pull import pull
 
     return pull(name, revision, token=token, local_files_only=local_files_only, labels=labels)

@@ -18,6 +18,7 @@ from atomhub import limits
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, UsageError
 from atomhub.files import replace_file
+from atomhub.hub import names
 from atomhub.hub.push import Kind
 from atomhub.manifest import Manifest
 from atomhub.requests import WHO, Unreachable, at_most, call_hub, hub_api
@@ -38,7 +39,8 @@ def pull(
     Only the files of the format are fetched, and each only if it has the size that the manifest says.
 
     Args:
-        name: ``user/name``, ``user/name@revision``, or a bare name under ``ATOMHUB_NAMESPACE``.
+        name: ``user/name``, ``user/name@revision``, or a bare name: of the index (:mod:`atomhub.hub.names`), or under
+            ``ATOMHUB_NAMESPACE`` where that is set.
         revision: Branch, tag or commit.
         token: For private repositories; None: the one you are logged in with.
         local_files_only: Use what was downloaded before.
@@ -49,19 +51,36 @@ def pull(
         IntegrityError: it was tampered with; nothing of it is used.
         AtomhubError: the Hub cannot be reached and nothing was downloaded before.
     """
-    repo, revision = split_name(name, revision)
+    found = snapshot(name, revision, token=token, local_files_only=local_files_only, labels=labels)
+    found.path = None  # the cache is huggingface_hub's: nothing is written there
+    return found
+
+
+def snapshot(name: str, revision: str | None = None, *, labels: bool = False, **how: Any) -> DistilledDataset:
+    """Do what :func:`pull` does, and let ``path`` be the folder of the commit in huggingface_hub's cache."""
+    entry = names.find(name.partition("@")[0])
+    if entry and (revision or "@" in name):
+        raise UsageError(
+            f"The name {name.partition('@')[0]!r} means one commit of {entry.repo}.",
+            f"For another revision: {entry.repo}@{revision or name.partition('@')[2]}",
+        )
+    repo, revision = (entry.repo, entry.commit) if entry else split_name(name, revision)
 
     def read(folder: Path) -> DistilledDataset:
         found = formats.read(folder)
         check_parquet(found, folder)
         return found
 
+    def sizes(folder: Path) -> dict[str, range]:
+        if entry:
+            entry.check(folder)
+        return _exact_sizes(folder, labels)
+
     found = download(
-        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, partial(_exact_sizes, labels=labels),
-        read=read, token=token, local_files_only=local_files_only, what="a distilled set",
+        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, sizes, read=read,
+        what="a distilled set", **how,
     )  # fmt: skip
     found.repo = repo
-    found.path = None  # the cache is huggingface_hub's: nothing is written there
     return found
 
 
@@ -216,8 +235,8 @@ def pulled() -> list[Pulled]:
     found = []
     for repo in repos:
         for revision in sorted(repo.revisions, key=lambda r: -r.last_modified):
-            names = {f.file_name for f in revision.files}
-            if repo.repo_type == "dataset" and {formats.MANIFEST, formats.TENSORS} <= names:
+            files = {f.file_name for f in revision.files}
+            if repo.repo_type == "dataset" and {formats.MANIFEST, formats.TENSORS} <= files:
                 try:
                     manifest = formats.read_manifest(revision.snapshot_path)
                 except AtomhubError:

@@ -15,7 +15,7 @@ from atomhub.data.places import ALIASES
 from atomhub.manifest import Manifest
 from atomhub.provenance import Provenance, recipe_name
 from atomhub.recipe import Recipe
-from atomhub.results import REVISION, Measurement
+from atomhub.results import REVISION, Measurement, claimed
 from atomhub.text import plain
 
 if TYPE_CHECKING:
@@ -222,12 +222,7 @@ def _metadata(manifest: Manifest) -> str:
     form, p = manifest.format, manifest.provenance
     alias = ALIASES.get(p.source_id)
     repo = alias.repo if alias else p.source_id if p.source and p.source.kind == "hub" else None
-    claims = [
-        {"protocol": r.protocol, "revision": r.revision, "network": r.network, "mean": r.score.mean,
-         "std": r.score.std, "runs": r.score.runs}
-        for r in manifest.results.measured[-20:]
-        if r.labels == "hard"
-    ]  # fmt: skip
+    claims = claimed(manifest.results.measured)
     count = form.shape[0]
     files = [{"split": "train", "path": "data/train-*.parquet"}]
     if form.formation > 1:

@@ -12,6 +12,7 @@ import re
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,7 +129,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
             if form.formation > 1:
                 distilled.as_hf_dataset().to_parquet(str(temporary / VIEWS))
         distilled.preview().save(temporary / PREVIEW)
-        if manifest.provenance.history:
+        if manifest.provenance.history and find_spec("matplotlib"):  # who only loads sets need not have it
             draw_curve(manifest.name, manifest.provenance, temporary / CURVE)
         if distilled.whitening is not None:
             arrays = {"center": distilled.whitening.center, "matrix": distilled.whitening.matrix}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from atomhub.dataset import DistilledDataset
@@ -52,9 +53,9 @@ def starters() -> list[str]:
     return names(STARTER)
 
 
-def missing(name: str) -> NotFoundError:
-    """Return the error for a set that is not on this machine."""
-    hint = closest(name, [*names(), *starters()])
+def missing(name: str, others: Iterable[str] = ()) -> NotFoundError:
+    """Return the error for a set that is not on this machine; ``others``: names that are known besides."""
+    hint = closest(name, {*names(), *starters(), *others})
     return NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from atomhub.errors import UsageError, closest, first_line
+from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
 
 TORCHVISION = "torchvision/"
@@ -151,10 +151,9 @@ def _torchvision(name: str, options: Mapping[str, str], inputs: InputSpec) -> Ne
 
 
 def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
-    try:
-        import timm
-    except ImportError:
-        raise UsageError(f"The network {name!r} needs timm.", "Install it: pip install atomhub[models]") from None
+    check_installed(f"The network {name!r}", "models", "timm")
+    import timm
+
     plain = name.removeprefix(TIMM)
     if not timm.is_model(plain):
         raise UsageError(f"timm has no model {plain!r}.", closest(plain, timm.list_models()))

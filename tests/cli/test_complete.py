@@ -29,6 +29,14 @@ def test_names_are_completed(home, words, incomplete, values, paths):
     assert completed(words, incomplete) == (values, paths)
 
 
+def test_so_are_names_of_the_index(home):
+    home.mkdir()
+    (home / "index.json").write_text('{"sets": {"cifar100-ipc50": {}}}')
+    assert completed(["info"], "cifar100-")[0] == ["cifar100-ipc50"]
+    (home / "index.json").write_text("[")
+    assert completed(["info"], "cifar100-")[0] == []
+
+
 def test_protocols_are_those_there_are():
     assert list(complete.PROTOCOLS) == list(PROTOCOLS)
 

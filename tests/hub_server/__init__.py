@@ -32,6 +32,7 @@ class HubServer:
         url: Endpoint, without a trailing slash.
         cdn: Where large files are.
         repos: ``{"user/name": Repo}``.
+        collections: Slug to title and items.
         complaints: Requests that no real Hub would have been sent.
         down: Answer everything with 503.
         downloads: Paths of the files that were served.
@@ -86,7 +87,7 @@ class HubServer:
     def reset(self):
         """Forget everything but the address."""
         self.repos, self.complaints, self.downloads, self.down = {}, [], [], False
-        self.faults, self.requests, self.blobs = [], [], {}
+        self.faults, self.requests, self.blobs, self.collections = [], [], {}, {}
 
     def add(self, name, files, private=False):
         """Add a repository with one commit."""

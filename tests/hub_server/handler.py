@@ -7,6 +7,7 @@ import re
 import urllib.parse
 from http.server import BaseHTTPRequestHandler
 
+from hub_server.collected import Collections
 from hub_server.state import Commit
 
 TOKENS = {"hf_writer": ("alice", "write"), "hf_reader": ("alice", "read"), "hf_other": ("bob", "write")}
@@ -23,7 +24,7 @@ class Cut(Exception):
     """The connection is to be dropped."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Collections, BaseHTTPRequestHandler):
     """One request to the hub that a subclass is bound to."""
 
     protocol_version = "HTTP/1.1"
@@ -393,12 +394,16 @@ def bare(name):
 
 
 REPO = r"(?P<repo>(models:|spaces:)?[\w.-]+/[\w.-]+)"
+SLUG = r"(?P<slug>[\w.-]+/[\w.-]+)"
 REV = r"(?P<rev>refs/pr/\d+|[^/]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
     ("DELETE", r"/api/repos/delete", Handler.delete),
     ("POST", r"/api/validate-yaml", Handler.validate),
+    ("POST", r"/api/collections", Handler.create_collection),
+    ("GET", rf"/api/collections/{SLUG}", Handler.collection),
+    ("POST", rf"/api/collections/{SLUG}/items", Handler.add_to_collection),
     ("GET", r"/api/datasets", Handler.search),
     ("GET", rf"/api/datasets/{REPO}(/revision/{REV})?", Handler.info),
     ("GET", rf"/api/datasets/{REPO}/refs", Handler.refs),
