@@ -211,7 +211,7 @@ def verify(
         columns.append([f"{v.claim.protocol}{soft(v.claim)}, {v.claim.network}", *figures])
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed, "seen": v.seen,
-                      "holds": v.holds if v.measured else None})  # fmt: skip
+                      "holds": v.holds if v.measured else None} | ({"why": v.why} if v.why else {}))  # fmt: skip
     kept = None
     if record is not None:
         from atomhub.job.evaluation import record_verdicts
@@ -226,5 +226,8 @@ def verify(
     else:
         head, *rows = (list(row) for row in zip(*columns, strict=True))
         print_table(head, rows, f"{name}: test accuracy in %, differences in points")
+        for v in verdicts:
+            if v.why:
+                say(f"{v.claim.protocol}, {v.claim.network} cannot be repeated: {v.why}")
     if not any(v.measured for v in verdicts) or not all(v.holds for v in verdicts if v.measured):
         raise click.exceptions.Exit(1)

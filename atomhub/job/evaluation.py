@@ -67,11 +67,11 @@ class Verdict:
 
     Attributes:
         claim: What the set's manifest claims.
-        measured: What came out; None: it cannot be repeated, as atomhub does not know the network or the protocol, or
-            the protocol has changed since.
+        measured: What came out; None: it cannot be repeated.
         holds: Whether the means differ by no more than ``allowed``.
         allowed: Points: how far the means of true claims are apart, in 99 of 100 cases.
         seen: Points: a claim that is as much off would have been found out in 4 of 5 cases.
+        why: Why it cannot be repeated, such as a network that atomhub does not know.
     """
 
     claim: Measurement
@@ -79,6 +79,7 @@ class Verdict:
     holds: bool
     allowed: float
     seen: float
+    why: str = ""
 
 
 def verify(
@@ -119,8 +120,8 @@ def verify(
             options: dict[str, Any] = {"source": source, "device": device, "progress": progress}
             options = taught(distilled, claim.protocol, options | {"baseline": None, "labels": labels})
             targets_of(distilled, labels)
-        except (UsageError, NotFoundError):  # a network that only its author has, say
-            verdicts.append(Verdict(claim, None, False, 0.0, 0.0))
+        except (UsageError, NotFoundError) as error:  # a network that only its author has, say
+            verdicts.append(Verdict(claim, None, False, 0.0, 0.0, error.message))
             continue
         found = measure(
             distilled, claim.network, claim.protocol, runs or max(2, min(5, claim.score.runs)), seed=seed, **options

@@ -80,10 +80,14 @@ def test_a_claim_cannot_make_its_own_test_a_weak_one(home, monkeypatch):
     assert not any(verdict.holds for verdict in atomhub.verify(distilled, runs=4))
 
 
-def test_a_claim_under_an_older_revision_of_a_protocol_cannot_be_repeated(home):
+def test_a_claim_under_an_older_revision_of_a_protocol_cannot_be_repeated(home, run):
     distilled = atomhub.load("digits-ipc1")
     old = distilled.manifest.results.measured[0].model_copy(update={"revision": 1})
     distilled.manifest = distilled.manifest.replace(results={"measured": (old,)})
     (verdict,) = atomhub.verify(distilled)
-    assert verdict.measured is None
+    assert (verdict.measured, verdict.why) == (None, "The protocol has changed since.")
     assert columns([old]) == {}
+    distilled.save(home / "old")
+    code, _, err = run("verify", str(home / "old"))
+    assert code == 1
+    assert f"{old.protocol}, {old.network} cannot be repeated: The protocol has changed since." in err

@@ -148,6 +148,7 @@ def test_a_network_of_ones_own_is_never_taken_for_one_of_ours(home, digits1, mon
     assert atomhub.evaluate(digits1, mlp, "brief", runs=1, baseline=None).network == "mlp()"
     (verdict,) = atomhub.verify(digits1)
     assert verdict.measured is None
+    assert "'mlp()'" in verdict.why
 
 
 def test_every_run_needs_a_new_network(home, digits1):
