@@ -15,6 +15,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bank_epochs": 6, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",
         "image_lr_scaling": "ipc", "image_schedule": "cosine",
     },
+    # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
+    "probe": {
+        "linear": 1.0, "feature": 0.0, "matcher": "resnet18", "statistics": "running", "image_pyramid": True,
+        "iterations": 500, "real_batch": 64, "image_lr": 3.0, "image_schedule": "cosine",
+        "augmentation": ("color", "crop", "flip"), "augmentation_draw": "all",
+    },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
     "rded": {"init": "tiles", "iterations": 0, "matcher": "resnet18", "bank": 1, "bank_epochs": 20},
 }  # fmt: skip
@@ -25,6 +31,7 @@ PURPOSES: dict[str, str] = {
     "datadam": "to reproduce DataDAM",
     "channel": "to see what channel attention alone does",
     "atom": "to reproduce ATOM",
+    "probe": "for a linear layer on a trained network's features; give its weights",
     "rded": "for real crops that a network is surest of",
     "dance": "for sets that networks learn most from; the default",
 }

@@ -27,9 +27,11 @@ def _knob(default: Any, description: str, unit: str = "-", source: str = "atomhu
 class Recipe(BaseModel):
     """How a set is distilled. Immutable; the effective recipe is saved with every set.
 
-    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + calibration * L_ce)``.
-    The first three are sums over classes of squared distances between class means (ATOM, arXiv 2405.01373, section 3;
-    DM for the feature term), the last the sum over classes of the mean cross-entropy of the synthetic images.
+    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + linear * L_linear +
+    calibration * L_ce)``. The first three are sums over classes of squared distances between class means (ATOM, arXiv
+    2405.01373, section 3; DM for the feature term). L_linear is 1 minus the cosine between two gradients, of the mean
+    cross-entropy of a random linear layer on the features of real and of synthetic images (linear gradient matching,
+    arXiv 2511.16674). The last is the sum over classes of the mean cross-entropy of the synthetic images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -38,6 +40,10 @@ class Recipe(BaseModel):
     spatial: float = _knob(0.0, "weight of the spatial attention term", "-", "DataDAM eq. 2", ge=0, le=1e6)
     channel: float = _knob(0.0, "weight of the channel attention term", "-", "ATOM section 3", ge=0, le=1e6)
     feature: float = _knob(0.01, "weight of the mean-feature (MMD) term, lambda", "-", "DataDAM eq. 4", ge=0, le=1e6)
+    linear: float = _knob(
+        0.0, "weight of the linear gradient term; needs a matcher other than convnet", "-",
+        "linear gradient matching (NeurIPS 2025)", ge=0, le=1e6, exclude_if=lambda value: value == 0,  # as before it
+    )  # fmt: skip
     calibration: float = _knob(
         0.0, "weight of the cross-entropy under trained networks; needs a bank", "-", "DANCE", ge=0, le=1e6
     )
@@ -58,9 +64,10 @@ class Recipe(BaseModel):
         "batch", "norm layers of the networks that images are matched under, where these leave a choice", "-",
         "DataDAM's code",
     )  # fmt: skip
-    statistics: Literal["own", "real"] = _knob(
-        "own", "batch norm's mean and variance for synthetic images: their own, or those of the real batch"
-    )
+    statistics: Literal["own", "real", "running"] = _knob(
+        "own", "batch norm's mean and variance for synthetic images: their own, those of the real batch, or for both "
+        "sides those that the weights of the matcher bring"
+    )  # fmt: skip
     width: int = _knob(128, "channels of every ConvNet block", "channels", "DC, section 4", ge=1, le=2048)
     depth: int | None = _knob(
         None, "blocks of the ConvNet; unset: follows the resolution (3 at 32x32)", "blocks", "DM", ge=1, le=8
@@ -92,6 +99,10 @@ class Recipe(BaseModel):
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
+    image_pyramid: bool = _knob(
+        False, "whether a step goes along the gradient of an image pyramid, coarse levels as far as fine ones", "-",
+        "linear gradient matching", exclude_if=lambda value: value is False,
+    )  # fmt: skip
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
     init: Literal["real", "noise", "herding", "kmeans", "tiles"] = _knob(
         "real", "initial images: random real ones, noise, real ones nearest the class mean or centres, or four crops "
@@ -118,14 +129,19 @@ class Recipe(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) != (info.field_name == "zca"):
-            raise ValueError("use true or false" if info.field_name == "zca" else "true and false are not numbers")
+        truth = cls.model_fields[str(info.field_name)].annotation is bool
+        if isinstance(value, bool) != truth:
+            raise ValueError("use true or false" if truth else "true and false are not numbers")
         return value
 
     @model_validator(mode="after")
     def _some_term(self) -> Recipe:
-        if self.spatial == self.channel == self.feature == 0:
-            raise ValueError("spatial, channel and feature are all 0: nothing would be matched; set one above 0")
+        if self.spatial == self.channel == self.feature == self.linear == 0:
+            raise ValueError(
+                "spatial, channel, feature and linear are all 0: nothing would be matched; set one above 0"
+            )
+        if self.linear and self.convnet:
+            raise ValueError("linear gradients need another matcher than convnet, such as resnet18: set one")
         if self.feature == 0 and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
         if self.calibration and not self.bank:
@@ -291,7 +307,8 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
         return recipe.replace(**(overrides or {}))
     tuned = {} if str(recipe).endswith(".toml") else TUNED.get(source, {})
     own = PRESETS.get(str(recipe), {})
-    tuned = {key: value for key, value in tuned.items() if own.get(key) != 0}  # none of something stays none
+    # none of something stays none, and what only other matchers can do stays with them
+    tuned = {k: v for k, v in tuned.items() if own.get(k) != 0 and not (k == "matcher" and own.get("linear"))}
     return Recipe.named(recipe, {**tuned, **(overrides or {})})
 
 

@@ -1,6 +1,6 @@
 """Distilled photographs beside random and herded ones, under the same labels: a line for each recipe.
 
-    python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--protocol quick --protocol rded]
+    python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...] [--protocol quick --protocol rded]
         [--network resnet18:norm=batch] [--networks 2] [--whole] [--results DIR]
 
 Protocols with a teacher give its labels to random images as well. Sets and accuracies are kept as they come, so that
@@ -37,12 +37,14 @@ def main():
     parser.add_argument("--size", type=int)
     parser.add_argument("--ipc", type=int, action="append")
     parser.add_argument("--recipe", action="append", metavar="NAME|FILE.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="recipe fields")
     parser.add_argument("--protocol", action="append")
     parser.add_argument("--network", default="resnet18:norm=batch")
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS / "photos")
     o = parser.parse_args()
+    fields = dict(text.split("=", 1) for text in o.set)
     real = atomhub.open_source(o.source, size=o.size)
     o.results.mkdir(parents=True, exist_ok=True)
     kept = o.results / f"{o.source.name}.json"
@@ -59,7 +61,7 @@ def main():
                     continue
                 one = (
                     atomhub.load(folder) if folder.exists()
-                    else atomhub.distill(real, ipc, recipe, save=folder, checkpoints=True, resume=True)
+                    else atomhub.distill(real, ipc, recipe, fields, save=folder, checkpoints=True, resume=True)
                 )  # fmt: skip
                 wanted = [kind for kind in ("random", "herding", *["whole"] * o.whole) if kind not in there]
                 result = atomhub.evaluate(one, o.network, protocol, o.networks, baseline=wanted, source=real)

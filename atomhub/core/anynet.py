@@ -31,10 +31,10 @@ class AnyEngine(Iterations):
     """Distillation of one set under networks of any kind.
 
     Batch norm takes its statistics, for both sides, from some of the real images of the iteration, spread over the
-    classes: about 256 of them, of more than 128x128 pixels fewer.
+    classes: about 256 of them, of more than 128x128 pixels fewer; unless they are to be those that came with weights.
 
     Args:
-        given: As for :class:`Iterations`. Of the recipe, width, depth, norm and statistics are those of ConvNets.
+        given: As for :class:`Iterations`. Of the recipe, width, depth and norm are those of ConvNets.
         build: Makes a network with fresh weights.
         named: As for :class:`Iterations`.
 
@@ -52,7 +52,8 @@ class AnyEngine(Iterations):
     ) -> Matcher:
         kind = Kind("none", self.recipe.power, bool(self.recipe.spatial), bool(self.recipe.channel))
         half = compute == torch.bfloat16
-        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank)
+        running, head = self.recipe.statistics == "running", bool(self.recipe.linear)
+        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head)
         self.compiler = Compiler(False)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
         return self.matcher
@@ -65,6 +66,8 @@ class AnyEngine(Iterations):
         forward, both = (int(scale * n) for n in (6 * look.largest, 2 * look.total))
         numbers = sum(shape.numel() for _, shape in self.matcher.parameters)
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
+        if self.recipe.linear:
+            held += 4 * look.features * (count * each + _COPIES * look.classes)
         least = held + max(both, self._statistics()[2] * forward)
         if least > limit:
             raise too_small(
@@ -79,14 +82,13 @@ class AnyEngine(Iterations):
     def _statistics(self) -> tuple[int, int, int]:
         """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.
 
-        They are none where the network has no batch norm.
+        They are none where the network has no batch norm, or its statistics come with it.
         """
-        if not self.matcher.look.norms:
+        if not self.matcher.norms:
             return 1, 0, 0
-        drawn = min(self.recipe.classes_per_iteration or self.classes, self.classes)
-        step = -(-drawn // self.most)
-        each = max(1, min(self.most // drawn, self.recipe.real_batch))
-        return step, each, -(-drawn // step) * each
+        step = -(-self.together // self.most)
+        each = max(1, min(self.most // self.together, self.recipe.real_batch))
+        return step, each, -(-self.together // step) * each
 
     def _sample(self, draw: Draw) -> Tensor:
         """Return the real images that batch norm's statistics are taken of, the same in all processes; collective."""
@@ -107,24 +109,32 @@ class AnyEngine(Iterations):
 
     @torch.no_grad()
     def real_side(self, draw: Draw) -> Targets:
-        """Return what is to be matched of the real images of a draw, and what its networks' batch norms found."""
+        """Return what is to be matched of the real images of a draw, and what its networks' batch norms found.
+
+        Behind the class means come, for linear gradients, a random linear layer and its gradient, (K, D) each.
+        """
         weights = self.matcher.weights(draw.weights)
         moments, calibrating = [], []
-        if self.matcher.look.norms:
+        if self.matcher.norms:
             sample = self._sample(draw)
             moments = self.matcher.moments(weights, sample)
             if draw.trained is not None:
                 calibrating = self.matcher.moments(self.matcher.weights(draw.trained), sample)
-        means: list[Tensor] = []
+        means, features, labels = list[Tensor](), list[Tensor](), list[Tensor]()
         for k, m in self.plan(len(draw.indices)).real:
             pixels = self.real[draw.indices[k, m]]
             views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
             found, _ = self.matcher.see(weights, moments, views)
+            if self.recipe.linear:
+                features.append(found[-1])
+                labels.append(self._labels(draw, (k, m)))
             share = (m.stop - m.start) / draw.indices.shape[1]
             for j, own in enumerate(self._means(found, k.stop - k.start)):
                 if len(means) <= j:
                     means.append(own.new_zeros(len(draw.indices), own.shape[1]))
                 means[j][k] += own * share
+        if self.recipe.linear:
+            means += self._linear(draw, features, labels)
         self._give_back(1 / 2)
         return means, [*moments, *calibrating]
 
@@ -134,10 +144,12 @@ class AnyEngine(Iterations):
         self.gradients.zero_()
         pieces = self.plan(len(draw.indices)).groups[0]
         total = torch.zeros((), dtype=self.dtype, device=self.device)
-        if not pieces:
-            return total
         means, moments = targets
-        given, calibrating = moments[: matcher.look.norms], moments[matcher.look.norms :]
+        if not pieces:
+            if recipe.linear:
+                self._everyones(torch.zeros_like(means[-1]))  # the others add up theirs
+            return total
+        given, calibrating = moments[: matcher.norms], moments[matcher.norms :]
         weights, alone = matcher.weights(draw.weights), len(pieces) == 1
 
         def forward(part: Piece) -> tuple[Tensor, list[Tensor]]:
@@ -148,9 +160,20 @@ class AnyEngine(Iterations):
             first = [forward(part) for part in pieces]
         with torch.enable_grad():
             leaves = [torch.cat(parts).detach().requires_grad_() for parts in zip(*(v for _, v in first), strict=True)]
-            value = mixer.loss(means, self._means(leaves, len(draw.indices)), recipe, len(matcher.look.taps) + 1)
-        gradients = [g.split([length(part) for part in pieces]) for g in torch.autograd.grad(value, leaves)]
+            seen_means = self._means(leaves, len(draw.indices))
+            value = mixer.loss(means[: len(seen_means)], seen_means, recipe, len(matcher.look.taps) + 1)
         total += value.detach()
+        if recipe.linear:
+            head, wanted = means[-2:]
+            labels = torch.cat([self._labels(draw, part) for part in pieces])
+            with torch.enable_grad():
+                here = mixer.head_gradient(head, leaves[-1], labels) / (self.together * self.views)
+                there = self._everyones(here.detach()).requires_grad_()
+                term = recipe.loss_scale * recipe.linear * mixer.apart(there, wanted)
+                (slope,) = torch.autograd.grad(term, there)
+                value = value + (slope * here).sum()  # whose gradient is that of the term
+            total += term.detach() / self.team.size  # as all processes' losses are added up
+        gradients = [g.split([length(part) for part in pieces]) for g in torch.autograd.grad(value, leaves)]
         for i, part in enumerate(pieces):
             with torch.enable_grad():
                 seen, vectors = first[i] if alone else forward(part)
@@ -162,13 +185,38 @@ class AnyEngine(Iterations):
                 with torch.enable_grad():
                     seen = self._seen(draw, k).requires_grad_()
                     _, logits = matcher.see(trained, calibrating, self._views(seen, m, draw.augmentation[k]))
-                    wanted = self.numbers[draw.rows(k)].repeat_interleave(m.stop - m.start)
-                    lost = F.cross_entropy(logits, wanted, reduction="sum") / self.views
+                    lost = F.cross_entropy(logits, self._labels(draw, (k, m)), reduction="sum") / self.views
                     lost = recipe.loss_scale * recipe.calibration * lost
                 self.gradients[draw.rows(k)] += torch.autograd.grad(lost, seen)[0]
                 total += lost.detach()
         self._give_back(1 / 2)
         return total
+
+    def _linear(self, draw: Draw, features: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
+        """Return a random linear layer for features of real images, and the gradient of its loss; collective.
+
+        Its logits are about 1 wide: its numbers are divided by the root mean square length of the features.
+        """
+        head = self.matcher.head(draw.weights)
+        found = torch.cat(features) if features else head.new_zeros(0, head.shape[1])
+        count = self.together * self.recipe.real_batch
+        head = head / (self._everyones(found.square().sum()) / count).sqrt().clamp(min=1e-12)
+        numbers = torch.cat(labels) if labels else self.numbers[:0]
+        return [head, self._everyones(mixer.head_gradient(head, found, numbers)) / count]
+
+    @property
+    def together(self) -> int:
+        """Classes of an iteration, of all processes."""
+        return min(self.recipe.classes_per_iteration or self.classes, self.classes)
+
+    def _everyones(self, x: Tensor) -> Tensor:
+        """Return the sum over all processes; collective."""
+        return self.team.add(x) if self.team.size > 1 else x
+
+    def _labels(self, draw: Draw, part: Piece) -> Tensor:
+        """Return the class numbers of a piece's images."""
+        k, m = part
+        return self.numbers[draw.rows(k)].repeat_interleave(m.stop - m.start)
 
     @staticmethod
     def _means(vectors: list[Tensor], classes: int) -> list[Tensor]:

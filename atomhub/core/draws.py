@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES, TILES = range(11)
+INIT, REAL, AUGMENTATION, WEIGHTS, NOISE, BASELINE, TRAINING, SEARCH, BANK, CLASSES, TILES, HEAD = range(12)
 """Streams: independent draws of one (seed, iteration, class)."""
 
 VERSION = 2

@@ -23,7 +23,7 @@ from atomhub.core.passes import Compiler
 from atomhub.core.plan import LIBRARIES, Plan, budget
 from atomhub.core.real import RealImages
 from atomhub.core.sampling import Draw, Networks, Sampler
-from atomhub.core.synthetic import Synthetic, to_views
+from atomhub.core.synthetic import Synthetic, pyramid, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.memory import free_memory, give_back, used_memory
@@ -189,7 +189,8 @@ class Iterations(ABC):
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
             rows = draw.rows(k)
-            self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + gradient[rows]
+            step = pyramid(gradient[rows]) if self.recipe.image_pyramid else gradient[rows]
+            self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + step
             images[rows] -= draw.lr * self.momentum[rows]
             outside += self.synthetic.project(rows)
         self._clipped.copy_(outside / max(1, len(draw.indices) * images[0].numel()))

@@ -44,6 +44,7 @@ class Look:
     Attributes:
         taps: Which of its activations, counted as they come, are the last before the resolution changes.
         vectors: Numbers that are matched of an image.
+        classes, features: Numbers that the last linear layer gives and gets.
         largest: Bytes of the largest tensor of an image, in float32.
         total: Bytes of all of them.
         norms: How many times it applies batch norm.
@@ -51,6 +52,8 @@ class Look:
 
     taps: tuple[int, ...]
     vectors: int
+    classes: int
+    features: int
     largest: int
     total: int
     norms: int
@@ -71,6 +74,8 @@ class Matcher:
         dtype: Precision of their weights.
         half: Whether they compute in bfloat16.
         bank: Networks to draw from; None: fresh ones.
+        running: Whether batch norms have the statistics that came with the weights, and no others.
+        head: Whether a random linear layer is drawn with every network.
 
     Raises:
         UsageError: there is nothing in the network to match.
@@ -78,32 +83,45 @@ class Matcher:
 
     def __init__(
         self, build: Build, kind: Kind, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
-        half: bool = False, bank: Bank | None = None,
+        half: bool = False, bank: Bank | None = None, running: bool = False, head: bool = False,
     ) -> None:  # fmt: skip
         self.build, self.kind, self.device, self.dtype, self.half, self.bank = build, kind, device, dtype, half, bank
         self.model = _still(_fresh(build, 0))
         self.parameters = [(name, p.shape) for name, p in self.model.named_parameters()]
         self.lock = Lock()  # several threads may draw
         self.look = self._look(shape)
+        self.norms = 0 if running else self.look.norms
+        """Batch norms whose statistics are those of real images."""
+        self.heads = (self.look.classes, self.look.features) if head else (0, 0)
         self.model.to(device, dtype).requires_grad_(False)
 
     def draw(self, seed: int, iteration: int, trained: bool = False) -> tuple[int, Tensor, Tensor | None]:
-        """Draw the weights of an iteration, as :meth:`atomhub.core.embedding.Embedding.draw`; (n,) float32."""
+        """Draw the weights of an iteration, as :meth:`atomhub.core.embedding.Embedding.draw`; (n,) float32.
+
+        A linear layer that is drawn with them comes last, of independent standard normal numbers.
+        """
         key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
+        own = torch.Generator().manual_seed(draws.generator_seed(seed, draws.HEAD, iteration))
+        head = torch.randn(self.heads[0] * self.heads[1], generator=own)
         with self.lock:
             if self.bank is None:
-                return 0, self._flat(dict(_fresh(self.build, key).named_parameters())), None
+                return 0, torch.cat([self._flat(dict(_fresh(self.build, key).named_parameters())), head]), None
             member, share = key % len(self.bank), float(draws.uniform(seed, draws.BANK, iteration)[0])
             end = self._flat(self.bank.weights(member, 1.0)) if trained else None
-            return 0, self._flat(self.bank.weights(member, share)), end
+            return 0, torch.cat([self._flat(self.bank.weights(member, share)), head]), end
 
     def _flat(self, weights: Weights) -> Tensor:
         return torch.cat([weights[name].detach().flatten().float() for name, _ in self.parameters])
 
     def weights(self, flat: Tensor) -> Weights:
         """Return weights of :meth:`draw`, on whatever device they are, by name."""
-        parts = flat.to(self.dtype).split([shape.numel() for _, shape in self.parameters])
+        sizes = [shape.numel() for _, shape in self.parameters]
+        parts = flat[: sum(sizes)].to(self.dtype).split(sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.parameters, parts, strict=True)}
+
+    def head(self, flat: Tensor) -> Tensor:
+        """Return the random linear layer that lies behind weights of :meth:`draw`, (K, D)."""
+        return flat[len(flat) - self.heads[0] * self.heads[1] :].to(self.dtype).view(self.heads)
 
     @torch.no_grad()
     def moments(self, weights: Weights, images: Tensor) -> list[Moments]:
@@ -127,7 +145,8 @@ class Matcher:
             if count in taps:
                 found.extend(blocks.attention(blocks.at_least_float32(z).abs(), self.kind))
 
-        with self._computing(), _Watch(look, norm=lambda count, _: moments[count]) as watch:
+        norm = (lambda count, _: moments[count]) if self.norms else None
+        with self._computing(), _Watch(look, norm=norm) as watch:
             logits = functional_call(self.model, weights, (images,))
         assert watch.entered is not None
         return [*found, blocks.at_least_float32(watch.entered).flatten(1)], blocks.at_least_float32(logits)
@@ -161,7 +180,8 @@ class Matcher:
             )
         vectors = [sides[i][0] * sides[i][1] * self.kind.spatial + widths[i] * self.kind.channel for i in ends]
         taps = tuple(ends) if self.kind.maps else ()
-        return Look(taps, sum(vectors) + watch.entered.numel(), max(sizes), sum(sizes), watch.norms)
+        entered, classes = watch.entered.numel(), logits.shape[1]
+        return Look(taps, sum(vectors) + entered, classes, entered, max(sizes), sum(sizes), watch.norms)
 
 
 class _Watch(TorchFunctionMode):

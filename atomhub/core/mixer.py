@@ -37,3 +37,20 @@ def loss(real: Sequence[Tensor], synthetic: Sequence[Tensor], recipe: Recipe, de
     """
     terms = [w * (r - s).square().sum() for w, r, s in zip(weights(recipe, depth), real, synthetic, strict=True)]
     return recipe.loss_scale * torch.stack(terms).sum()
+
+
+def head_gradient(head: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of a linear layer's summed cross-entropy by its weights, (K, D), in closed form.
+
+    Args:
+        head: (K, D) the weights.
+        features: (n, D) what enters it.
+        labels: (n,) class numbers.
+    """
+    wrong = (features @ head.T).softmax(1) - F.one_hot(labels, len(head))
+    return wrong.T @ features
+
+
+def apart(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 minus the cosine between two tensors as vectors (linear gradient matching, arXiv 2511.16674)."""
+    return 1 - F.cosine_similarity(a.flatten(), b.flatten(), dim=0)

@@ -100,6 +100,32 @@ def arranged(small: Tensor, side: int) -> Tensor:
     return parts.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
 
 
+@torch.no_grad()
+def pyramid(gradient: Tensor) -> Tensor:
+    """Return the step of an image that is a sum of levels of 1, 2, 4 ... pixels a side, all of which step.
+
+    A level's gradient is that of the image through bilinear enlargement, divided by the pixels that one of its own
+    stands for, so that coarse levels go as far as fine ones.
+
+    Args:
+        gradient: (k, n, C, H, W), of images of one size; unchanged.
+    """
+    flat = gradient.flatten(0, 1)
+    total, size = flat.clone(), flat.shape[-2:]
+    side = 1
+    while side < min(size):
+        with torch.enable_grad():
+            level = flat.new_zeros(*flat.shape[:2], side, side, requires_grad=True)
+            (own,) = torch.autograd.grad(_enlarged(level, size), level, flat)
+        total += _enlarged(own, size) * side**2 / (size[0] * size[1])
+        side *= 2
+    return total.view_as(gradient)
+
+
+def _enlarged(images: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
 def stored(images: Tensor, brightest: int | None, normalization: Normalization) -> Tensor:
     """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`.
 

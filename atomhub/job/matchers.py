@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 
 from atomhub.core.anynet import AnyEngine
 from atomhub.core.bank import digest_of
@@ -19,16 +17,12 @@ from atomhub.core.draws import seeded
 from atomhub.core.engine import Engine
 from atomhub.core.iterations import Iterations
 from atomhub.data.real import RealData
-from atomhub.errors import AtomhubError, UsageError, first_line
-from atomhub.files import read_regular, user_path
+from atomhub.errors import UsageError
 from atomhub.recipe import Recipe
 from atomhub.training.accuracy import check_shape, logits
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import TORCHVISION, find_network
-
-_FILE = ".safetensors"
-_LARGEST = 2**33
-"""Bytes of a file of weights."""
+from atomhub.training.networks import find_network
+from atomhub.weights import FILE, read_weights, with_weights
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,13 @@ def find_matcher(
         function: Makes one, in place of a name.
 
     Raises:
-        UsageError: there is no such network, it cannot take the images, or the weights are not its own.
+        UsageError: there is no such network, it cannot take the images, or the weights are missing or not its own.
     """
+    if recipe.statistics == "running" and not recipe.weights:
+        raise UsageError(
+            f"The recipe {recipe.name!r} has running statistics, which come with trained weights.",
+            "Set weights to a .safetensors file of such a network, or statistics to real.",
+        )
     inputs = InputSpec(real.info.channels, len(real.class_names), real.info.size)
     plain = f"convnet:norm={recipe.norm}"
     if function is not None:
@@ -83,9 +82,9 @@ def find_matcher(
         spec, build, usual = network.spec, network.build, network.spec
     weights = recipe.weights
     if weights:
-        state = _read_weights(weights, spec)
-        build = _with_weights(build, state, weights)
-        if weights.endswith(_FILE):
+        state = read_weights(weights, spec)
+        build = with_weights(build, state, weights, running=recipe.statistics == "running")
+        if weights.endswith(FILE):
             weights = f"{Path(weights).name} sha256:{digest_of(state)}"
     with seeded(0, torch.device("cpu")), torch.no_grad():
         model: Any = build()
@@ -96,53 +95,3 @@ def find_matcher(
         made = logits(model.eval(), torch.rand(1, inputs.channels, inputs.size, inputs.size))
     check_shape(spec, made.shape, (1, inputs.classes))
     return Matching(spec, build, digest_of({"": made, **dict(model.named_parameters())}), weights, usual)
-
-
-def _with_weights(
-    build: Callable[[], nn.Module], state: dict[str, Tensor], source: str
-) -> Callable[[], nn.Module]:  # fmt: skip
-    """Return how to make a network with given weights; its last layer stays fresh where it has other classes."""
-
-    def loaded() -> nn.Module:
-        model = build()
-        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-        for name, own in model.named_parameters():
-            given = state.get(name)
-            if given is not None and given.shape == own.shape:
-                own.data.copy_(given)
-            elif name.rpartition(".")[0] not in last:
-                found = (
-                    f"has the shape {tuple(given.shape)}, not {tuple(own.shape)}" if given is not None else "is missing"
-                )
-                raise UsageError(
-                    f"The weights {source!r} are not those of this network: {name} {found}.",
-                    "Use those of the recipe's matcher.",
-                )
-        return model
-
-    loaded()  # now, if they do not fit
-    return loaded
-
-
-def _read_weights(weights: str, spec: str) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or those that torchvision has under a name."""
-    if weights.endswith(_FILE):
-        try:
-            return load(read_regular(user_path(weights), _LARGEST))
-        except (OSError, SafetensorError, ValueError) as error:
-            raise UsageError(f"Cannot read the weights {weights!r}: {first_line(error)}.") from None
-    from torchvision import models
-
-    name = spec.removeprefix(TORCHVISION)
-    try:
-        known: Any = models.get_model_weights(name)  # of its networks alone: ours have options, or its prefix
-        chosen = known[weights]
-    except (KeyError, ValueError):
-        raise UsageError(
-            f"There are no weights {weights!r} of the network {spec!r}.",
-            "Give a .safetensors file, or one of torchvision's names such as IMAGENET1K_V1.",
-        ) from None
-    try:
-        return dict(chosen.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # urllib's, and those of torch.hub
-        raise AtomhubError(f"Cannot fetch the weights {weights!r} of {name!r}: {first_line(error)}.") from error

@@ -210,7 +210,7 @@ def train_classifier(
     found = network_for(distilled, network, find_protocol(protocol))
     test = distilled.test_split(source) if tested else None  # before the work, not after
     start = time.perf_counter()
-    model = train(found.spec, distilled, protocol, labels=labels, seed=seed, device=device)
+    model = train(found.build, distilled, protocol, labels=labels, seed=seed, device=device)
     seconds = time.perf_counter() - start
     where = find_device(device)
     m, f = distilled.manifest, distilled.manifest.format

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -12,14 +13,20 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from atomhub.core.bank import digest_of
 from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
-
-TORCHVISION = "torchvision/"
-"""Prefix of torchvision's classifiers; needed only for those that have a namesake above."""
+from atomhub.weights import TORCHVISION, read_weights, with_weights
 
 TIMM = "timm/"
 """Prefix of timm's models, where it is installed."""
+
+PROBE = "probe/"
+"""Prefix of a linear layer on the features of a network, which is frozen with the weights of a file."""
+
+
+_DIGITS = 12
+"""Of the digest of weights in a network's name."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,20 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
 
     Args:
         spec: One of :data:`NETWORKS`, with options: ``convnet:width=64,norm=batch``; a classifier of torchvision; a
-            model of timm, as ``timm/NAME``; None: the usual one.
+            model of timm, as ``timm/NAME``; a linear probe on one of these, as ``probe/NAME:weights=FILE``; None: the
+            usual one.
         inputs: What it is to classify.
         usual: The network of a set (``manifest.results.network``), whose options count where ``spec`` names the same
             network without them; other networks have its norm.
-        tried: Whether to see that it takes the inputs.
+        tried: Whether to see that it takes the inputs, and to read the weights of a probe.
 
     Raises:
         UsageError: an unknown name or option (with the closest match), a value that is not possible, or a network that
             cannot take images of that size.
     """
     name, given = split_spec(spec or usual)
+    if name.startswith(PROBE):
+        return _probe(name.removeprefix(PROBE), given, inputs, tried)
     make = NETWORKS.get(name)
     if make is None:
         network = (_timm if name.startswith(TIMM) else _torchvision)(name, given, inputs)
@@ -168,6 +178,55 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
             return timm.create_model(plain, **shape)
 
     return Network(name, build, inputs)
+
+
+def _probe(name: str, options: dict[str, str], inputs: InputSpec, tried: bool) -> Network:
+    """Return a linear probe; its name has the file of the weights and their digest, which is checked if given."""
+    given, _, digest = options.pop("weights", "").partition("@")
+    if not given:
+        raise UsageError(f"The network {PROBE + name!r} needs weights.", f"Give them: {PROBE}{name}:weights=FILE")
+    others = ",".join(f"{key}={value}" for key, value in options.items())
+    body = find_network(f"{name}:{others}" if others else name, inputs, tried=tried)
+    start = f"{PROBE}{body.spec}{',' if ':' in body.spec else ':'}weights="
+    if not tried:
+        return Network(f"{start}{Path(given).name}@{digest}", lambda: Probe(body.build()), inputs)
+    state = read_weights(given, body.spec)
+    found = digest_of(state)[:_DIGITS]
+    if digest and digest != found:
+        raise UsageError(f"The weights {given!r} have the digest {found}, not {digest}.", "Use the same file.")
+    build = with_weights(body.build, state, given)
+    return Network(f"{start}{Path(given).name}@{found}", lambda: Probe(build()), inputs)
+
+
+class Probe(nn.Module):
+    """A fresh linear layer in place of a network's last one; all else of the network stays as it is.
+
+    Args:
+        model: Has a linear layer; its last one gives the classes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+        if not last:
+            raise UsageError(f"The network {type(model).__name__} has no linear layer to put a probe in place of.")
+        old: Any = model.get_submodule(last[0])
+        self.head = nn.Linear(old.in_features, old.out_features)
+        model.set_submodule(last[0], nn.Identity())
+        self.body = model.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Probe":
+        """Set the mode of the linear layer; the network's batch norms and dropout stay as in use."""
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        with torch.no_grad():
+            features = self.body(images)
+        logits: Tensor = self.head(features)
+        return logits
 
 
 def _sketch(build: Callable[[], nn.Module]) -> nn.Module:

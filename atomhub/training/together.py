@@ -60,7 +60,7 @@ class Together:
             self.weights, self.buffers = torch.func.stack_module_state(list(models))
         except (RuntimeError, ValueError) as error:
             raise NotVectorised from error
-        self.parameters = list(self.weights.values())
+        self.parameters = [stacked for stacked in self.weights.values() if stacked.requires_grad]
         self.products: bool | None = None
 
     def __call__(self, batch: Tensor) -> Tensor:

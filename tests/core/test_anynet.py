@@ -13,6 +13,7 @@ from atomhub.core.anynet import AnyEngine
 from atomhub.core.augment import augment
 from atomhub.core.convnet import ConvNet
 from atomhub.core.parallel import Team
+from atomhub.core.synthetic import pyramid
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError, UsageError
 from atomhub.recipe import Recipe
@@ -154,6 +155,102 @@ def test_too_little_memory_is_said_with_what_would_be_enough():
     assert 'Give `memory="' in caught.value.hint
 
 
+def linear_reference(engine, iteration):
+    """Loss and gradient of linear gradient matching, by autograd through the cross-entropy's own gradient."""
+    draw, recipe = engine.draw(iteration), engine.recipe
+    network = Residual().double().eval()
+    weights = engine.matcher.weights(draw.weights)
+    network.load_state_dict(weights, strict=False)
+    for module, other in zip(network.modules(), engine.matcher.model.modules(), strict=True):
+        if isinstance(module, nn.BatchNorm2d):
+            module.load_state_dict({**module.state_dict(), **dict(other.named_buffers())})
+    seen = engine.synthetic.seen().requires_grad_()
+    labels = torch.arange(3) if draw.classes is None else draw.classes
+    features = []
+    for images in (engine.real[draw.indices], seen[labels]):
+        views = augment(images, draw.augmentation, recipe.stages).flatten(0, 1)
+        features.append(network.features(network.stages(views)[-1].mean((2, 3))))
+    drawn = engine.matcher.head(draw.weights)
+    length = features[0].square().sum(1).mean().sqrt()
+    sides = []
+    for found in features:
+        head = (drawn / length).detach().requires_grad_()
+        loss = F.cross_entropy(found @ head.T, labels.repeat_interleave(len(found) // len(labels)))
+        sides.append(torch.autograd.grad(loss, head, create_graph=True)[0].flatten())
+    loss = recipe.loss_scale * recipe.linear * (1 - F.cosine_similarity(sides[0].detach(), sides[1], dim=0))
+    return loss, torch.autograd.grad(loss, seen)[0]
+
+
+def with_statistics():
+    """Residual as it comes with trained weights: its batch norms have statistics."""
+    network = Residual()
+    generator = torch.Generator().manual_seed(7)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.2 * torch.rand(module.num_features, generator=generator) - 0.1
+            module.running_var = 0.1 * torch.rand(module.num_features, generator=generator) + 0.05
+    return network
+
+
+LINEAR = {"linear": 0.5, "feature": 0, "spatial": 0, "channel": 0, "statistics": "running", "weights": "x.safetensors"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"classes_per_iteration": 2}], ids=str)
+@pytest.mark.parametrize("together", [128, 2])
+def test_linear_gradients_agree_with_those_of_a_linear_layer(fields, together, monkeypatch):
+    monkeypatch.setattr("atomhub.core.anynet._TOGETHER", together)
+    engine = engine_of(with_statistics, matcher="resnet18", **LINEAR, **fields)
+    for iteration in range(2):
+        loss, gradient = linear_reference(engine, iteration)
+        assert engine.gradient(iteration).item() == pytest.approx(loss.item(), rel=1e-9)
+        rows = engine.draw(iteration).classes
+        rows = slice(None) if rows is None else rows
+        assert (engine.gradients[rows] - gradient[rows]).norm() <= 1e-9 * gradient.norm()
+        assert gradient.norm() > 0
+
+
+def test_a_linear_layer_of_its_own_is_drawn_for_every_iteration():
+    engine = engine_of(with_statistics, matcher="resnet18", **LINEAR)
+    first, again, second = (engine.matcher.head(engine.draw(i).weights) for i in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert first.shape == (3, 12)
+
+
+def test_all_terms_are_added_up():
+    apart = engine_of(Residual, matcher="resnet18", linear=0.5, spatial=0, channel=0, feature=0)
+    others = engine_of(Residual, matcher="resnet18")
+    whole = engine_of(Residual, matcher="resnet18", linear=0.5)
+    losses = [engine.gradient(1).item() for engine in (apart, others, whole)]
+    assert losses[2] == pytest.approx(losses[0] + losses[1], rel=1e-9)
+    assert (apart.gradients + others.gradients - whole.gradients).norm() <= 1e-9 * whole.gradients.norm()
+
+
+def test_a_step_along_a_pyramid_is_that_of_all_its_levels():
+    """SGD on images that are sums of enlarged levels, with a rate for each that is as many times its pixels."""
+    gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = [torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (1, 2, 4, 8)]
+    enlarged = [F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels]
+    steps = torch.autograd.grad((sum(enlarged) * gradient[:, 0]).sum(), levels)
+    rates = [(len(level[0, 0]) / 8) ** 2 for level in levels]
+    moved = sum(
+        rate * F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
+        for rate, step in zip(rates, steps, strict=True)
+    )
+    assert (pyramid(gradient)[:, 0] - moved).abs().max() < 1e-12
+    assert (pyramid(torch.ones_like(gradient)) - 4).abs().max() < 1e-12  # four levels, each as far
+
+
+def test_images_take_the_step_of_the_pyramid():
+    plain, other = (engine_of(Residual, pixels="float32", image_lr=1e-3, image_pyramid=p) for p in (False, True))
+    before = plain.synthetic.images.detach().clone()
+    for engine in (plain, other):
+        engine.step(0)
+    step = (plain.synthetic.images - before).detach()
+    inside = (pyramid(step) + before - other.synthetic.images).abs().detach()
+    assert inside.median() < 1e-12  # but for pixels that are clamped
+
+
 class Flat(nn.Module):
     """A network without a picture in it."""
 
@@ -180,16 +277,22 @@ def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(monkeypatch):
         engine_of(Flat, spatial=0, channel=0)
 
 
+SHARED = [
+    {"classes_per_iteration": None}, {"classes_per_iteration": 1},
+    {"matcher": "resnet18", "linear": 1.0}, {"matcher": "resnet18", "linear": 1.0, "classes_per_iteration": 1},
+]  # fmt: skip
+
+
 def share(rank, size, folder):
     """One of several processes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    for each in (None, 1):
-        engine = engine_of(Residual, options={"team": Team()}, classes_per_iteration=each)
+    for i, fields in enumerate(SHARED):
+        engine = engine_of(Residual, options={"team": Team()}, **fields)
         list(engine.run())
         found = engine.state()["images"]
         if rank == 0:
-            torch.save(found, folder / f"{each}.pt")
+            torch.save(found, folder / f"{i}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -200,8 +303,8 @@ def test_processes_share_the_classes_and_change_nothing_but_rounding(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    for each in (None, 1):
-        alone = engine_of(Residual, classes_per_iteration=each)
+    for i, fields in enumerate(SHARED):
+        alone = engine_of(Residual, **fields)
         list(alone.run())
-        found = torch.load(tmp_path / f"{each}.pt", weights_only=True)
+        found = torch.load(tmp_path / f"{i}.pt", weights_only=True)
         assert (alone.state()["images"] - found).abs().max() < 1e-9

@@ -10,6 +10,7 @@ import atomhub
 from atomhub.cli.main import cli
 from atomhub.errors import UsageError
 from atomhub.training.nets import InputSpec, lenet
+from atomhub.training.networks import find_network
 
 FIELDS = {"iterations": 3, "real_batch": 8, "norm": "batch"}
 
@@ -111,6 +112,36 @@ class TestWeights:
         save_file({"0.weight": torch.zeros(6, 1, 5, 5, dtype=torch.bfloat16)}, weights)
         with pytest.raises(UsageError, match=r"are not those of this network: 0.bias is missing"):
             distil(weights=str(weights))
+
+    def test_a_probe_learns_from_a_set_made_for_it(self, home, tmp_path, monkeypatch):
+        """Digits by the features of a LeNet that knows something else of digits."""
+        monkeypatch.chdir(tmp_path)
+        known = atomhub.train_classifier(atomhub.load("digits-ipc10"), "lenet", "quick").model
+        save_file(known.state_dict(), "lenet.safetensors")
+        fields = {"matcher": "lenet", "weights": "lenet.safetensors", "iterations": 60}
+        one = atomhub.distill("digits", 1, "probe", fields)
+        assert one.manifest.provenance.recipe.weights.startswith("lenet.safetensors sha256:")
+        start = atomhub.distill("digits", 1, "probe", fields | {"iterations": 0})
+        probe = "probe/lenet:weights=lenet.safetensors"
+        scores = [atomhub.evaluate(s, probe, "quick", 2, baseline=None).score.mean for s in (start, one)]
+        assert scores[1] > scores[0] + 5
+        assert one.manifest.results.measured[0].network.startswith(f"{probe}@")
+        atomhub.save_model(atomhub.train_classifier(one, probe, "quick"), "kept")
+        (tmp_path / "lenet.safetensors").unlink()
+        assert atomhub.accuracy(atomhub.load_model(tmp_path / "kept").model, one) > 50  # it has all of them itself
+
+    def test_running_statistics_come_with_weights(self, home, tmp_path):
+        with pytest.raises(UsageError, match=r"The recipe 'probe' has running statistics.*\nSet weights to a"):
+            atomhub.distill("digits", 1, "probe", {"matcher": "lenet"})
+        state = find_network("resnet18:norm=batch", InputSpec(1, 10, 16)).build().state_dict()
+        path = tmp_path / "bare.safetensors"
+        save_file({key: value for key, value in state.items() if "running" not in key}, path)
+        with pytest.raises(UsageError, match="have no statistics of batch norm: .*running_mean is missing"):
+            atomhub.distill("digits", 1, "probe", {"matcher": "resnet18:norm=batch", "weights": str(path)})
+
+    def test_linear_gradients_need_another_matcher_than_the_convnet(self, home):
+        with pytest.raises(UsageError, match="linear gradients need another matcher than convnet"):
+            atomhub.distill("digits", 1, "probe", {"matcher": "convnet", "weights": "a.safetensors"})
 
     @pytest.mark.parametrize(
         ("weights", "message"),

@@ -1,7 +1,10 @@
 """Networks by name: the sizes of the literature, options, torchvision's, and what does not fit."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from atomhub.errors import UsageError
 from atomhub.training.nets import NETWORKS, InputSpec
@@ -93,6 +96,43 @@ def test_models_of_timm_have_a_prefix_and_take_grey_images_of_any_size():
         find_network("timm/resnt18", CIFAR)
     with pytest.raises(UsageError, match="has no option 'norm'"):
         find_network("timm/resnet18:norm=batch", CIFAR)
+
+
+class TestProbe:
+    @pytest.fixture
+    def weights(self, tmp_path, monkeypatch):
+        """Of a ResNet-18 that knows seven classes of something else."""
+        monkeypatch.chdir(tmp_path)
+        torch.manual_seed(1)
+        model = find_network("torchvision/resnet18", InputSpec(3, 7, 32)).build()
+        model.bn1.running_mean += 0.5
+        save_file(model.state_dict(), "mine.safetensors")
+        return model.eval()
+
+    def test_it_is_a_fresh_linear_layer_on_features_that_stay(self, weights):
+        found = find_network("probe/torchvision/resnet18:weights=mine.safetensors", CIFAR)
+        assert re.fullmatch(r"probe/torchvision/resnet18:weights=mine.safetensors@[0-9a-f]{12}", found.spec)
+        model, images = found.build().train(), torch.rand(4, 3, 32, 32)
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+        weights.fc = torch.nn.Identity()
+        with torch.no_grad():
+            assert torch.equal(model(images), model.head(weights(images)))  # in training as in use
+        assert find_network(found.spec, CIFAR).spec == found.spec
+        assert found.parameters() == 11_181_642
+
+    def test_other_weights_are_not_taken_for_them(self, weights):
+        spec = find_network("probe/torchvision/resnet18:weights=mine.safetensors", CIFAR).spec
+        save_file({**weights.state_dict(), "bn1.bias": torch.ones(64)}, "mine.safetensors")
+        with pytest.raises(UsageError, match=r"'mine.safetensors' have the digest [0-9a-f]{12}, not [0-9a-f]{12}"):
+            find_network(spec, CIFAR)
+
+    def test_it_needs_weights(self, weights):
+        with pytest.raises(UsageError, match="(?s)'probe/resnet18' needs weights.*probe/resnet18:weights=FILE"):
+            find_network("probe/resnet18", CIFAR)
+        with pytest.raises(UsageError, match="Cannot read the weights 'none.safetensors'"):
+            find_network("probe/resnet18:weights=none.safetensors", CIFAR)
+        with pytest.raises(UsageError, match="are not those of this network"):
+            find_network("probe/resnet18:norm=batch,weights=mine.safetensors", CIFAR)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Weights of networks that were trained elsewhere: read, and put into a network."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from atomhub.errors import AtomhubError, UsageError, first_line
+from atomhub.files import read_regular, user_path
+
+FILE = ".safetensors"
+TORCHVISION = "torchvision/"
+"""Prefix of torchvision's classifiers; needed only for those that have a namesake among atomhub's."""
+_LARGEST = 2**33
+"""Bytes of a file of weights."""
+
+
+def with_weights(
+    build: Callable[[], nn.Module], state: Mapping[str, Tensor], source: str, running: bool = False
+) -> Callable[[], nn.Module]:  # fmt: skip
+    """Return how to make a network with given weights; its last layer stays fresh where it has other classes.
+
+    Args:
+        build: Makes one with fresh weights.
+        state: Its parameters by name, and buffers (the running statistics of batch norm), which may be missing.
+        source: Where they are from, for errors.
+        running: Refuse weights without running statistics.
+
+    Raises:
+        UsageError: they are not those of such a network.
+    """
+
+    def loaded() -> nn.Module:
+        model = build()
+        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+        for name, own in model.named_parameters():
+            given = state.get(name)
+            if given is not None and given.shape == own.shape:
+                own.data.copy_(given)
+            elif name.rpartition(".")[0] not in last:
+                found = (
+                    f"has the shape {tuple(given.shape)}, not {tuple(own.shape)}" if given is not None else "is missing"
+                )
+                raise UsageError(
+                    f"The weights {source!r} are not those of this network: {name} {found}.",
+                    "Use those of the network that is named.",
+                )
+        for name, buffer in model.named_buffers():
+            given = state.get(name)
+            if given is not None and given.shape == buffer.shape:
+                buffer.copy_(given)
+            elif running and name.rpartition(".")[2] == "running_mean":
+                raise UsageError(
+                    f"The weights {source!r} have no statistics of batch norm: {name} is missing.",
+                    "Use weights with them, or statistics='real'.",
+                )
+        return model
+
+    loaded()  # now, if they do not fit
+    return loaded
+
+
+def read_weights(weights: str, network: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, or those that torchvision has under a name.
+
+    Args:
+        weights: The file, or the name, such as ``IMAGENET1K_V1``.
+        network: The network's name.
+
+    Raises:
+        UsageError: the file cannot be read, or torchvision has none of that name.
+        AtomhubError: torchvision's cannot be fetched.
+    """
+    if weights.endswith(FILE):
+        try:
+            return load(read_regular(user_path(weights), _LARGEST))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UsageError(f"Cannot read the weights {weights!r}: {first_line(error)}.") from None
+    from torchvision import models
+
+    name = network.removeprefix(TORCHVISION)
+    try:
+        known: Any = models.get_model_weights(name)  # of its networks alone: ours have options, or its prefix
+        chosen = known[weights]
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"There are no weights {weights!r} of the network {network!r}.",
+            "Give a .safetensors file, or one of torchvision's names such as IMAGENET1K_V1.",
+        ) from None
+    try:
+        return dict(chosen.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # urllib's, and those of torch.hub
+        raise AtomhubError(f"Cannot fetch the weights {weights!r} of {name!r}: {first_line(error)}.") from error
