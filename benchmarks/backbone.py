@@ -1,4 +1,4 @@
-"""Train a network on a source and write its weights, for recipes and probes that want a trained one; nothing is fetched.
+"""Train a network on a source and write its weights, for recipes and probes that want a trained one.
 
     python benchmarks/backbone.py SOURCE FILE.safetensors [--size 64] [--network torchvision/resnet18] [--classes K]
         [--each N] [--epochs 12] [--rate 0.1]

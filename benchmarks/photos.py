@@ -1,7 +1,7 @@
 """Distilled photographs beside random and herded ones, under the same labels: a line for each recipe.
 
-    python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...] [--protocol quick --protocol rded]
-        [--network resnet18:norm=batch] [--networks 2] [--whole] [--results DIR]
+    python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...]
+        [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--networks 2] [--whole] [--results DIR]
 
 Protocols with a teacher give its labels to random images as well. Sets and accuracies are kept as they come, so that
 the command goes on where it was. Accuracies are those of the last epoch, on the test images.

@@ -103,7 +103,12 @@ def pull(name: str, labels: bool, as_json: bool) -> None:
 
 @click.group()
 def index() -> None:
-    """The names by which everybody may load sets on the Hub."""
+    """The names by which everybody may load sets on the Hub.
+
+    \b
+    Example:
+      atomhub index add alice/cifar10-ipc10
+    """
 
 
 @index.command("add")

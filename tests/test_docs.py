@@ -10,11 +10,14 @@ import torch
 from conftest import ROOT, image_folder
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
+from safetensors.torch import save_file
 
 import atomhub
 from atomhub.cli.main import cli
 from atomhub.hub import names
 from atomhub.presets import PRESETS, TUNED
+from atomhub.training.nets import InputSpec
+from atomhub.training.networks import find_network
 from atomhub.training.protocols import PROTOCOLS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +38,8 @@ SMALL = {
     "--teacher convnet": "--teacher lenet",
     "cifar100 --ipc 50": "cifar100 --ipc 2",
     "--size 64 --recipe rded": "--size 16 --recipe rded",
+    "--size 64 --test-fraction 0.2 --recipe probe": "--size 16 --test-fraction 0.2 --recipe probe",
+    "torchvision/resnet18": "lenet",
 }
 """What takes long, and what stands for it here."""
 HEAVY = ("lightning", "fastai")
@@ -99,6 +104,7 @@ def there(writer, quickly, tmp_path, monkeypatch):  # in this order: both shorte
         lines = [f"{file.relative_to(tables / split)},{file.parent.name}" for file in files]
         (tables / split / "metadata.csv").write_text("\n".join(["file_name,breed", *lines]) + "\n")
     (tmp_path / "space.toml").write_text('network = "convnet"\n[options]\nwidth = [4, 8]\n')
+    save_file(find_network("lenet", InputSpec(3, 2, 16)).build().state_dict(), tmp_path / "backbone.safetensors")
     images, labels = torch.randn(10, 3, 32, 32), torch.arange(10)
     torch.save({"data": [[images, labels]]}, tmp_path / "res_DM_CIFAR10_ConvNet_10ipc.pt")
     torch.save([images, labels], tmp_path / "data_best.pt")

@@ -15,6 +15,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "channel": (False, True, True),
         "atom": (True, True, True),
         "dance": (False, False, True),
+        "probe": (False, False, False),  # linear gradients
         "rded": (False, False, True),  # for none of its 0 iterations
     }
 
