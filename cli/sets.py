@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @click.option("--ipc", type=click.IntRange(min=1), metavar="N", help="Images per class of the sets on the Hub.")
 @click.option("--sort", type=click.Choice(["accuracy", "downloads", "recent"]),
               help="Order of the sets on the Hub.  [default: downloads]")  # fmt: skip
-@click.option("--protocol", metavar="NAME", help="Protocol of the accuracies on the Hub.  [default: dm]")
+@click.option("--protocol", metavar="NAME", shell_complete=complete.protocols,
+              help="Protocol of the accuracies.  [default: all; on the Hub dm]")  # fmt: skip
 @options.as_json
 def list_sets(
     remote: bool,
@@ -53,13 +54,13 @@ def list_sets(
     if remote:
         _list_remote(author, source, ipc, sort or "downloads", protocol or "dm", as_json)
         return
-    if author or source or ipc or sort or protocol:
-        raise click.UsageError("--author, --source, --ipc, --sort and --protocol search the Hub: add --remote.")
+    if author or source or ipc or sort:
+        raise click.UsageError("--author, --source, --ipc and --sort search the Hub: add --remote.")
     from atomhub.hub import index, names
     from atomhub.hub.pull import pulled
     from atomhub.job.cleaning import unfinished
     from atomhub.storage import formats, store
-    from atomhub.training.protocols import columns
+    from atomhub.training.protocols import columns, find_protocol
 
     changes = index.refresh() if update else {}
     named = names.known().sets
@@ -76,7 +77,9 @@ def list_sets(
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
-        measured = [columns(m.results.measured) for _, m in entries]
+        if protocol:
+            find_protocol(protocol)
+        measured = [columns([r for r in m.results.measured if protocol in (None, r.protocol)]) for _, m in entries]
         shown_columns = sorted({name for found in measured for name in found})
         rows = []
         for (name, m), found in zip(entries, measured, strict=True):

@@ -255,6 +255,9 @@ def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_o
     shown = [cell for cell in rows[0][5:-1] if cell not in ("-", "(1", "network)")]
     assert shown == [batch, own]
     assert other not in shown
+    narrow = run("list", "--protocol", "quick")[1]
+    assert "(quick," in narrow and "(dance," not in narrow and "zebra" in narrow
+    assert "no protocol 'quik'" in run("list", "--protocol", "quik")[2]
 
 
 def test_help_comes_without_heavy_imports():
