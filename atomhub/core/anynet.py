@@ -146,8 +146,9 @@ class AnyEngine(Iterations):
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         means, moments = targets
         if not pieces:
-            if recipe.linear:
-                self._everyones(torch.zeros_like(means[-1]))  # the others add up theirs
+            if recipe.linear:  # the others add up theirs
+                there = self._everyones(torch.zeros_like(means[-1]))
+                total += self._apart(there, means[-1]) / self.team.size
             return total
         given, calibrating = moments[: matcher.norms], moments[matcher.norms :]
         weights, alone = matcher.weights(draw.weights), len(pieces) == 1
@@ -169,7 +170,7 @@ class AnyEngine(Iterations):
             with torch.enable_grad():
                 here = mixer.head_gradient(head, leaves[-1], labels) / (self.together * self.views)
                 there = self._everyones(here.detach()).requires_grad_()
-                term = recipe.loss_scale * recipe.linear * mixer.apart(there, wanted)
+                term = self._apart(there, wanted)
                 (slope,) = torch.autograd.grad(term, there)
                 value = value + (slope * here).sum()  # whose gradient is that of the term
             total += term.detach() / self.team.size  # as all processes' losses are added up
@@ -203,6 +204,10 @@ class AnyEngine(Iterations):
         head = head / (self._everyones(found.square().sum()) / count).sqrt().clamp(min=1e-12)
         numbers = torch.cat(labels) if labels else self.numbers[:0]
         return [head, self._everyones(mixer.head_gradient(head, found, numbers)) / count]
+
+    def _apart(self, there: Tensor, wanted: Tensor) -> Tensor:
+        """Return the linear gradient term for the gradients of all processes' synthetic images and real ones."""
+        return self.recipe.loss_scale * self.recipe.linear * mixer.apart(there, wanted)
 
     @property
     def together(self) -> int:
