@@ -78,10 +78,22 @@ class AtomhubWarning(UserWarning):
         return spelt(self.message)
 
 
+class MissingPackageError(UsageError):
+    """What was asked for needs a package that is not installed."""
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it is there, but does not say where from
+        return True
+
+
 def check_installed(what: str, extra: str, *packages: str) -> None:
-    """Raise a UsageError if one of some packages is missing that ``what`` needs and an extra of atomhub brings."""
-    if missing := [package for package in packages if not find_spec(package)]:
-        raise UsageError(
+    """Raise a MissingPackageError if some packages are missing that ``what`` needs and an extra of atomhub brings."""
+    if missing := [package for package in packages if not installed(package)]:
+        raise MissingPackageError(
             f"{what} needs {' and '.join(missing)}.", f"Install what is missing: pip install 'atomhub[{extra}]'"
         )
 

@@ -8,9 +8,12 @@ from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
 import atomhub
-from atomhub.files import home
+from atomhub.files import home, read_regular
 from atomhub.presets import PRESETS
 
+_LARGEST = 2**22
+"""Most bytes of an index, as :data:`atomhub.limits.MANIFEST`, whose module takes long to import."""
+_PACKAGE = Path(str(atomhub.__file__)).parent
 PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "rded", "quick")
 """As in :data:`atomhub.training.protocols.PROTOCOLS`, which loads torch; a test compares them."""
 
@@ -23,12 +26,32 @@ def _items(names: list[str], incomplete: str, kind: str = "") -> list[Completion
 
 def sets(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a set on this machine or in the index, or a folder."""
-    starter = Path(str(atomhub.__file__)).parent / "starter"
-    found = [path.parent.name for root in (home() / "sets", starter) for path in root.glob("[!.]*/manifest.json")]
-    for index in (home() / "index.json", Path(str(atomhub.__file__)).parent / "hub" / "index.json"):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            found += json.loads(index.read_bytes())["sets"]
-    return _items(found, incomplete, "dir")
+    return _items(_folders(home() / "sets") + _folders(_PACKAGE / "starter") + _named(), incomplete, "dir")
+
+
+def stored(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a set in the store."""
+    return _items(_folders(home() / "sets"), incomplete)
+
+
+def names(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a name of the index."""
+    return _items(_named(), incomplete)
+
+
+def _folders(root: Path) -> list[str]:
+    return [path.parent.name for path in root.glob("[!.]*/manifest.json")]
+
+
+def _named() -> list[str]:
+    """Return the names of the indexes, those that can be read."""
+    found: list[str] = []
+    for path in (*(home() / "indexes").glob("[!.]*.json"), _PACKAGE / "hub" / "index.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            content = json.loads(read_regular(path, _LARGEST))
+            sets = content.get("sets") if isinstance(content, dict) else None
+            found += sets if isinstance(sets, dict) else ()
+    return found
 
 
 def sources(_: Context, __: Parameter, incomplete: str) -> list[CompletionItem]:

@@ -41,28 +41,32 @@ def push(name: str, repo: str | None, collection: bool, dry_run: bool, as_json: 
       atomhub push cifar10-ipc10 my-lab/cifar10-ipc10 --private --tag v1
     """
     import atomhub
+    from atomhub.errors import AtomhubError
     from atomhub.hub.push import push as publish
     from atomhub.requests import progress_bars
 
-    if collection and (dry_run or how["create_pr"]):
-        raise click.UsageError("--collection is for a set that is published now.")
+    if collection and (dry_run or how["create_pr"] or how["private"]):
+        raise click.UsageError("--collection is for a set that is published now, for everybody.")
     distilled = atomhub.load(name)
     with progress_bars(watched(as_json)):
         done = publish(distilled, repo, dry_run=dry_run, **how)
-    url = None
+    report_push(done, as_json, dry_run)
     if collection:
         from atomhub.hub.collections import collect
 
-        url = collect(done.repo_id, distilled.manifest.provenance.source_id)
-    report_push(done, as_json, dry_run, url)
+        try:
+            say(f"It is in {collect(done.repo_id, distilled.manifest.provenance.source_id)}.")
+        except AtomhubError as error:
+            raise AtomhubError(
+                f"{done.repo_id} is published, but in no collection: {error.message}", error.hint
+            ) from error
 
 
-def report_push(done: Pushed, as_json: bool, dry_run: bool = False, collection: str | None = None) -> None:
-    """Print what a push did; ``collection``: address of the one that has it."""
+def report_push(done: Pushed, as_json: bool, dry_run: bool = False) -> None:
+    """Print what a push did."""
     if as_json:
-        about = {"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
-                 "tagged": done.tagged, "files": done.files}  # fmt: skip
-        print_json(about | ({"collection": collection} if collection else {}))
+        print_json({"repo": done.repo_id, "url": done.url, "commit": done.commit, "changed": done.changed,
+                    "tagged": done.tagged, "files": done.files})  # fmt: skip
     elif dry_run:
         print_table(["file", "size"], [[path, size(count)] for path, count in done.files.items()], done.repo_id)
         print_data(done.card)
@@ -72,12 +76,10 @@ def report_push(done: Pushed, as_json: bool, dry_run: bool = False, collection: 
         tagged = f" Tagged {', '.join(done.tagged)}." if done.tagged else ""
         say((f"Published {done.repo_id} at {str(done.commit)[:8]}." if done.changed
              else f"{done.repo_id} holds exactly this already: no new commit.") + tagged)  # fmt: skip
-        if collection:
-            say(f"It is in {collection}.")
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@REVISION]")
+@click.argument("name", metavar="NAME[@REVISION]", shell_complete=complete.names)
 @click.option("--labels", is_flag=True, help="Also download its stored labels.")
 @options.as_json
 def pull(name: str, labels: bool, as_json: bool) -> None:
@@ -115,7 +117,7 @@ def index() -> None:
 @click.argument("repo", metavar="USER/NAME[@REVISION]")
 @click.option("--name", metavar="NAME", help="What the set is to be called.  [default: the repository's name]")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("index.json"), show_default=True,
-              help="File of the index; one that is not there begins as the index that is known.")  # fmt: skip
+              help="File of the index; one that is not there begins as the index that is on the Hub.")  # fmt: skip
 @options.as_json
 def index_add(repo: str, name: str | None, file: Path, as_json: bool) -> None:
     """Enter a set on the Hub into a file of the index, for a pull request.
@@ -126,7 +128,10 @@ def index_add(repo: str, name: str | None, file: Path, as_json: bool) -> None:
     Example:
       atomhub index add alice/cifar10-ipc10
     """
-    from atomhub.hub.index import FILE, add, place
+    from shlex import quote
+
+    from atomhub.hub.index import FILE, add
+    from atomhub.hub.names import place
     from atomhub.requests import progress_bars
 
     with progress_bars(watched(as_json)):
@@ -135,7 +140,7 @@ def index_add(repo: str, name: str | None, file: Path, as_json: bool) -> None:
         print_json({"name": name, **entry.model_dump(), "file": str(file)})
         return
     say(f"{name} means {entry.repo} at {entry.commit[:8]} in {file}.")
-    say(f"Propose it: hf upload {place()} {file} {FILE} --repo-type dataset --create-pr")
+    say(f"Propose it: hf upload {place()} {quote(str(file))} {FILE} --repo-type dataset --create-pr")
 
 
 def fetched(distilled: DistilledDataset, source: str | None, yes: bool) -> str | None:
@@ -216,9 +221,9 @@ def verify(
         columns.append([f"{v.claim.protocol}{soft(v.claim)}, {v.claim.network}", *figures])
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed, "seen": v.seen,
-                      "holds": v.holds if v.measured else None} | ({"why": v.why} if v.why else {}))  # fmt: skip
+                      "holds": v.holds if v.measured else None, "why": v.why or None})  # fmt: skip
     kept = None
-    if record is not None:
+    if record is not None and any(v.measured for v in verdicts):
         from atomhub.job.evaluation import record_verdicts
         from atomhub.storage.verified import VERIFIED
 
@@ -233,6 +238,6 @@ def verify(
         print_table(head, rows, f"{name}: test accuracy in %, differences in points")
         for v in verdicts:
             if v.why:
-                say(f"{v.claim.protocol}, {v.claim.network} cannot be repeated: {v.why}")
+                say(f"{v.claim.protocol}{soft(v.claim)}, {v.claim.network} cannot be repeated: {v.why}")
     if not any(v.measured for v in verdicts) or not all(v.holds for v in verdicts if v.measured):
         raise click.exceptions.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,11 @@ def list_sets(
     from atomhub.storage import formats, store
     from atomhub.training.protocols import columns, find_protocol
 
+    if protocol:
+        find_protocol(protocol)
     changes = index.refresh() if update else {}
-    named = names.known().sets
+    # where bare names mean one's own, the index has no say
+    named = {} if os.environ.get("ATOMHUB_NAMESPACE") else names.known().sets
     good, bad = store.manifests()
     starters = {name: formats.read_manifest(store.STARTER / name) for name in store.starters()}
     if as_json:
@@ -71,14 +75,12 @@ def list_sets(
                     "starter": [{"name": name, **_summary(m)} for name, m in starters.items()],
                     "pulled": [{"name": p.repo, "commit": p.commit, **_summary(p.manifest)}
                                for p in pulled()],
-                    "names": {name: entry.model_dump() for name, entry in named.items()},
+                    "names": {name: entry.model_dump() for name, entry in named.items()}, "changes": changes,
                     "unfinished": [{"name": r.name, "iteration": r.iteration, "iterations": r.iterations,
                                     "path": str(r.path)} for r in unfinished()]})  # fmt: skip
     else:
         own = {folder.name: m for folder, m in good.items()}  # they hide starter sets of the same name
         entries = [*(own | starters | own).items(), *((f"{p.repo}@{p.commit[:8]}", p.manifest) for p in pulled())]
-        if protocol:
-            find_protocol(protocol)
         measured = [columns([r for r in m.results.measured if protocol in (None, r.protocol)]) for _, m in entries]
         shown_columns = sorted({name for found in measured for name in found})
         rows = []
@@ -90,8 +92,11 @@ def list_sets(
         figures = [f"% ({c})" for c in shown_columns]
         print_table(["name", "source", "ipc", "bytes per class", "recipe", *figures, "made"], rows)
         if named:
-            _print_claims([(name, e.source, e.ipc, e.claims, [e.repo]) for name, e in named.items()], ["repository"],
-                          "On the Hub, by name:")  # fmt: skip
+            listed = [
+                (name, e.source, e.ipc, [c for c in e.claims if protocol in (None, c.protocol)], [e.repo])
+                for name, e in named.items()
+            ]
+            _print_claims(listed, ["repository"], "On the Hub, by name:")
         for name, change in changes.items():
             say(f"{name}: {change}")
         if update:
@@ -198,7 +203,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=complete.sets)
+@click.argument("name", shell_complete=complete.stored)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="File to write.  [default: NAME.png]")  # fmt: skip
 @click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
@@ -229,7 +234,7 @@ def preview(name: str, output: Path | None, ipc: int, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", shell_complete=complete.sets)
+@click.argument("name", shell_complete=complete.stored)
 @options.yes
 def remove(name: str, yes: bool) -> None:
     """Delete the set NAME from the local store.

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import atomhub
-from atomhub.errors import UsageError
+from atomhub.errors import AtomhubWarning, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,6 +115,8 @@ def test_what_an_extra_brings_is_asked_for_in_a_sentence(monkeypatch, home):
     distill = r"pip install 'atomhub\[distill\]'"
     with pytest.raises(UsageError, match=rf"^Distilling needs matplotlib and sklearn\..*\n.*{distill}$"):
         atomhub.distill("digits", 1)
+    with pytest.raises(UsageError, match="^Distilling needs"):
+        atomhub.forecast("digits", 1)
     with pytest.raises(UsageError, match=rf"^The source 'digits' needs sklearn\.\n.*{distill}$"):
         atomhub.evaluate(atomhub.load("digits-ipc1"))
     with pytest.raises(UsageError, match=r"^The network 'timm/resnet18' needs timm\.\n.*'atomhub\[models\]'$"):
@@ -124,6 +126,7 @@ def test_what_an_extra_brings_is_asked_for_in_a_sentence(monkeypatch, home):
 def test_a_set_is_saved_without_them_as_well(monkeypatch, home):
     for package in ("matplotlib", "sklearn"):
         monkeypatch.setitem(sys.modules, package, None)
-    saved = atomhub.load("digits-ipc1").save(home / "mine")
+    with pytest.warns(AtomhubWarning, match="mine is saved without curve.png, which needs matplotlib: pip install"):
+        saved = atomhub.load("digits-ipc1").save(home / "mine")
     assert "curve.png" not in saved.manifest.files
     assert len(atomhub.load(home / "mine")) == 10

@@ -1,23 +1,29 @@
 """Refresh the index of names from the Hub, and propose an entry for it."""
 
-import os
-from datetime import UTC, datetime
+import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from atomhub import limits
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
+from atomhub.files import locked
 from atomhub.hub import names
 from atomhub.hub.find import Claim
 from atomhub.hub.pull import download, snapshot
 from atomhub.manifest import check_name
+from atomhub.requests import call_hub, hub_api
 from atomhub.results import claimed
+from atomhub.storage import formats, store
 
 FILE = "index.json"
 
 
-def place() -> str:
-    """Return the repository on the Hub that holds the index: ``ATOMHUB_INDEX``, else the project's."""
-    return os.environ.get("ATOMHUB_INDEX") or "atomhub/index"
+def fetch(token: str | None = None) -> names.Index:
+    """Return the index as it is on the Hub now; errors as :func:`refresh`."""
+    return download(
+        "dataset", names.place(), None, {FILE: range(limits.MANIFEST + 1)},
+        read=lambda folder: names.read(folder / FILE), token=token, what="an index of names", now=True,
+    )  # fmt: skip
 
 
 def refresh(token: str | None = None) -> dict[str, str]:
@@ -27,20 +33,14 @@ def refresh(token: str | None = None) -> dict[str, str]:
         token: None: the one you are logged in with.
 
     Raises:
-        IntegrityError: what is there is no index, or an older one than is known; what is known stays.
+        IntegrityError: what is there is no index; what is known stays.
         AtomhubError: the Hub cannot be reached; NotFoundError: it has no index.
     """
-    old = names.known()
-    new = download(
-        "dataset", place(), None, {FILE: range(limits.MANIFEST + 1)}, read=lambda folder: names.read(folder / FILE),
-        token=token, what="an index of names",
-    )  # fmt: skip
-    if new.updated < old.updated:
-        raise AtomhubError(
-            f"The index in {place()} is of {new.updated:%Y-%m-%d %H:%M}, older than the one that is known.",
-            "Nothing was changed.",
-        )
-    names.write(new, names.refreshed())
+    new = fetch(token)
+    with locked(names.refreshed()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AtomhubWarning)  # that the old one is damaged is no news
+        old = names.known()
+        names.write(new, names.refreshed())
     changes = {}
     for name in sorted(old.sets.keys() | new.sets.keys()):
         before, after = old.sets.get(name), new.sets.get(name)
@@ -55,7 +55,7 @@ def add(repo: str, file: str | Path, name: str | None = None, token: str | None 
 
     Args:
         repo: ``user/name`` or ``user/name@revision``.
-        file: The file; where there is none, it begins as the index that is known.
+        file: The file; where there is none, it begins as the index that is on the Hub now.
         name: What the set is to be called; None: the name of the repository.
         token: None: the one you are logged in with.
 
@@ -63,24 +63,34 @@ def add(repo: str, file: str | Path, name: str | None = None, token: str | None 
         The name, and its entry.
 
     Raises:
-        UsageError: a bare ``repo``, an impossible name, or one that belongs to another repository.
+        UsageError: a bare ``repo``, a private one, an impossible name, or one that means another set.
         IntegrityError, NotFoundError, AtomhubError: as :func:`atomhub.load`; or the file is no index.
     """
     if "/" not in repo:
         raise UsageError(f"{repo!r} is not on the Hub.", "Sets there are called user/name.")
-    path = Path(file)
-    index = names.read(path) if path.exists() else names.known()
-    found = snapshot(repo, token=token)
-    name = check_name(name or str(found.repo).split("/")[1])
-    owner = index.sets[name].repo if name in index.sets else found.repo
-    if owner != found.repo:
-        raise UsageError(f"The name {name!r} means {owner} already.", "Choose another one with --name.")
-    m = found.manifest
-    folder = Path(str(found.path))
+    bare = repo.partition("@")[0]
+    name, path = check_name(bare.split("/")[1] if name is None else name), Path(file)
+    if call_hub(lambda: hub_api(token=token).dataset_info(bare, expand=["private"]).private, bare, token):
+        raise UsageError(f"{bare} is private: its name would mean nothing to others.", "Make it public first.")
+    try:
+        there = fetch(token)
+    except NotFoundError:  # there is none yet
+        there = names.known()
+    found = snapshot(repo, token=token, now=True)
+    m, folder = found.manifest, Path(str(found.path))
     entry = names.Entry(
-        repo=str(found.repo), commit=folder.name, manifest=names.manifest_digest(folder), source=m.provenance.source_id,
+        repo=bare, commit=folder.name, manifest=names.manifest_digest(folder), source=m.provenance.source_id,
         ipc=m.format.ipc, claims=tuple(Claim(**c) for c in claimed(m.results.measured)),
     )  # fmt: skip
-    updated = datetime.now(UTC).replace(microsecond=0)
-    names.write(index.model_copy(update={"updated": updated, "sets": {**index.sets, name: entry}}), path)
+    if name in store.starters() and formats.read_manifest(store.STARTER / name).tensors != m.tensors:
+        raise UsageError(f"The name {name!r} means a set that comes with atomhub.", "Choose another one: `name`.")
+    with locked(path):
+        index = names.read(path) if path.exists() else there
+        for known in (there, index):
+            if name in known.sets and known.sets[name].repo != bare:
+                raise UsageError(
+                    f"The name {name!r} means {known.sets[name].repo} already.", "Choose another one: `name`."
+                )
+        updated = max(datetime.now(UTC).replace(microsecond=0), index.updated + timedelta(seconds=1))
+        names.write(index.model_copy(update={"updated": updated, "sets": {**index.sets, name: entry}}), path)
     return name, entry

@@ -1,6 +1,5 @@
 """How a name becomes a set: a folder, the local store, the sets that come with atomhub, the Hub."""
 
-import os
 import re
 from pathlib import Path
 
@@ -34,11 +33,6 @@ def load(
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or not re.fullmatch(r"([\w.-]+/)?[\w.-]+(@[\w./-]+)?", name):
         raise store.missing(name)
-    from atomhub.hub import names
-
-    bare = name.partition("@")[0]
-    if "/" not in bare and not os.environ.get("ATOMHUB_NAMESPACE") and not names.find(bare):
-        raise store.missing(name, names.known().sets)
     from atomhub.hub.pull import pull
 
     return pull(name, revision, token=token, local_files_only=local_files_only, labels=labels)

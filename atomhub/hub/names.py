@@ -11,13 +11,15 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, ValidationError
 
 from atomhub import limits
-from atomhub.errors import AtomhubWarning, IntegrityError, first_line
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
 from atomhub.files import home, read_regular, replace_file
 from atomhub.hub.find import Claim
 from atomhub.manifest import MANIFEST
 from atomhub.provenance import SetName
-from atomhub.storage import formats
+from atomhub.storage import formats, store
 
+INDEX = "atomhub/index"
+"""The repository on the Hub that holds the index."""
 SHIPPED = Path(__file__).with_name("index.json")
 """The index as it was when this atomhub was released."""
 _MOST = 10_000
@@ -47,7 +49,7 @@ class Entry(BaseModel, frozen=True):
         if manifest_digest(folder) != self.manifest:
             raise IntegrityError(
                 f"{self.repo} at {self.commit[:8]} is not the set that the index of names means: its manifest differs.",
-                "Nothing of it is used. Is the index newer? atomhub list --update",
+                "Nothing of it is used. The newest index: atomhub list --update",
             )
 
 
@@ -56,7 +58,7 @@ class Index(BaseModel, frozen=True):
 
     Attributes:
         version: Of this format.
-        updated: When something was last changed in it.
+        updated: When something was last changed in it, by the clock of who did.
         sets: Name to entry.
     """
 
@@ -71,9 +73,14 @@ def manifest_digest(folder: Path) -> str:
         return hashlib.sha256(file.read(limits.MANIFEST)).hexdigest()
 
 
+def place() -> str:
+    """Return the repository on the Hub that holds the index: ``ATOMHUB_INDEX``, else the project's."""
+    return os.environ.get("ATOMHUB_INDEX") or INDEX
+
+
 def refreshed() -> Path:
-    """Return where the index lies that was fetched last."""
-    return home() / "index.json"
+    """Return where the index lies that was fetched last from :func:`place`."""
+    return home() / "indexes" / f"{re.sub('[^A-Za-z0-9._-]', '--', place())}.json"
 
 
 def read(path: Path) -> Index:
@@ -86,20 +93,23 @@ def read(path: Path) -> Index:
 
 
 def write(index: Index, path: Path) -> None:
-    """Write an index in the order of its names; AtomhubError if that fails, and what was there stays."""
+    """Write an index in the order of its names; AtomhubError if that fails or it is too large; what was there stays."""
     ordered = index.model_copy(update={"sets": dict(sorted(index.sets.items()))})
-    replace_file(path, (ordered.model_dump_json(indent=1) + "\n").encode())
+    content = (ordered.model_dump_json(indent=1) + "\n").encode()
+    if len(content) > limits.MANIFEST or len(index.sets) > _MOST:
+        raise AtomhubError(f"An index of {len(index.sets)} names is too large ({len(content)} bytes).")
+    replace_file(path, content)
 
 
 def known() -> Index:
-    """Return the newer of the index that came with atomhub and the one that was fetched last."""
-    shipped = read(SHIPPED)
+    """Return the index that was fetched last, or that came with atomhub if that is newer and of the same place."""
+    shipped = read(SHIPPED) if place() == INDEX else Index()
     if not refreshed().exists():
         return shipped
     try:
         fetched = read(refreshed())
     except IntegrityError as error:
-        note = f"{error.message} The one that came with atomhub is used; a new one: atomhub list --update"
+        note = f"{error.message} It is not used; a new one: atomhub list --update"
         warnings.warn(note, AtomhubWarning, stacklevel=2)
         return shipped
     return max(shipped, fetched, key=lambda index: index.updated)
@@ -110,3 +120,10 @@ def find(name: str) -> Entry | None:
     if os.environ.get("ATOMHUB_NAMESPACE") or not re.fullmatch(r"[\w.-]+", name):
         return None
     return known().sets.get(name)
+
+
+def unknown(name: str) -> NotFoundError:
+    """Return the error for a bare name that is neither on this machine nor in the index."""
+    error = store.missing(name, known().sets)
+    newer = "Newer names on the Hub: atomhub list --update."
+    return NotFoundError(error.message, f"{error.hint} Sets there are user/name, or have a name of the index. {newer}")

@@ -58,11 +58,12 @@ def pull(
 
 def snapshot(name: str, revision: str | None = None, *, labels: bool = False, **how: Any) -> DistilledDataset:
     """Do what :func:`pull` does, and let ``path`` be the folder of the commit in huggingface_hub's cache."""
-    entry = names.find(name.partition("@")[0])
-    if entry and (revision or "@" in name):
+    bare, _, given = name.partition("@")
+    entry = names.find(bare)
+    if entry and (revision or given):
         raise UsageError(
-            f"The name {name.partition('@')[0]!r} means one commit of {entry.repo}.",
-            f"For another revision: {entry.repo}@{revision or name.partition('@')[2]}",
+            f"The name {bare!r} means one commit of {entry.repo}.",
+            f"For another revision: {entry.repo}@{revision or given}",
         )
     repo, revision = (entry.repo, entry.commit) if entry else split_name(name, revision)
 
@@ -76,10 +77,18 @@ def snapshot(name: str, revision: str | None = None, *, labels: bool = False, **
             entry.check(folder)
         return _exact_sizes(folder, labels)
 
-    found = download(
-        "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, sizes, read=read,
-        what="a distilled set", **how,
-    )  # fmt: skip
+    try:
+        found = download(
+            "dataset", repo, revision, {formats.MANIFEST: range(limits.MANIFEST + 1)}, sizes, read=read,
+            what="a distilled set", **how,
+        )  # fmt: skip
+    except NotFoundError as error:
+        if entry is None:
+            raise
+        raise NotFoundError(
+            f"The name {bare!r} means {repo} at {entry.commit[:8]}. {error.message}",
+            f"With a network: atomhub pull {bare}. The newest index of names: atomhub list --update",
+        ) from error
     found.repo = repo
     return found
 
@@ -98,7 +107,7 @@ def _exact_sizes(folder: Path, labels: bool) -> dict[str, range]:
 def download(
     kind: Kind, repo: str, revision: str | None, first: Mapping[str, range],
     more: Callable[[Path], Mapping[str, range]] = lambda folder: {}, *, read: Callable[[Path], T], token: str | None,
-    local_files_only: bool = False, what: str, perhaps: Mapping[str, range] = {},
+    local_files_only: bool = False, what: str, perhaps: Mapping[str, range] = {}, now: bool = False,
 ) -> T:  # fmt: skip
     """Download some files of one commit into huggingface_hub's cache, and read them there.
 
@@ -115,13 +124,14 @@ def download(
         local_files_only: Use what was downloaded before.
         what: What the repository should hold, for errors.
         perhaps: Files to fetch where they are there and have such a size.
+        now: What was downloaded before is no answer: the Hub is asked, or an error says why not.
 
     Raises:
         NotFoundError: no such repository, revision or file; or not downloaded before, and no network.
         IntegrityError: a file has another size than it may have, and is not downloaded; or what ``read`` raises.
         AtomhubError: the Hub cannot be reached.
     """
-    before = partial(_downloaded, kind, repo, revision, first, more)
+    before = partial(_refused if now else _downloaded, kind, repo, revision, first, more)
     if local_files_only or constants.HF_HUB_OFFLINE:
         return read(before())
     api: Any = hub_api(token=token)
@@ -139,7 +149,7 @@ def download(
             folder = before()
         except NotFoundError:
             raise error from None
-        warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=4)
+        warnings.warn(f"{error.message} Using what was downloaded before.", AtomhubWarning, stacklevel=5)
         return read(folder)
 
     def fetch(files: Mapping[str, range], again: bool) -> Path:
@@ -171,7 +181,7 @@ def download(
         if not there:
             raise
         note = f"What was downloaded before is damaged, and is downloaded again: {error.message}"
-        warnings.warn(note, AtomhubWarning, stacklevel=4)
+        warnings.warn(note, AtomhubWarning, stacklevel=5)
         found = fetched(again=True)
     _remember(kind, repo, revision, sha)
     return found
@@ -199,6 +209,13 @@ def _downloaded(
     raise NotFoundError(f"{repo}{at} was not downloaded before, and no network is to be used.", f"With one: {how}")
 
 
+def _refused(kind: Kind, repo: str, *_: object) -> Path:
+    raise NotFoundError(
+        f"{repo} was not asked for, as no network is to be used, and what was downloaded before may be old.",
+        "Unset HF_HUB_OFFLINE.",
+    )
+
+
 def split_name(name: str, revision: str | None) -> tuple[str, str | None]:
     """Return repository and revision of ``user/name@revision``; NotFoundError for a bare name without a namespace."""
     repo, _, given = name.partition("@")
@@ -210,10 +227,7 @@ def split_name(name: str, revision: str | None) -> tuple[str, str | None]:
     if "/" not in repo:
         namespace = os.environ.get("ATOMHUB_NAMESPACE")
         if not namespace:
-            raise NotFoundError(
-                f"There is no distilled set {repo!r} on this machine.",
-                f"On the Hub sets are called user/name; set ATOMHUB_NAMESPACE to let {repo!r} mean yours.",
-            )
+            raise names.unknown(repo)
         repo = f"{namespace}/{repo}"
     return repo, given or revision
 

@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from atomhub import limits
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubError, NotFoundError, UsageError
+from atomhub.errors import AtomhubError, NotFoundError, UsageError, check_installed
 from atomhub.requests import at_most, call_hub, hub_api
 from atomhub.storage import cards, formats, verified
 from atomhub.storage.parquet import check_parquet
@@ -61,6 +61,8 @@ def push(distilled: DistilledDataset, repo_id: str | None = None, **options: Any
         distilled.stored_labels()  # a set that says it has them is not published without
     with tempfile.TemporaryDirectory() as temporary:
         if distilled.path is None:
+            if distilled.manifest.provenance.history:  # or the picture that is there would go
+                check_installed("Publishing a set that is not on disk", "distill", "matplotlib")
             distilled = formats.write(distilled, Path(temporary) / distilled.name)
         folder = Path(str(distilled.path))
         whole = formats.read(folder)  # nothing broken is published

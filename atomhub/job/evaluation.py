@@ -11,7 +11,7 @@ from typing import Any
 
 from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubWarning, NotFoundError, UsageError
+from atomhub.errors import AtomhubWarning, MissingPackageError, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
 from atomhub.job.kept import KeptFile
@@ -120,6 +120,8 @@ def verify(
             options: dict[str, Any] = {"source": source, "device": device, "progress": progress}
             options = taught(distilled, claim.protocol, options | {"baseline": None, "labels": labels})
             targets_of(distilled, labels)
+        except MissingPackageError:  # which can be mended
+            raise
         except (UsageError, NotFoundError) as error:  # a network that only its author has, say
             verdicts.append(Verdict(claim, None, False, 0.0, 0.0, error.message))
             continue
@@ -147,7 +149,7 @@ def record_verdicts(distilled: DistilledDataset, verdicts: Sequence[Verdict], by
         by: Who measured.
 
     Raises:
-        UsageError: a name that is none, or a set that is not on disk.
+        UsageError: a name that is none, a set that is not on disk, or nothing was measured.
         AtomhubError: the file cannot be written.
     """
     name = plain(by, 100).strip()
@@ -161,6 +163,8 @@ def record_verdicts(distilled: DistilledDataset, verdicts: Sequence[Verdict], by
         )
         for v in verdicts if v.measured
     ]  # fmt: skip
+    if not found:
+        raise UsageError("No claim could be repeated, so there is no verdict to keep.")
     own = distilled.path is not None and store.keeps_results(distilled)
     path = (
         Path(str(distilled.path)) / VERIFIED

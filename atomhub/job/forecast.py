@@ -16,7 +16,7 @@ from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData, Split
 from atomhub.data.sources import open_source
-from atomhub.errors import SourceError, check_whole
+from atomhub.errors import SourceError, check_installed, check_whole
 from atomhub.job.banks import lacking
 from atomhub.job.matchers import Matching, engine_for, find_matcher
 from atomhub.memory import free_memory
@@ -58,6 +58,7 @@ def asked(
     memory: int | str | None,
 ) -> tuple[Recipe, torch.device, int | None]:  # fmt: skip
     """Return the recipe, the device and the limit of memory that arguments of a run mean."""
+    check_installed("Distilling", "distill", "matplotlib", "sklearn")
     limit = None if memory is None else devices.parse_size(memory)
     given = source.info.id if isinstance(source, RealData) else source if isinstance(source, str | Path) else ""
     return choose_recipe(recipe, str(given), overrides), devices.find_device(device), limit

@@ -19,7 +19,7 @@ from atomhub.core.whitening import Normalization, fit_zca
 from atomhub.data.real import RealData
 from atomhub.data.sources import open_source
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import UsageError, check_installed, check_whole
+from atomhub.errors import UsageError, check_whole
 from atomhub.files import check_target, home, locked
 from atomhub.job.banks import find_bank, teacher_of
 from atomhub.job.checkpoints import Checkpoint, Checkpoints, clear
@@ -82,7 +82,6 @@ def distill(
         AtomhubError: data that cannot be used, a loss that is not finite, not enough memory or disk, a set that exists.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    check_installed("Distilling", "distill", "matplotlib", "sklearn")
     check_whole("ipc", ipc, 1)
     name = None if name is None else check_name(name)  # before the work
     check_whole("seed", seed, 0)

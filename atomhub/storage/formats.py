@@ -12,7 +12,6 @@ import re
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from atomhub import limits, stored
 from atomhub.data.tables import quiet_datasets
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line
+from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line, installed
 from atomhub.files import check_target, locked, new_folder, open_regular, replace_file, snapshot_of
 from atomhub.manifest import FORMAT_VERSION, MANIFEST, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
@@ -129,8 +128,11 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
             if form.formation > 1:
                 distilled.as_hf_dataset().to_parquet(str(temporary / VIEWS))
         distilled.preview().save(temporary / PREVIEW)
-        if manifest.provenance.history and find_spec("matplotlib"):  # who only loads sets need not have it
+        if manifest.provenance.history and installed("matplotlib"):
             draw_curve(manifest.name, manifest.provenance, temporary / CURVE)
+        elif manifest.provenance.history:
+            note = f"{folder.name} is saved without {CURVE}, which needs matplotlib: pip install 'atomhub[distill]'"
+            warnings.warn(note, AtomhubWarning, stacklevel=4)
         if distilled.whitening is not None:
             arrays = {"center": distilled.whitening.center, "matrix": distilled.whitening.matrix}
             (temporary / WHITENING).write_bytes(save({name: array.contiguous() for name, array in arrays.items()}))

@@ -95,6 +95,15 @@ class TestPush:
         assert push(saved, f"alice/other-{saved.name}", tags=["v1"]).changed is False
         assert atomhub.load(f"alice/other-{saved.name}@v1").name == saved.name
 
+    def test_a_picture_that_cannot_be_drawn_here_is_not_taken_away(self, hub, saved, monkeypatch):
+        saved.push_to_hub()
+        pulled = atomhub.load(f"alice/{saved.name}")
+        before = hub.sha(f"alice/{saved.name}")
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(UsageError, match="Publishing a set that is not on disk needs matplotlib"):
+            pulled.push_to_hub(f"alice/{saved.name}")
+        assert hub.sha(f"alice/{saved.name}") == before
+
     def test_the_tag_of_the_format_follows_the_newest_commit(self, hub, saved):
         saved.push_to_hub()
         repo = hub.repos[f"alice/{saved.name}"]

@@ -1,6 +1,8 @@
 """Whether claims of accuracy hold: networks are trained anew, and means compared by their standard errors."""
 
+import json
 import statistics
+import sys
 
 import pytest
 from scipy.stats import ttest_ind
@@ -78,6 +80,26 @@ def test_a_claim_cannot_make_its_own_test_a_weak_one(home, monkeypatch):
         lies.append(claim.model_copy(update={"score": score, "test_images": len(lies)}))
     distilled.manifest = distilled.manifest.replace(results={"measured": tuple(lies)})
     assert not any(verdict.holds for verdict in atomhub.verify(distilled, runs=4))
+
+
+def test_what_is_not_installed_is_no_fault_of_the_claim(home, monkeypatch):
+    distilled = atomhub.load("digits-ipc1")
+    other = distilled.manifest.results.measured[0].model_copy(update={"network": "timm/resnet18"})
+    distilled.manifest = distilled.manifest.replace(results={"measured": (other,)})
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"needs timm.\nInstall what is missing: pip install 'atomhub\[models\]'"):
+        atomhub.verify(distilled)
+
+
+def test_a_verdict_of_nothing_is_not_kept(home, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    distilled = atomhub.load("digits-ipc1")
+    old = distilled.manifest.results.measured[0].model_copy(update={"revision": 1})
+    distilled.manifest = distilled.manifest.replace(results={"measured": (old,)})
+    distilled.save(home / "old")
+    code, out, _ = run("verify", str(home / "old"), "--record", "me", "--json")
+    assert (code, "record" in out, json.loads(out)["claims"][0]["why"]) == (1, False, "The protocol has changed since.")
+    assert not (home / "old" / "verified.json").exists()
 
 
 def test_a_claim_under_an_older_revision_of_a_protocol_cannot_be_repeated(home, run):
