@@ -56,8 +56,8 @@ class Recipe(BaseModel):
         pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200, exclude_if=lambda value: value == "convnet",
     )  # fmt: skip
     weights: str | None = _knob(
-        None, "weights to start every network from, in place of fresh ones: a .safetensors file, or torchvision's name "
-        "of those of the matcher", pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000,
+        None, "weights to start every network from, in place of fresh ones: a .safetensors file, torchvision's name of "
+        "those of the matcher, or for one of timm's: pretrained", pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000,
         exclude_if=lambda value: value is None,
     )  # fmt: skip
     norm: Literal["instance", "batch", "none"] = _knob(

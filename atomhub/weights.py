@@ -34,12 +34,12 @@ def with_weights(
 
     def loaded() -> nn.Module:
         model = build()
-        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+        last = last_linear(model)
         for name, own in model.named_parameters():
             given = state.get(name)
             if given is not None and given.shape == own.shape:
                 own.data.copy_(given)
-            elif name.rpartition(".")[0] not in last:
+            elif name.rpartition(".")[0] != last:
                 found = (
                     f"has the shape {tuple(given.shape)}, not {tuple(own.shape)}" if given is not None else "is missing"
                 )
@@ -62,22 +62,35 @@ def with_weights(
     return loaded
 
 
-def read_weights(weights: str, network: str) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or those that torchvision has under a name.
+def last_linear(model: nn.Module) -> str | None:
+    """Return the name of a network's last linear layer, which gives the classes; None if it has none."""
+    return ([None, *(name for name, module in model.named_modules() if isinstance(module, nn.Linear))])[-1]
+
+
+def read_weights(weights: str, network: str, pretrained: Callable[[], nn.Module] | None) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, or those that torchvision or timm has under a name.
 
     Args:
-        weights: The file, or the name, such as ``IMAGENET1K_V1``.
+        weights: The file; one of torchvision's names, such as ``IMAGENET1K_V1``; or ``pretrained``, those of timm.
         network: The network's name.
+        pretrained: Makes one with timm's weights, which are fetched once; None: it is none of timm's.
 
     Raises:
-        UsageError: the file cannot be read, or torchvision has none of that name.
-        AtomhubError: torchvision's cannot be fetched.
+        UsageError: the file cannot be read, or there are none of that name.
+        AtomhubError: they cannot be fetched.
     """
     if weights.endswith(FILE):
         try:
             return load(read_regular(user_path(weights), _LARGEST))
         except (OSError, SafetensorError, ValueError) as error:
             raise UsageError(f"Cannot read the weights {weights!r}: {first_line(error)}.") from None
+    if pretrained is not None and weights == "pretrained":
+        try:
+            model = pretrained()
+        except Exception as error:  # timm's, and those of the Hub's clients
+            raise AtomhubError(f"Cannot fetch the weights of {network!r}: {first_line(error)}.") from error
+        last = last_linear(model)  # which is for other classes, and random
+        return {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] != last}
     from torchvision import models
 
     name = network.removeprefix(TORCHVISION)
@@ -87,7 +100,7 @@ def read_weights(weights: str, network: str) -> dict[str, Tensor]:
     except (KeyError, ValueError):
         raise UsageError(
             f"There are no weights {weights!r} of the network {network!r}.",
-            "Give a .safetensors file, or one of torchvision's names such as IMAGENET1K_V1.",
+            "Give a .safetensors file, one of torchvision's names such as IMAGENET1K_V1, or for timm's 'pretrained'.",
         ) from None
     try:
         return dict(chosen.get_state_dict(progress=False, check_hash=True))

@@ -75,14 +75,15 @@ def find_matcher(
     plain = f"convnet:norm={recipe.norm}"
     if function is not None:
         spec, build, usual = f"{getattr(function, '__name__', 'matcher').strip('<>')}()", function, plain
+        pretrained = None
     elif recipe.convnet:
         return None
     else:
         network = find_network(recipe.matcher, inputs, plain)
-        spec, build, usual = network.spec, network.build, network.spec
+        spec, build, usual, pretrained = network.spec, network.build, network.spec, network.pretrained
     weights = recipe.weights
     if weights:
-        state = read_weights(weights, spec)
+        state = read_weights(weights, spec, pretrained)
         build = with_weights(build, state, weights, running=recipe.statistics == "running")
         if weights.endswith(FILE):
             weights = f"{Path(weights).name} sha256:{digest_of(state)}"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from atomhub.core.bank import digest_of
 from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
-from atomhub.weights import TORCHVISION, read_weights, with_weights
+from atomhub.weights import TORCHVISION, last_linear, read_weights, with_weights
 
 TIMM = "timm/"
 """Prefix of timm's models, where it is installed."""
@@ -37,11 +38,13 @@ class Network:
         spec: ``name`` or ``name:option=value,...``; :func:`find_network` reads it back.
         build: Makes a new one with fresh weights, from torch's global generator.
         inputs: What it classifies.
+        pretrained: Makes one with the weights that its library has for it, if it has any.
     """
 
     spec: str
     build: Callable[[], nn.Module]
     inputs: InputSpec
+    pretrained: Callable[[], nn.Module] | None = None
 
     def parameters(self) -> int:
         """Return how many numbers it learns."""
@@ -170,14 +173,14 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
     if options:
         raise UsageError(f"The network {name!r} has no option {min(options)!r}.", "timm's models have none here.")
 
-    def build() -> nn.Module:
-        shape: dict[str, Any] = {"num_classes": inputs.classes, "in_chans": inputs.channels}
+    def build(pretrained: bool = False) -> nn.Module:
+        shape: dict[str, Any] = {"num_classes": inputs.classes, "in_chans": inputs.channels, "pretrained": pretrained}
         try:
             return timm.create_model(plain, img_size=inputs.size, **shape)
         except TypeError:  # most take images of any size
             return timm.create_model(plain, **shape)
 
-    return Network(name, build, inputs)
+    return Network(name, build, inputs, partial(build, pretrained=True))
 
 
 def _probe(name: str, options: dict[str, str], inputs: InputSpec, tried: bool) -> Network:
@@ -190,7 +193,7 @@ def _probe(name: str, options: dict[str, str], inputs: InputSpec, tried: bool) -
     start = f"{PROBE}{body.spec}{',' if ':' in body.spec else ':'}weights="
     if not tried:
         return Network(f"{start}{Path(given).name}@{digest}", lambda: Probe(body.build()), inputs)
-    state = read_weights(given, body.spec)
+    state = read_weights(given, body.spec, body.pretrained)
     found = digest_of(state)[:_DIGITS]
     if digest and digest != found:
         raise UsageError(f"The weights {given!r} have the digest {found}, not {digest}.", "Use the same file.")
@@ -207,12 +210,12 @@ class Probe(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-        if not last:
+        last = last_linear(model)
+        if last is None:
             raise UsageError(f"The network {type(model).__name__} has no linear layer to put a probe in place of.")
-        old: Any = model.get_submodule(last[0])
+        old: Any = model.get_submodule(last)
         self.head = nn.Linear(old.in_features, old.out_features)
-        model.set_submodule(last[0], nn.Identity())
+        model.set_submodule(last, nn.Identity())
         self.body = model.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Probe":

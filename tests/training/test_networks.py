@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from atomhub.errors import UsageError
+from atomhub.errors import AtomhubError, UsageError
 from atomhub.training.nets import NETWORKS, InputSpec
 from atomhub.training.networks import find_network, torchvision_names
 
@@ -125,6 +125,23 @@ class TestProbe:
         save_file({**weights.state_dict(), "bn1.bias": torch.ones(64)}, "mine.safetensors")
         with pytest.raises(UsageError, match=r"'mine.safetensors' have the digest [0-9a-f]{12}, not [0-9a-f]{12}"):
             find_network(spec, CIFAR)
+
+    def test_those_of_timm_are_fetched_from_the_hub(self, hub):
+        timm = pytest.importorskip("timm")
+        if not timm.is_model("test_vit"):
+            pytest.skip("this timm has no small models")
+        torch.manual_seed(2)
+        model = timm.create_model("test_vit", pretrained=False)
+        hub.add("models:timm/test_vit.r160_in1k", {"model.safetensors": save(model.state_dict())})
+        found = find_network("probe/timm/test_vit:weights=pretrained", InputSpec(3, 5, 160))
+        assert found.spec == find_network(found.spec, InputSpec(3, 5, 160)).spec  # the digest is the same again
+        probe = found.build()
+        assert torch.equal(probe.body.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+        assert probe.eval()(torch.rand(2, 3, 160, 160)).shape == (2, 5)
+        small = find_network("probe/timm/test_vit:weights=pretrained", InputSpec(1, 5, 64)).build()
+        assert small(torch.rand(2, 1, 64, 64)).shape == (2, 5)  # grey and small images as well
+        with pytest.raises(AtomhubError, match="Cannot fetch the weights of 'timm/test_resnet'"):
+            find_network("probe/timm/test_resnet:weights=pretrained", CIFAR)
 
     def test_it_needs_weights(self, weights):
         with pytest.raises(UsageError, match="(?s)'probe/resnet18' needs weights.*probe/resnet18:weights=FILE"):
