@@ -142,7 +142,9 @@ class Recipe(BaseModel):
             )
         if self.linear and self.convnet:
             raise ValueError("linear gradients need another matcher than convnet, such as resnet18: set one")
-        if self.feature == 0 and 1 in (self.depth, *self.depths):
+        if self.statistics == "running" and self.bank:
+            raise ValueError("running statistics are those of given weights, which a bank trains on: use one of them")
+        if self.feature == 0 and self.convnet and 1 in (self.depth, *self.depths):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
         if self.calibration and not self.bank:
             raise ValueError("calibration needs trained networks: set bank above 0")
@@ -307,8 +309,9 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
         return recipe.replace(**(overrides or {}))
     tuned = {} if str(recipe).endswith(".toml") else TUNED.get(source, {})
     own = PRESETS.get(str(recipe), {})
-    # none of something stays none, and what only other matchers can do stays with them
-    tuned = {k: v for k, v in tuned.items() if own.get(k) != 0 and not (k == "matcher" and own.get("linear"))}
+    # none of something stays none, and a network with weights of its own stays what it is
+    kept = {"matcher", "norm"} if own.get("linear") else set()
+    tuned = {key: value for key, value in tuned.items() if own.get(key) != 0 and key not in kept}
     return Recipe.named(recipe, {**tuned, **(overrides or {})})
 
 

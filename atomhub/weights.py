@@ -1,8 +1,11 @@
 """Weights of networks that were trained elsewhere: read, and put into a network."""
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -15,6 +18,15 @@ TORCHVISION = "torchvision/"
 """Prefix of torchvision's classifiers; needed only for those that have a namesake among atomhub's."""
 _LARGEST = 2**33
 """Bytes of a file of weights."""
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of some tensors and their names, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().flatten()
+        digest.update(name.encode() + content.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+    return digest.hexdigest()
 
 
 def with_weights(
@@ -31,9 +43,12 @@ def with_weights(
     Raises:
         UsageError: they are not those of such a network.
     """
+    prefix = "model."  # of grey networks of torchvision, which give theirs three channels
+    state = {n.removeprefix(prefix) if all(n.startswith(prefix) for n in state) else n: t for n, t in state.items()}
 
     def loaded() -> nn.Module:
-        model = build()
+        whole = build()
+        model = getattr(whole, "coloured", whole)
         last = last_linear(model)
         for name, own in model.named_parameters():
             given = state.get(name)
@@ -47,16 +62,23 @@ def with_weights(
                     f"The weights {source!r} are not those of this network: {name} {found}.",
                     "Use those of the network that is named.",
                 )
+        for name in sorted(state.keys() - model.state_dict().keys()):
+            # what counts batches, and the additional heads of torchvision's, say nothing of the network
+            if name.rpartition(".")[0] != last and not re.match(r"aux|.*num_batches_tracked$", name, re.IGNORECASE):
+                raise UsageError(
+                    f"The weights {source!r} are not those of this network: it has no {name}.",
+                    "Use those of the network that is named, norm and all.",
+                )
         for name, buffer in model.named_buffers():
             given = state.get(name)
             if given is not None and given.shape == buffer.shape:
                 buffer.copy_(given)
-            elif running and name.rpartition(".")[2] == "running_mean":
+            elif running and name.rpartition(".")[2] in ("running_mean", "running_var"):
                 raise UsageError(
                     f"The weights {source!r} have no statistics of batch norm: {name} is missing.",
-                    "Use weights with them, or statistics='real'.",
+                    "Use a file with them; a recipe may also take those of real images, statistics=real.",
                 )
-        return model
+        return whole
 
     loaded()  # now, if they do not fit
     return loaded
@@ -79,11 +101,20 @@ def read_weights(weights: str, network: str, pretrained: Callable[[], nn.Module]
         UsageError: the file cannot be read, or there are none of that name.
         AtomhubError: they cannot be fetched.
     """
-    if weights.endswith(FILE):
+    given, _, digest = weights.partition(" sha256:")  # as a recipe that was used names them
+    if given.endswith(FILE):
         try:
-            return load(read_regular(user_path(weights), _LARGEST))
+            state = load(read_regular(user_path(given), _LARGEST))
         except (OSError, SafetensorError, ValueError) as error:
-            raise UsageError(f"Cannot read the weights {weights!r}: {first_line(error)}.") from None
+            raise UsageError(
+                f"Cannot read the weights {given!r}: {first_line(error)}.",
+                "A name without a folder is looked for in the current one.",
+            ) from None
+        if digest and digest != (found := digest_of(state)):
+            raise UsageError(
+                f"The weights {given!r} have the digest {found[:12]}, not {digest[:12]}.", "Find the file."
+            )
+        return state
     if pretrained is not None and weights == "pretrained":
         try:
             model = pretrained()

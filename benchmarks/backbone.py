@@ -47,9 +47,9 @@ def main():
     torch.manual_seed(0)
     model = find_network(o.network, InputSpec(images.shape[1], classes, size)).build().to(device)
     optimizer = torch.optim.SGD(model.parameters(), o.rate, 0.9, weight_decay=5e-4, nesterov=True)
-    batches = range(0, len(labels) - 127, 128)
+    batches = range(0, max(1, len(labels) - 127), 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, o.rate, total_steps=o.epochs * len(batches))
-    moved = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(size, size // 8)])
+    moved = v2.Compose([*[v2.RandomHorizontalFlip()] * real.info.flip, v2.RandomCrop(size, size // 8)])
     for epoch in range(o.epochs):
         order, lost = torch.randperm(len(labels)), 0.0
         for start in batches:

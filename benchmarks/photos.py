@@ -8,6 +8,7 @@ the command goes on where it was. Accuracies are those of the last epoch, on the
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -48,13 +49,14 @@ def main():
     real = atomhub.open_source(o.source, size=o.size)
     o.results.mkdir(parents=True, exist_ok=True)
     kept = o.results / f"{o.source.name}.json"
-    asked = {"source": real.info.fingerprint, "network": o.network, "networks": o.networks}
+    asked = {"source": real.info.fingerprint, "network": o.network, "networks": o.networks, "set": fields}
     before = json.loads(kept.read_text()) if kept.exists() else {}
     rows = before["rows"] if before.get("asked") == asked else []
     for ipc in o.ipc or [1]:
         for recipe in o.recipe or ["rded"]:
             name = Path(recipe).stem
-            folder = o.results / f"{o.source.name}-{name}-ipc{ipc}"
+            mark = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8] if fields else ""
+            folder = o.results / f"{o.source.name}-{name}{mark}-ipc{ipc}"
             for protocol in o.protocol or ["quick", "rded"]:
                 there = {r["images"] for r in rows if (r["ipc"], r["protocol"]) == (ipc, protocol)}
                 if name in there:

@@ -46,15 +46,15 @@ def train(
     from atomhub.training.protocols import find_protocol
 
     distilled = atomhub.load(name, labels=how["labels"] == "stored")
-    network = network_for(distilled, network, find_protocol(protocol)).spec
-    plain = split_spec(network)[0].replace("/", "-")
+    shown = network_for(distilled, network, find_protocol(protocol)).spec  # of weights it has no folder
+    plain = split_spec(shown)[0].replace("/", "-")
     target = (output or Path(f"{distilled.name}-{plain}")).expanduser().absolute()
     check_target(target, overwrite, models.CONFIG)
     if repo is not None:
         check_account(repo)
     source = fetched(distilled, source, yes) if tested else None
     if not as_json:
-        say(f"Training {network} on {distilled.name}, protocol {protocol} ...")
+        say(f"Training {shown} on {distilled.name}, protocol {protocol} ...")
     classifier = atomhub.train_classifier(distilled, network, protocol, seed=seed, source=source, tested=tested, **how)
     models.save_model(classifier, target, overwrite)
     url = models.push_model(classifier, repo, private=private) if repo is not None else None

@@ -52,8 +52,11 @@ class AnyEngine(Iterations):
     ) -> Matcher:
         kind = Kind("none", self.recipe.power, bool(self.recipe.spatial), bool(self.recipe.channel))
         half = compute == torch.bfloat16
-        running, head = self.recipe.statistics == "running", bool(self.recipe.linear)
-        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head)
+        recipe = self.recipe
+        running, head = recipe.statistics == "running", bool(recipe.linear)
+        # given weights differ in the last layer alone, which is behind the features
+        fixed = bool(recipe.weights) and bank is None
+        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed)
         self.compiler = Compiler(False)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
         return self.matcher

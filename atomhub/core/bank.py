@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +50,3 @@ class Bank:
     def put(self, network: nn.Module, member: int, share: float) -> None:
         """Give a network the :meth:`weights` of a member; what they do not name stays as it is."""
         network.load_state_dict(self.weights(member, share), strict=False)
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of some tensors and their names, in hex."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        content = tensors[name].detach().cpu().contiguous().flatten()
-        digest.update(name.encode() + content.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
-    return digest.hexdigest()

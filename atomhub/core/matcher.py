@@ -76,6 +76,7 @@ class Matcher:
         bank: Networks to draw from; None: fresh ones.
         running: Whether batch norms have the statistics that came with the weights, and no others.
         head: Whether a random linear layer is drawn with every network.
+        fixed: Whether all networks have the same weights.
 
     Raises:
         UsageError: there is nothing in the network to match.
@@ -83,7 +84,7 @@ class Matcher:
 
     def __init__(
         self, build: Build, kind: Kind, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
-        half: bool = False, bank: Bank | None = None, running: bool = False, head: bool = False,
+        half: bool = False, bank: Bank | None = None, running: bool = False, head: bool = False, fixed: bool = False,
     ) -> None:  # fmt: skip
         self.build, self.kind, self.device, self.dtype, self.half, self.bank = build, kind, device, dtype, half, bank
         self.model = _still(_fresh(build, 0))
@@ -92,6 +93,7 @@ class Matcher:
         self.look = self._look(shape)
         self.norms = 0 if running else self.look.norms
         """Batch norms whose statistics are those of real images."""
+        self.fixed = self._flat(dict(self.model.named_parameters())) if fixed else None
         self.heads = (self.look.classes, self.look.features) if head else (0, 0)
         self.model.to(device, dtype).requires_grad_(False)
 
@@ -103,6 +105,8 @@ class Matcher:
         key = draws.generator_seed(seed, draws.WEIGHTS, iteration)
         own = torch.Generator().manual_seed(draws.generator_seed(seed, draws.HEAD, iteration))
         head = torch.randn(self.heads[0] * self.heads[1], generator=own)
+        if self.fixed is not None:
+            return 0, torch.cat([self.fixed, head]), None
         with self.lock:
             if self.bank is None:
                 return 0, torch.cat([self._flat(dict(_fresh(self.build, key).named_parameters())), head]), None

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from atomhub.core.bank import Bank, digest_of
+from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
@@ -26,6 +26,7 @@ from atomhub.job.matchers import Matching
 from atomhub.recipe import Recipe
 from atomhub.training.bank import BATCH, DEPENDS, VERSION, train_bank
 from atomhub.training.fit import fastest_group
+from atomhub.weights import digest_of
 
 
 def find_bank(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from atomhub.core.anynet import AnyEngine
-from atomhub.core.bank import digest_of
 from atomhub.core.draws import seeded
 from atomhub.core.engine import Engine
 from atomhub.core.iterations import Iterations
@@ -21,8 +20,8 @@ from atomhub.errors import UsageError
 from atomhub.recipe import Recipe
 from atomhub.training.accuracy import check_shape, logits
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import find_network
-from atomhub.weights import FILE, read_weights, with_weights
+from atomhub.training.networks import PROBE, find_network
+from atomhub.weights import FILE, digest_of, read_weights, with_weights
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,22 @@ def find_matcher(
         pretrained = None
     elif recipe.convnet:
         return None
+    elif recipe.matcher.startswith(PROBE):
+        raise UsageError(
+            f"The matcher cannot be {recipe.matcher!r}: no gradient reaches the images through it.",
+            "Give the network itself as the matcher, its weights as weights, and the recipe probe.",
+        )
     else:
         network = find_network(recipe.matcher, inputs, plain)
         spec, build, usual, pretrained = network.spec, network.build, network.spec, network.pretrained
     weights = recipe.weights
     if weights:
-        state = read_weights(weights, spec, pretrained)
-        build = with_weights(build, state, weights, running=recipe.statistics == "running")
-        if weights.endswith(FILE):
-            weights = f"{Path(weights).name} sha256:{digest_of(state)}"
+        with seeded(0, torch.device("cpu")):
+            state = read_weights(weights, spec, pretrained)
+            build = with_weights(build, state, weights, running=recipe.statistics == "running")
+        file = weights.partition(" sha256:")[0]
+        if file.endswith(FILE):
+            weights = f"{Path(file).name} sha256:{digest_of(state)}"
     with seeded(0, torch.device("cpu")), torch.no_grad():
         model: Any = build()
         if not isinstance(model, nn.Module) or model is build():

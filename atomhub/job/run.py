@@ -147,9 +147,12 @@ def distill(
 def recorded_command(real: RealData, ipc: int, recipe: Recipe, seed: int, name: str) -> str:
     """Return the command that makes a set again, with every choice that changes the images.
 
-    The place of a folder or an object is left to whoever runs it; a recipe is spelt out by what differs from a preset.
+    The place of a folder, an object or a file is left to whoever runs it; a recipe is spelt out by what differs from a
+    preset.
     """
     base = recipe.name if recipe.name in PRESETS else "atom"
+    if recipe.weights:
+        recipe = recipe.replace(weights=Path(recipe.weights).name)
     default = f"{real.name}-ipc{ipc}"
     return command(
         "distill", real.info.called, ipc=ipc, recipe=base,

@@ -12,7 +12,6 @@ from torch import Tensor
 from atomhub import limits
 from atomhub.command import chain, command
 from atomhub.core import augment, cutmix
-from atomhub.core.bank import digest_of
 from atomhub.core.whitening import Normalization
 from atomhub.dataset import DistilledDataset
 from atomhub.devices import enough_memory, find_device
@@ -26,6 +25,7 @@ from atomhub.stored import StoredLabels, file_size
 from atomhub.training.fit import drawn
 from atomhub.training.measure import Teacher, rules_of
 from atomhub.training.protocols import find_protocol, for_set
+from atomhub.weights import digest_of
 
 
 def label(

@@ -78,5 +78,5 @@ def train_bank(
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of the weights that a network learns, name to (1, ...), on the CPU."""
-    return {name: p.detach().cpu().clone()[None] for name, p in network.named_parameters() if p.requires_grad}
+    """Return a copy of the weights of a network, name to (1, ...), on the CPU."""
+    return {name: p.detach().cpu().clone()[None] for name, p in network.named_parameters()}

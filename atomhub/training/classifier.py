@@ -99,7 +99,7 @@ class ModelConfig(Images, frozen=True):
 
     Attributes:
         network: Its name, with options.
-        parameters: Numbers it learnt.
+        parameters: Numbers it has, learnt or frozen.
         trained_on: Name of the set, or its repository on the Hub.
         tensors: SHA-256 of the set's tensors, where it was on disk.
         seed: Seed of its weights, order and augmentation.

@@ -14,20 +14,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from atomhub.core.bank import digest_of
+from atomhub.core.draws import seeded
 from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
-from atomhub.weights import TORCHVISION, last_linear, read_weights, with_weights
+from atomhub.weights import TORCHVISION, digest_of, last_linear, read_weights, with_weights
 
 TIMM = "timm/"
 """Prefix of timm's models, where it is installed."""
 
 PROBE = "probe/"
 """Prefix of a linear layer on the features of a network, which is frozen with the weights of a file."""
-
-
-_DIGITS = 12
-"""Of the digest of weights in a network's name."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Network:
     pretrained: Callable[[], nn.Module] | None = None
 
     def parameters(self) -> int:
-        """Return how many numbers it learns."""
+        """Return how many numbers it has, learnt or frozen."""
         return sum(p.numel() for p in self.sketch().parameters())
 
     def sketch(self) -> nn.Module:
@@ -88,7 +84,7 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
     """
     name, given = split_spec(spec or usual)
     if name.startswith(PROBE):
-        return _probe(name.removeprefix(PROBE), given, inputs, tried)
+        return _probe(name.removeprefix(PROBE), given, inputs, usual, tried)
     make = NETWORKS.get(name)
     if make is None:
         network = (_timm if name.startswith(TIMM) else _torchvision)(name, given, inputs)
@@ -183,22 +179,24 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
     return Network(name, build, inputs, partial(build, pretrained=True))
 
 
-def _probe(name: str, options: dict[str, str], inputs: InputSpec, tried: bool) -> Network:
+def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tried: bool) -> Network:
     """Return a linear probe; its name has the file of the weights and their digest, which is checked if given."""
-    given, _, digest = options.pop("weights", "").partition("@")
+    weights = re.fullmatch(r"(.*?)(?:@([0-9a-f]{12}))?", options.pop("weights", ""), re.DOTALL)
+    given, digest = (weights[1], weights[2] or "") if weights else ("", "")
     if not given:
         raise UsageError(f"The network {PROBE + name!r} needs weights.", f"Give them: {PROBE}{name}:weights=FILE")
     others = ",".join(f"{key}={value}" for key, value in options.items())
-    body = find_network(f"{name}:{others}" if others else name, inputs, tried=tried)
+    body = find_network(f"{name}:{others}" if others else name, inputs, usual, tried)
     start = f"{PROBE}{body.spec}{',' if ':' in body.spec else ':'}weights="
     if not tried:
         return Network(f"{start}{Path(given).name}@{digest}", lambda: Probe(body.build()), inputs)
-    state = read_weights(given, body.spec, body.pretrained)
-    found = digest_of(state)[:_DIGITS]
-    if digest and digest != found:
-        raise UsageError(f"The weights {given!r} have the digest {found}, not {digest}.", "Use the same file.")
-    build = with_weights(body.build, state, given)
-    return Network(f"{start}{Path(given).name}@{found}", lambda: Probe(build()), inputs)
+    with seeded(0, torch.device("cpu")):  # what is fresh in it is the same every time, and nobody's draws are used up
+        state = read_weights(given, body.spec, body.pretrained)
+        found = digest_of(state)[:12]
+        if digest and digest != found:
+            raise UsageError(f"The weights {given!r} have the digest {found}, not {digest}.", "Find the file.")
+        build = with_weights(body.build, state, given, running=True)
+        return _tried(Network(f"{start}{Path(given).name}@{found}", lambda: Probe(build()), inputs))
 
 
 class Probe(nn.Module):
@@ -275,6 +273,11 @@ class _AsColour(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    @property
+    def coloured(self) -> nn.Module:
+        """The network for colour images."""
+        return self.model
 
     def forward(self, x: Tensor) -> Any:
         return self.model(x.expand(-1, 3, -1, -1))

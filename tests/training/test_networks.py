@@ -151,6 +151,37 @@ class TestProbe:
         with pytest.raises(UsageError, match="are not those of this network"):
             find_network("probe/resnet18:norm=batch,weights=mine.safetensors", CIFAR)
 
+    def test_those_of_a_like_network_are_not_taken_for_its_own(self, weights):
+        """GroupNorm has weights of the same names and shapes, and half a ResNet-34 is a ResNet-18."""
+        save_file(find_network("resnet18:norm=batch", CIFAR).build().state_dict(), "bn.safetensors")
+        with pytest.raises(UsageError, match="(?s)it has no .*running_mean.*norm and all"):
+            find_network("probe/resnet18:weights=bn.safetensors", CIFAR)
+        usual = find_network("probe/resnet18:weights=bn.safetensors", CIFAR, "resnet18:norm=batch")
+        assert usual.spec.startswith("probe/resnet18:norm=batch,weights=bn.safetensors@")
+        save_file(find_network("resnet34", CIFAR).build().state_dict(), "34.safetensors")
+        with pytest.raises(UsageError, match=r"it has no layer1.2"):
+            find_network("probe/torchvision/resnet18:weights=34.safetensors", CIFAR)
+        state = {k: v for k, v in weights.state_dict().items() if "running_var" not in k}
+        save_file(state, "half.safetensors")
+        with pytest.raises(UsageError, match="have no statistics of batch norm: bn1.running_var is missing"):
+            find_network("probe/torchvision/resnet18:weights=half.safetensors", CIFAR)
+
+    def test_paths_and_grey_images(self, weights, tmp_path):
+        (tmp_path / "a@b").mkdir()
+        (tmp_path / "mine.safetensors").rename(tmp_path / "a@b" / "mine@2.safetensors")
+        spec = "probe/torchvision/resnet18:weights=a@b/mine@2.safetensors"
+        assert find_network(spec, CIFAR).spec.startswith("probe/torchvision/resnet18:weights=mine@2.safetensors@")
+        grey = find_network(spec, InputSpec(1, 10, 32)).build()
+        assert torch.equal(grey.body.model.conv1.weight, weights.conv1.weight)
+        assert grey(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+    def test_nobodys_draws_are_used_up(self, weights):
+        torch.manual_seed(3)
+        before = torch.rand(1)
+        torch.manual_seed(3)
+        find_network("probe/torchvision/resnet18:weights=mine.safetensors", CIFAR)
+        assert torch.equal(torch.rand(1), before)
+
 
 @pytest.mark.parametrize(
     ("spec", "message"),
