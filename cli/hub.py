@@ -109,7 +109,7 @@ def index() -> None:
 
     \b
     Example:
-      atomhub index add alice/cifar10-ipc10
+      atomhub index add alice/cifar100-ipc10
     """
 
 
@@ -126,7 +126,7 @@ def index_add(repo: str, name: str | None, file: Path, as_json: bool) -> None:
 
     \b
     Example:
-      atomhub index add alice/cifar10-ipc10
+      atomhub index add alice/cifar100-ipc10
     """
     from shlex import quote
 

@@ -40,6 +40,7 @@ SMALL = {
     "--size 64 --recipe rded": "--size 16 --recipe rded",
     "--size 64 --test-fraction 0.2 --recipe probe": "--size 16 --test-fraction 0.2 --recipe probe",
     "torchvision/resnet18": "lenet",
+    "index add alice/cifar100-ipc10": "index add alice/cifar10-ipc10 --name cifar100-ipc10",
 }
 """What takes long, and what stands for it here."""
 HEAVY = ("lightning", "fastai")

@@ -14,7 +14,7 @@ from atomhub.cli.main import cli
 from atomhub.errors import AtomhubError
 from atomhub.gallery.gather import Entry, local_sets, remote_sets
 from atomhub.gallery.pages import publish_gallery, write_gallery
-from atomhub.job.evaluation import record_verdicts
+from atomhub.job.evaluation import Verdict, record_verdicts
 from atomhub.provenance import Stored
 from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import store, verified
@@ -272,8 +272,9 @@ class TestHub:
 
     def test_a_file_of_verdicts_that_cannot_be_read_is_not_replaced(self, saved):
         (saved.path / verified.VERIFIED).write_text('{"verified": [,]}')
+        result = atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
         with pytest.raises(AtomhubError, match="verified.json cannot be read"):
-            record_verdicts(atomhub.load(saved.name), [], "Jane")
+            record_verdicts(atomhub.load(saved.name), [Verdict(result, result, True, 1.0, 1.0)], "Jane")
         assert (saved.path / verified.VERIFIED).read_text() == '{"verified": [,]}'
 
     def test_a_space_that_the_hub_has_just_filled_is_taken(self, hub, entry, tmp_path):
