@@ -57,13 +57,14 @@ def main():
             name = Path(recipe).stem
             mark = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8] if fields else ""
             folder = o.results / f"{o.source.name}-{name}{mark}-ipc{ipc}"
+            kept_run = folder.with_name(f"{folder.name}-run")
             for protocol in o.protocol or ["quick", "rded"]:
                 there = {r["images"] for r in rows if (r["ipc"], r["protocol"]) == (ipc, protocol)}
                 if name in there:
                     continue
                 one = (
                     atomhub.load(folder) if folder.exists()
-                    else atomhub.distill(real, ipc, recipe, fields, save=folder, checkpoints=True, resume=True)
+                    else atomhub.distill(real, ipc, recipe, fields, save=folder, checkpoints=kept_run, resume=True)
                 )  # fmt: skip
                 wanted = [kind for kind in ("random", "herding", *["whole"] * o.whole) if kind not in there]
                 result = atomhub.evaluate(one, o.network, protocol, o.networks, baseline=wanted, source=real)

@@ -276,6 +276,27 @@ def test_photos_are_laid_beside_random_and_herded_ones_under_the_same_labels(
     assert f"| 1 | rded | 1200 | {rows[0]['made_in']:.0f} |" in table
 
 
+def test_a_backbone_is_trained_for_probes_and_other_settings_are_another_set(
+    script, photos, home, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
+    weights = tmp_path / "lenet.safetensors"
+    _, run = script("backbone")
+    run("digits", weights, "--network", "lenet", "--classes", 7, "--each", 10, "--epochs", 1)
+    assert "lenet on digits, 7 classes: " in capsys.readouterr().out
+    probe = f"probe/lenet:weights={weights}"
+    _, run = script("photos")
+    digits = atomhub.open_source("digits")
+    monkeypatch.setattr(atomhub, "open_source", lambda *_, **__: digits)
+    given = ["digits", "--network", probe, "--networks", 1, "--results", tmp_path / "out", "--recipe", "probe"]
+    fields = ["--set", "matcher=lenet", "--set", f"weights={weights}", "--protocol", "brief", "--set"]
+    for iterations in (0, 2):
+        run(*given, *fields, f"iterations={iterations}")
+        found = json.loads((tmp_path / "out" / "digits.json").read_text())
+        assert found["asked"]["set"]["iterations"] == str(iterations)
+        assert f"iterations={iterations}" in found["rows"][0]["command"]
+
+
 def test_matchers_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 64, "test"))
     _, run = script("matchers")

@@ -52,5 +52,5 @@ def head_gradient(head: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:
-    """Return 1 minus the cosine between two tensors as vectors (linear gradient matching, arXiv 2511.16674)."""
+    """Return 1 minus the cosine between two tensors as vectors, 0 to 2 (linear gradient matching, arXiv 2511.16674)."""
     return 1 - F.cosine_similarity(a.flatten(), b.flatten(), dim=0)

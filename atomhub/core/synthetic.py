@@ -108,7 +108,10 @@ def pyramid(gradient: Tensor) -> Tensor:
     stands for, so that coarse levels go as far as fine ones.
 
     Args:
-        gradient: (k, n, C, H, W), of images of one size; unchanged.
+        gradient: (k, n, C, H, W), by the pixels of images; unchanged.
+
+    Returns:
+        The step, in the same shape and units.
     """
     flat = gradient.flatten(0, 1)
     total, size = flat.clone(), flat.shape[-2:]
