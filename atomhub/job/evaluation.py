@@ -21,6 +21,7 @@ from atomhub.storage import formats, store
 from atomhub.storage.verified import VERIFIED, Verification, add
 from atomhub.text import plain
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
+from atomhub.training.networks import check_claimed
 from atomhub.training.protocols import find_protocol
 
 
@@ -113,6 +114,7 @@ def verify(
     verdicts = []
     for claim in claims:
         try:
+            check_claimed(claim.network)
             network_for(distilled, claim.network, find_protocol(claim.protocol))
             if claim.revision != REVISION:
                 raise UsageError("The protocol has changed since.")

@@ -23,7 +23,7 @@ from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.baselines import herding_real, random_real, whole_real
 from atomhub.training.fit import fastest_group, fit
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import Network, find_network
+from atomhub.training.networks import Network, check_claimed, find_network
 from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 
@@ -314,4 +314,6 @@ def network_for(
     f = distilled.manifest.format
     inputs = InputSpec(f.channels, len(f.class_names), f.size)
     usual = (rules and rules.usual) or distilled.manifest.results.network
+    if spec is None:
+        check_claimed(usual)
     return find_network(spec, inputs, usual, tried)

@@ -179,6 +179,12 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
     return Network(name, build, inputs, partial(build, pretrained=True))
 
 
+def check_claimed(spec: str) -> None:
+    """Raise a UsageError if a network that a set names would be read from a place of the set's own choice."""
+    if spec.startswith(PROBE) and re.search(r"weights=[^,]*[/\\~]", spec):
+        raise UsageError(f"The set names a probe whose weights are a path: {spec!r}.", "Name the network yourself.")
+
+
 def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tried: bool) -> Network:
     """Return a linear probe; its name has the file of the weights and their digest, which is checked if given."""
     weights = re.fullmatch(r"(.*?)(?:@([0-9a-f]{12}))?", options.pop("weights", ""), re.DOTALL)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+import atomhub
 from atomhub.errors import AtomhubError, UsageError
 from atomhub.training.nets import NETWORKS, InputSpec
 from atomhub.training.networks import find_network, torchvision_names
@@ -174,6 +175,16 @@ class TestProbe:
         grey = find_network(spec, InputSpec(1, 10, 32)).build()
         assert torch.equal(grey.body.model.conv1.weight, weights.conv1.weight)
         assert grey(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+
+    def test_a_strangers_set_chooses_no_file(self, weights, tmp_path, home):
+        path = f"probe/torchvision/resnet18:weights={tmp_path}/mine.safetensors"
+        distilled = atomhub.load("digits-ipc1")
+        claim = distilled.manifest.results.measured[0].model_copy(update={"network": path})
+        distilled.manifest = distilled.manifest.replace(results={"network": path, "measured": (claim,)})
+        with pytest.raises(UsageError, match="The set names a probe whose weights are a path"):
+            atomhub.evaluate(distilled, protocol="quick")
+        (verdict,) = atomhub.verify(distilled)
+        assert "whose weights are a path" in verdict.why
 
     def test_nobodys_draws_are_used_up(self, weights):
         torch.manual_seed(3)
