@@ -99,6 +99,11 @@ class Recipe(BaseModel):
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
+    image_step: Literal["gradient", "normalized"] = _knob(
+        "gradient", "what a step follows: the gradient as it is, or divided by its root mean square in every image, so "
+        "that image_lr is in normalised pixels, whatever the network and the scale of its loss", "-",
+        exclude_if=lambda value: value == "gradient",  # as before it
+    )  # fmt: skip
     image_pyramid: bool = _knob(
         False, "whether a step goes along the gradient of an image pyramid, coarse levels as far as fine ones", "-",
         "linear gradient matching", exclude_if=lambda value: value is False,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--whole", is_flag=True, help="Also train on the whole real training set, which is slow.")
 @click.option("--per-class", is_flag=True, help="Also show the accuracy of every class, and what it is mistaken for.")
 @options.labels
+@options.teacher
 @options.training
 def evaluate(
     name: str, networks: tuple[str | None, ...], protocol: str, runs: int, baseline: bool, herding: bool, whole: bool,

@@ -119,6 +119,7 @@ def soften(
               help="Epochs to store.")  # fmt: skip
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-labels]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing set.")
+@options.teacher
 @options.training
 def label(
     name: str, new: str | None, overwrite: bool, source: str | None, yes: bool, as_json: bool, **how: Any

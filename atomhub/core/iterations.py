@@ -23,7 +23,7 @@ from atomhub.core.passes import Compiler
 from atomhub.core.plan import LIBRARIES, Plan, budget
 from atomhub.core.real import RealImages
 from atomhub.core.sampling import Draw, Networks, Sampler
-from atomhub.core.synthetic import Synthetic, pyramid, to_views
+from atomhub.core.synthetic import Synthetic, normalized, pyramid, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.memory import free_memory, give_back, used_memory
@@ -190,6 +190,8 @@ class Iterations(ABC):
         for k in self.plan(len(draw.indices)).spans:
             rows = draw.rows(k)
             step = pyramid(gradient[rows]) if self.recipe.image_pyramid else gradient[rows]
+            if self.recipe.image_step == "normalized":
+                step = normalized(step)
             self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + step
             images[rows] -= draw.lr * self.momentum[rows]
             outside += self.synthetic.project(rows)

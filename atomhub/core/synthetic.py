@@ -125,6 +125,12 @@ def pyramid(gradient: Tensor) -> Tensor:
     return total.view_as(gradient)
 
 
+def normalized(step: Tensor) -> Tensor:
+    """Return steps (k, n, C, H, W), each divided by its root mean square; one of zeros stays so."""
+    size = step.square().mean((2, 3, 4), keepdim=True).sqrt()
+    return torch.where(size > 0, step / size, step)
+
+
 def _enlarged(images: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 

@@ -18,25 +18,27 @@ from atomhub.devices import enough_memory, find_device
 from atomhub.errors import UsageError, check_whole
 from atomhub.job.banks import find_bank, teacher_of
 from atomhub.job.forecast import resolved_for
+from atomhub.job.matchers import Matching
 from atomhub.manifest import check_name
 from atomhub.provenance import Stored
-from atomhub.recipe import choose_recipe
+from atomhub.recipe import Recipe, choose_recipe
 from atomhub.stored import StoredLabels, file_size
 from atomhub.training.fit import drawn
-from atomhub.training.measure import Teacher, rules_of
+from atomhub.training.measure import Teacher, network_for, rules_of
+from atomhub.training.networks import PROBE
 from atomhub.training.protocols import find_protocol, for_set
 from atomhub.weights import digest_of
 
 
 def label(
     distilled: DistilledDataset, epochs: int = 300, *, name: str | None = None, seed: int = 0, device: str = "auto",
-    source: object = None, progress: Any = None,
+    source: object = None, teacher: str | None = None, progress: Any = None,
 ) -> DistilledDataset:  # fmt: skip
     """Return a copy of a set, in memory, with a teacher's labels for every augmented batch of some epochs (FKD).
 
-    Batches are those of the protocol ``rded``, and its teacher is the network of the recipe ``rded``, trained once per
-    source. Networks then learn as under a live teacher, without it and without the real training images:
-    ``loader(labels="stored")``, ``train(..., protocol="rded", labels="stored")``; to measure them needs real ones.
+    Batches are those of the protocol ``rded``, and so is the teacher, trained once per source. Networks then learn as
+    under a live teacher, without it and without the real training images: ``loader(labels="stored")``,
+    ``train(..., protocol="rded", labels="stored")``; to measure them needs real ones.
 
     Args:
         distilled: The set.
@@ -45,6 +47,7 @@ def label(
         seed: Keys order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         source: Where a local source lies now.
+        teacher: The network that gives the labels, by name, trained as that of the recipe ``rded``; None: that one.
         progress: Called with ``teacher`` or ``labels``, what is done of it, and in all.
 
     Raises:
@@ -63,7 +66,10 @@ def label(
         hint = f"Use epochs={most} or less." if most else "Use a smaller set."
         raise UsageError(f"The labels of {epochs} epochs would take more than {limits.LABELS >> 30} GiB.", hint)
     told = progress or (lambda what, done, total: None)
-    believed, about, _ = _network(distilled, {"device": device, "source": source, "progress": progress})
+    _check_teacher(distilled, teacher)
+    believed, about, _ = _network(
+        distilled, {"device": device, "source": source, "progress": progress, "teacher": teacher}
+    )
     found: list[dict[str, Any]] = []
     stages = distilled.safe(rules.augmentation)
     with enough_memory("use a smaller batch"), torch.no_grad():
@@ -83,7 +89,7 @@ def label(
         teacher=about[:400], protocol="rded", epochs=epochs, seed=seed, size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )  # fmt: skip
-    made = command("label", distilled.repo or distilled.name, epochs=epochs, seed=seed, name=chosen)
+    made = command("label", distilled.repo or distilled.name, epochs=epochs, seed=seed, teacher=teacher, name=chosen)
     before = None if distilled.repo else distilled.manifest.provenance.command
     others = tuple(r for r in distilled.manifest.results.measured if r.labels != "stored")  # those are of other labels
     manifest = distilled.manifest.replace(
@@ -113,16 +119,19 @@ def _epoch(images: Tensor, batches: Any, probability: float, flips: bool) -> dic
 def _network(
     distilled: DistilledDataset, options: Mapping[str, Any]
 ) -> tuple[Callable[[Tensor], Tensor], str, str]:  # fmt: skip
-    """Return logits of the network of the recipe ``rded``, trained once per source; what it is, what identifies it."""
+    """Return logits of a network trained as that of the recipe ``rded``, once per source; its name, its identity."""
     real, device = distilled.real(options.get("source")), find_device(options.get("device", "auto"))
     progress = options.get("progress") or (lambda what, done, total: None)
-    recipe = choose_recipe("rded", real.info.id, {"init": "real"})
-    resolved, matching = resolved_for(recipe, real, 1, device)
+    usual = choose_recipe("rded", real.info.id, {"init": "real"})
+    resolved, matching = resolved_for(usual, real, 1, device)
+    wanted = options.get("teacher")
+    if wanted not in (None, _spec(resolved, matching)):
+        resolved, matching = resolved_for(usual.replace(matcher=wanted), real, 1, device)
     theirs, own = Normalization(real.mean, real.std), distilled.normalization.to(device, torch.float32)
     arguments = (real, resolved, theirs, device, matching)
     network = teacher_of(find_bank(*arguments, partial(progress, "teacher")), *arguments)
     theirs = theirs.to(device, torch.float32)
-    about = f"{matching.spec if matching else resolved.network()}, {resolved.bank_epochs} epochs on {real.info.called}"
+    about = f"{_spec(resolved, matching)}, {resolved.bank_epochs} epochs on {real.info.called}"
     identity = digest_of(network.state_dict())
 
     def logits(images: Tensor) -> Tensor:
@@ -131,10 +140,32 @@ def _network(
     return logits, about, identity
 
 
+def _spec(resolved: Recipe, matching: Matching | None) -> str:
+    return matching.spec if matching else resolved.network()
+
+
+def _check_teacher(distilled: DistilledDataset, named: str | None) -> None:
+    """Raise a UsageError where no network of this name can be trained as a teacher."""
+    if named is not None and named.startswith(PROBE):
+        raise UsageError(f"The teacher cannot be {named!r}: it is trained whole.", "Name the network alone.")
+    if named is not None:
+        network_for(distilled, named)
+
+
 def taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a measurement, with a teacher where its protocol or its labels want one."""
+    """Return the options of a measurement, with a teacher where its protocol or its labels want one.
+
+    Raises:
+        UsageError: a name of a teacher (``teacher``) where there is none to choose.
+    """
+    named = options.get("teacher")
+    if named is not None and not find_protocol(protocol).temperature:
+        raise UsageError(f"The protocol {protocol!r} has no teacher, so it cannot be {named!r}.", "Use protocol rded.")
+    _check_teacher(distilled, named)
     if options.get("labels") == "stored":
         rules_of(protocol, "stored")
+        if named is not None:
+            raise UsageError(f"Stored labels are those of their own teacher, not of {named!r}.")
         if other := set(options.get("baseline") or ()) - {"random"}:
             raise UsageError(f"Only the set has stored labels, so there is no baseline {min(other)!r} under them.")
         stored, about = distilled.stored_labels(), distilled.manifest.provenance.stored
@@ -142,5 +173,5 @@ def taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any
         found = Teacher(stored, about.teacher + epochs if about else epochs, about.sha256 if about else "")
         return {**options, "baseline": None, "teacher": lambda: found}
     if not find_protocol(protocol).temperature:
-        return dict(options)
+        return {key: value for key, value in options.items() if key != "teacher"}
     return {**options, "teacher": lambda: Teacher(*_network(distilled, options))}

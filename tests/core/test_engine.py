@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from atomhub.core import initial
 from atomhub.core.passes import Compiler
-from atomhub.core.synthetic import from_views, to_views
+from atomhub.core.synthetic import from_views, normalized, to_views
 from atomhub.errors import AtomhubError, AtomhubWarning
 from atomhub.presets import PRESETS
 
@@ -178,6 +178,27 @@ def test_images_move_by_sgd_with_the_learning_rate_and_momentum_of_the_recipe():
         expected = engine.normalization.apply(pixels)
         engine.step(iteration)
         assert torch.allclose(engine.synthetic.images, expected, atol=1e-9)
+
+
+def test_a_normalized_step_is_as_long_in_every_image_and_under_every_scale_of_the_loss():
+    ends = []
+    for scale in (1.0, 1000.0):
+        engine = make_engine(
+            pixels="float32", image_step="normalized", image_lr=0.02, image_momentum=0, loss_scale=scale
+        )
+        before = engine.synthetic.images.detach().clone()
+        engine.gradient(0)
+        lengths = np.sqrt((engine.gradients.numpy() ** 2).mean((2, 3, 4), keepdims=True))
+        wanted = before - 0.02 * engine.gradients / torch.from_numpy(lengths)
+        engine.step(0)
+        ends.append(engine.synthetic.images.detach().clone())
+        inside = engine.normalization.apply(engine.normalization.undo(wanted).clamp(0, 1))
+        assert (ends[-1] - inside).abs().max() < 1e-9
+    assert (ends[0] - ends[1]).abs().max() < 1e-9
+
+
+def test_a_normalized_step_without_a_gradient_is_none():
+    assert torch.equal(normalized(torch.zeros(2, 1, 3, 4, 4)), torch.zeros(2, 1, 3, 4, 4))
 
 
 def test_the_learning_rate_follows_half_a_cosine():

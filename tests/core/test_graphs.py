@@ -18,7 +18,7 @@ KINDS = [
     {"norm": "batch", "statistics": "real", "zca": True},
     {"norm": "none", "power": 3.0},
     {"norm": "batch", "bank": 2, "calibration": 0.3},
-    {"classes_per_iteration": 2, "image_schedule": "cosine"},
+    {"classes_per_iteration": 2, "image_schedule": "cosine", "image_step": "normalized"},
 ]
 
 

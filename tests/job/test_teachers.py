@@ -239,3 +239,29 @@ def test_what_cannot_be_is_said(labelled, digits1, monkeypatch):
     monkeypatch.setattr(limits, "LABELS", 10_000)
     with pytest.raises(UsageError, match=r"(?s)300 epochs would take more than .*\nUse epochs=20 or less"):
         atomhub.label(digits1)
+
+
+def test_another_network_can_be_the_teacher_and_is_again_in_verify(digits1, run):
+    name = replace(digits1, manifest=digits1.manifest.replace(name="tens")).save().name
+    assert (
+        run("evaluate", name, "--protocol", "rded", "--teacher", "lenet", "--network", "lenet", "--runs", "2")[0] == 0
+    )
+    (claim,) = atomhub.load(name).manifest.results.measured
+    assert claim.teacher.startswith("lenet, 2 epochs on ")
+    usual = atomhub.evaluate(digits1, "lenet", "rded", 2)
+    assert usual.score.accuracies != claim.score.accuracies
+    (verdict,) = atomhub.verify(atomhub.load(name))
+    assert (verdict.measured.teacher, verdict.holds) == (claim.teacher, True)
+    about = atomhub.label(digits1, epochs=1, teacher="lenet").manifest.provenance
+    assert (about.stored.teacher, "--teacher lenet" in about.command) == (claim.teacher, True)
+
+
+@pytest.mark.parametrize(("protocol", "options", "said"), [
+    ("rded", {"teacher": "lenet5"}, "There is no network 'lenet5'"),
+    ("rded", {"teacher": "probe/resnet18:weights=a.safetensors"}, "it is trained whole"),
+    ("rded", {"teacher": "lenet", "labels": "stored"}, "those of their own teacher, not of 'lenet'"),
+    ("quick", {"teacher": "lenet"}, "'quick' has no teacher, so it cannot be 'lenet'"),
+])  # fmt: skip
+def test_a_teacher_that_cannot_be_is_said_before_the_work(labelled, protocol, options, said):
+    with pytest.raises(UsageError, match=said):
+        atomhub.evaluate(labelled, "lenet", protocol, 1, **options)
