@@ -23,6 +23,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
     "rded": {"init": "tiles", "iterations": 0, "matcher": "resnet18", "bank": 1, "bank_epochs": 20},
+    # RDED's crops as views, then attention under their teacher and its way there; a step of a size for any network
+    "atom-photo": {
+        "spatial": 10.0, "channel": 10.0, "feature": 1.0, "loss_scale": 1.0, "init": "tiles", "formation": 2,
+        "matcher": "resnet18", "bank": 1, "bank_epochs": 20, "iterations": 80, "real_batch": 32,
+        "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all", "image_step": "normalized",
+        "image_lr": 0.05, "image_schedule": "cosine",
+    },
 }  # fmt: skip
 """Recipe name to fields."""
 
@@ -32,6 +39,7 @@ PURPOSES: dict[str, str] = {
     "channel": "to see what channel attention alone does",
     "atom": "to reproduce ATOM",
     "probe": "for a linear layer on a trained network's features; give its weights",
+    "atom-photo": "for photographs that a network is to learn from scratch",
     "rded": "for real crops that a network is surest of",
     "dance": "for sets that networks learn most from; the default",
 }

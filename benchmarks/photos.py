@@ -1,7 +1,8 @@
 """Distilled photographs beside random and herded ones, under the same labels: a line for each recipe.
 
     python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...]
-        [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--networks 2] [--whole] [--results DIR]
+        [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--teacher resnet18]
+        [--networks 2] [--whole] [--results DIR]
 
 Protocols with a teacher give its labels to random images as well. Sets and accuracies are kept as they come, so that
 the command goes on where it was. Accuracies are those of the last epoch, on the test images.
@@ -16,6 +17,7 @@ from common import RESULTS, environment
 
 import atomhub
 from atomhub.devices import find_device
+from atomhub.training.protocols import PROTOCOLS
 
 
 def markdown(rows, o):
@@ -41,6 +43,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="recipe fields")
     parser.add_argument("--protocol", action="append")
     parser.add_argument("--network", default="resnet18:norm=batch")
+    parser.add_argument("--teacher", help="network that labels batches, under a protocol that has one")
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS / "photos")
@@ -49,7 +52,13 @@ def main():
     real = atomhub.open_source(o.source, size=o.size)
     o.results.mkdir(parents=True, exist_ok=True)
     kept = o.results / f"{o.source.name}.json"
-    asked = {"source": real.info.fingerprint, "network": o.network, "networks": o.networks, "set": fields}
+    asked = {
+        "source": real.info.fingerprint,
+        "network": o.network,
+        "networks": o.networks,
+        "set": fields,
+        "teacher": o.teacher,
+    }
     before = json.loads(kept.read_text()) if kept.exists() else {}
     rows = before["rows"] if before.get("asked") == asked else []
     for ipc in o.ipc or [1]:
@@ -67,7 +76,10 @@ def main():
                     else atomhub.distill(real, ipc, recipe, fields, save=folder, checkpoints=kept_run, resume=True)
                 )  # fmt: skip
                 wanted = [kind for kind in ("random", "herding", *["whole"] * o.whole) if kind not in there]
-                result = atomhub.evaluate(one, o.network, protocol, o.networks, baseline=wanted, source=real)
+                teacher = o.teacher if PROTOCOLS[protocol].temperature else None
+                result = atomhub.evaluate(
+                    one, o.network, protocol, o.networks, baseline=wanted, source=real, teacher=teacher
+                )
                 p, f = one.manifest.provenance, one.manifest.format
                 for images, score in {name: result.score, **result.baseline}.items():
                     rows.append({

@@ -262,6 +262,7 @@ def test_photos_are_laid_beside_random_and_herded_ones_under_the_same_labels(
     monkeypatch.setitem(PROTOCOLS, "rded", replace(PROTOCOLS["rded"], epochs=2))
     _, run = script("photos")
     arguments = [photos, "--network", "lenet", "--networks", 2, "--results", tmp_path / "out", "--recipe", "rded"]
+    arguments += ["--teacher", "lenet"]
     run(*arguments, "--protocol", "brief")
     first = json.loads((tmp_path / "out" / "photos.json").read_text())["rows"]
     run(*arguments, "--protocol", "brief", "--protocol", "rded")

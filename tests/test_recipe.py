@@ -16,6 +16,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "atom": (True, True, True),
         "dance": (False, False, True),
         "probe": (False, False, False),  # linear gradients
+        "atom-photo": (True, True, True),
         "rded": (False, False, True),  # for none of its 0 iterations
     }
 

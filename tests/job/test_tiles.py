@@ -61,6 +61,16 @@ def test_an_image_holds_four_tiles_and_nothing_is_optimised(tiled):
     assert len(views.training_pixels()) == 80
 
 
+def test_photographs_start_from_the_same_tiles_and_are_matched_under_their_teacher(home):
+    fields = FIELDS | {"real_batch": 8, "pixels": "float32"}
+    tiles = atomhub.distill("digits", 2, "rded", fields | {"formation": 2})
+    start, end = (atomhub.distill("digits", 2, "atom-photo", fields | {"iterations": n}) for n in (0, 10))
+    assert torch.equal(start.images, tiles.images)
+    moved = (end.images - start.images).square().mean((1, 2, 3)).sqrt() / end.manifest.format.std[0]
+    assert (moved > 0.005).all()
+    assert (moved < 10 * 0.05 / (1 - 0.5)).all()  # as far as the rate and the momentum go
+
+
 def test_a_set_of_tiles_is_saved_and_shown_as_any_other(tiled):
     saved = tiled.save()
     assert {path.name for path in saved.path.iterdir()} >= {"preview.png", "README.md", "distilled.safetensors"}
