@@ -217,7 +217,9 @@ class Recipe(BaseModel):
         if self.name not in PRESETS:
             return self.name
         preset = Recipe.named(self.name)
-        follow = {"depth", "image_lr", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
+        follow = {"depth", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
+        if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, 1.0, 10.0)):
+            follow.add("image_lr")
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
         if not self.bank:

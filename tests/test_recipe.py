@@ -26,6 +26,12 @@ def test_a_description_leaves_out_what_has_no_effect():
     assert Recipe.named("atom", {"statistics": "real", "bank_epochs": 7}).describe() == "atom with statistics=real"
 
 
+def test_a_description_names_a_rate_of_the_images_unless_it_follows_from_their_number():
+    assert Recipe.named("atom", {"image_lr": 0.5}).resolved(10, 32).describe() == "atom with image_lr=0.5"
+    assert Recipe.named("atom-photo", {"image_lr": 0.1}).resolved(1, 64).describe() == "atom-photo with image_lr=0.1"
+    assert [Recipe.named(name).resolved(60, 64).describe() for name in ("atom", "atom-photo")] == ["atom", "atom-photo"]
+
+
 def test_the_rate_of_the_images_may_grow_with_their_number():
     assert [Recipe.named("dance").resolved(ipc, 32).image_lr for ipc in (1, 10, 100)] == [1, 10, 100]
     resolved = Recipe.named("dance", {"image_lr": 0.5}).resolved(10, 32)
