@@ -33,7 +33,8 @@ def evaluate(
     It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card. One
     that was stopped or killed goes on after the networks that it has, which are kept in ``ATOMHUB_HOME`` till then.
     Arguments and errors as in :func:`atomhub.training.measure.measure`, but that ``teacher`` is the name of a network,
-    for ``rded``: it is trained on the real images as that of the recipe ``rded`` is, once per source. None: that one.
+    for ``rded``: it is trained on the real images as that of the recipe ``rded`` is, once per source, from fresh
+    weights or those of ``NAME:weights=FILE``. None: that one.
     """
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
     options = taught(distilled, protocol, options)
@@ -122,6 +123,7 @@ def verify(
             labels = claim.labels if claim.labels == "stored" or not claim.teacher else "hard"
             options: dict[str, Any] = {"source": source, "device": device, "progress": progress}
             if claim.teacher and labels != "stored":
+                check_claimed(claim.teacher)
                 options["teacher"] = claim.teacher.split(", ")[0]
             options = taught(distilled, claim.protocol, options | {"baseline": None, "labels": labels})
             targets_of(distilled, labels)

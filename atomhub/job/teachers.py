@@ -1,6 +1,7 @@
 """The teacher of the protocol ``rded``: live while networks are measured, or its labels stored with a set."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from atomhub.recipe import Recipe, choose_recipe
 from atomhub.stored import StoredLabels, file_size
 from atomhub.training.fit import drawn
 from atomhub.training.measure import Teacher, network_for, rules_of
-from atomhub.training.networks import PROBE
+from atomhub.training.networks import PROBE, split_spec
 from atomhub.training.protocols import find_protocol, for_set
 from atomhub.weights import digest_of
 
@@ -47,7 +48,8 @@ def label(
         seed: Keys order and augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
         source: Where a local source lies now.
-        teacher: The network that gives the labels, by name, trained as that of the recipe ``rded``; None: that one.
+        teacher: The network that gives the labels, by name, trained as that of the recipe ``rded``, from fresh weights
+            or those of ``NAME:weights=FILE``; None: that one.
         progress: Called with ``teacher`` or ``labels``, what is done of it, and in all.
 
     Raises:
@@ -126,7 +128,11 @@ def _network(
     resolved, matching = resolved_for(usual, real, 1, device)
     wanted = options.get("teacher")
     if wanted not in (None, _spec(resolved, matching)):
-        resolved, matching = resolved_for(usual.replace(matcher=wanted), real, 1, device)
+        name, given = split_spec(wanted)
+        weights = re.sub(r"@[0-9a-f]{12}$", "", given.pop("weights", ""))  # their digest was checked
+        matcher = name + ":" * bool(given) + ",".join(f"{key}={value}" for key, value in given.items())
+        recipe = usual.replace(matcher=matcher, **({"weights": weights} if weights else {}))
+        resolved, matching = resolved_for(recipe, real, 1, device)
     theirs, own = Normalization(real.mean, real.std), distilled.normalization.to(device, torch.float32)
     arguments = (real, resolved, theirs, device, matching)
     network = teacher_of(find_bank(*arguments, partial(progress, "teacher")), *arguments)
@@ -141,15 +147,19 @@ def _network(
 
 
 def _spec(resolved: Recipe, matching: Matching | None) -> str:
-    return matching.spec if matching else resolved.network()
+    """Return a teacher's name, with the file or name of the weights that it started from."""
+    if matching is None or matching.weights is None:
+        return matching.spec if matching else resolved.network()
+    file, _, digest = matching.weights.partition(" sha256:")
+    return f"{matching.spec}{',' if ':' in matching.spec else ':'}weights={file}{f'@{digest[:12]}' if digest else ''}"
 
 
 def _check_teacher(distilled: DistilledDataset, named: str | None) -> None:
-    """Raise a UsageError where no network of this name can be trained as a teacher."""
+    """Raise a UsageError where no network of this name, and from its weights, can be trained as a teacher."""
     if named is not None and named.startswith(PROBE):
         raise UsageError(f"The teacher cannot be {named!r}: it is trained whole.", "Name the network alone.")
     if named is not None:
-        network_for(distilled, named)
+        network_for(distilled, f"{PROBE}{named}" if "weights=" in named else named)
 
 
 def taught(distilled: DistilledDataset, protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:

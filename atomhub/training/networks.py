@@ -181,8 +181,8 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
 
 def check_claimed(spec: str) -> None:
     """Raise a UsageError if a network that a set names would be read from a place of the set's own choice."""
-    if spec.startswith(PROBE) and re.search(r"weights=[^,]*[/\\~]", spec):
-        raise UsageError(f"The set names a probe whose weights are a path: {spec!r}.", "Name the network yourself.")
+    if re.search(r"weights=[^,]*[/\\~]", spec):
+        raise UsageError(f"The set names a network whose weights are a path: {spec!r}.", "Name the network yourself.")
 
 
 def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tried: bool) -> Network:

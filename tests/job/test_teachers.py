@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import atomhub
 from atomhub import limits
@@ -16,6 +19,7 @@ from atomhub.errors import IntegrityError, NotFoundError, UsageError
 from atomhub.job.teachers import taught
 from atomhub.presets import PRESETS, TUNED
 from atomhub.stored import StoredLabels
+from atomhub.training.measure import network_for
 from atomhub.training.protocols import PROTOCOLS
 
 
@@ -265,3 +269,28 @@ def test_another_network_can_be_the_teacher_and_is_again_in_verify(digits1, run)
 def test_a_teacher_that_cannot_be_is_said_before_the_work(labelled, protocol, options, said):
     with pytest.raises(UsageError, match=said):
         atomhub.evaluate(labelled, "lenet", protocol, 1, **options)
+
+
+def test_a_teacher_starts_from_weights_and_its_claim_names_their_digest(digits1, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@b").mkdir()
+    network = network_for(digits1, "lenet")
+    save_file(dict(network.build().state_dict()), "a@b/trained.safetensors")
+    fresh, named = ({"teacher": name} for name in ("lenet", "lenet:weights=a@b/trained.safetensors"))
+    measured = [atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=[], **given) for given in (fresh, named)]
+    assert re.match(r"lenet:weights=trained.safetensors@[0-9a-f]{12}, 2 epochs on ", measured[1].teacher)
+    assert measured[0].score.accuracies != measured[1].score.accuracies
+    digits1.manifest = digits1.manifest.replace(results={"measured": measured[1:]})
+    shutil.copy("a@b/trained.safetensors", ".")
+    assert atomhub.verify(digits1, runs=2)[0].measured.teacher == measured[1].teacher
+    save_file(dict(network.build().state_dict()), "trained.safetensors")  # others, of the same name
+    (verdict,) = atomhub.verify(digits1, runs=2)
+    assert (verdict.measured, "have the digest" in verdict.why) == (None, True)
+
+
+def test_a_claim_of_a_stranger_chooses_no_file_for_its_teacher(digits1):
+    claim = atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=[], teacher="lenet")
+    false = claim.model_copy(update={"teacher": "lenet:weights=/etc/a.safetensors, 2 epochs on digits"})
+    digits1.manifest = digits1.manifest.replace(results={"measured": (false,)})
+    (verdict,) = atomhub.verify(digits1, runs=2)
+    assert (verdict.measured, "weights are a path" in verdict.why) == (None, True)

@@ -181,7 +181,7 @@ class TestProbe:
         distilled = atomhub.load("digits-ipc1")
         claim = distilled.manifest.results.measured[0].model_copy(update={"network": path})
         distilled.manifest = distilled.manifest.replace(results={"network": path, "measured": (claim,)})
-        with pytest.raises(UsageError, match="The set names a probe whose weights are a path"):
+        with pytest.raises(UsageError, match="The set names a network whose weights are a path"):
             atomhub.evaluate(distilled, protocol="quick")
         (verdict,) = atomhub.verify(distilled)
         assert "whose weights are a path" in verdict.why
