@@ -188,19 +188,19 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
         return self.model_copy(update=update)
 
     def with_result(self, new: Measurement) -> Manifest:
-        """Return a copy with a result added, in place of one of the same network and protocol.
+        """Return a copy with a result added, in place of one of the same network, protocol, labels and teacher.
 
         Unless that has more runs, of the same revision of the protocol. Baselines of the old one that were not measured
         again stay.
         """
-        same = (new.network, new.protocol, new.labels)
+        same = (new.network, new.protocol, new.labels, new.teacher)
         old = self.results.measured
         for r in old:
-            if (r.network, r.protocol, r.labels, r.revision) == (*same, new.revision):
+            if (r.network, r.protocol, r.labels, r.teacher, r.revision) == (*same, new.revision):
                 new = new.model_copy(update={"baseline": {**r.baseline, **new.baseline}})
         kept = (
             r for r in old
-            if (r.network, r.protocol, r.labels) != same
+            if (r.network, r.protocol, r.labels, r.teacher) != same
             or (r.score.runs > new.score.runs and r.revision == new.revision)
         )  # fmt: skip
         return self.replace(results={"measured": (*kept, new)})

@@ -89,8 +89,8 @@ class Recipe(BaseModel):
         "classes", ge=1, le=65536, exclude_if=lambda value: value is None,  # as sets without it were written
     )  # fmt: skip
     image_lr: float | None = _knob(
-        None, "learning rate of the images; unset: 1 up to ipc 50, 10 above, and 1 where it is scaled", "-", "DataDAM",
-        gt=0, le=1e6,
+        None, "learning rate of the images; unset: 1 up to ipc 50, 10 above, 1 where it is scaled, 0.05 if steps are "
+        "normalized", "-", "DataDAM", gt=0, le=1e6,
     )  # fmt: skip
     image_lr_scaling: Literal["none", "ipc"] = _knob(
         "none", "what the learning rate of the images is multiplied by: nothing, or the images per class, among which "
@@ -153,14 +153,20 @@ class Recipe(BaseModel):
             raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
         if self.calibration and not self.bank:
             raise ValueError("calibration needs trained networks: set bank above 0")
-        if self.init == "tiles" and not self.bank:
-            raise ValueError("tiles are chosen by a trained network: set bank above 0")
         if self.bank and (self.widths or self.depths):
             raise ValueError("a bank has networks of one width and depth: unset widths and depths")
         if not self.convnet and (self.widths or self.depths):
             raise ValueError(f"{self.matcher} has a width and depth of its own: unset widths and depths")
         if self.convnet and self.weights:
             raise ValueError("weights are those of another matcher, such as resnet18: set one")
+        return self
+
+    @model_validator(mode="after")
+    def _images(self) -> Recipe:
+        if self.image_step == "normalized" and self.image_lr_scaling == "ipc":
+            raise ValueError("normalized steps are as long for any number of images: set image_lr_scaling=none")
+        if self.init == "tiles" and not self.bank:
+            raise ValueError("tiles are chosen by a trained network: set bank above 0")
         if self.zca and self.init == "tiles":
             raise ValueError("tiles are parts of images, and zca is of whole ones: use one of them")
         if self.zca and self.formation > 1:
@@ -213,7 +219,10 @@ class Recipe(BaseModel):
         return self.checked({**self.model_dump(), **{k: parsed(k, v) for k, v in fields.items()}})
 
     def describe(self) -> str:
-        """Return the recipe's name, and what its owner changed if it is a preset: ``atom with power=1.0``."""
+        """Return the recipe's name, and what its owner changed if it is a preset: ``atom with power=1.0``.
+
+        What may follow from the data is left out, so also a rate of images that the preset leaves to their number.
+        """
         if self.name not in PRESETS:
             return self.name
         preset = Recipe.named(self.name)
@@ -270,7 +279,9 @@ class Recipe(BaseModel):
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
                 "Use a divisor of the size that leaves views of 4x4 pixels or more, such as 1, or another `size`.",
             )
-        if self.image_lr_scaling == "ipc":
+        if self.image_step == "normalized":
+            rate = self.image_lr or 0.05
+        elif self.image_lr_scaling == "ipc":
             rate = ipc * (self.image_lr or 1.0)
         else:
             rate = self.image_lr or (1.0 if ipc <= 50 else 10.0)

@@ -49,6 +49,7 @@ def evaluate(
       atomhub evaluate cifar10-ipc10 --protocol dm --runs 20 --json
     """
     import atomhub
+    from atomhub.job.teachers import check_teacher
     from atomhub.storage import store
     from atomhub.training.measure import network_for
     from atomhub.training.protocols import find_protocol
@@ -57,6 +58,7 @@ def evaluate(
     distilled = atomhub.load(name, labels=labels == "stored")
     for network in networks:  # a wrong name is reported before the work
         network_for(distilled, network, rules)
+    check_teacher(distilled, protocol, labels, how["teacher"])
     source = fetched(distilled, source, yes)
     results = []
     for number, network in enumerate(networks, 1):
@@ -117,6 +119,7 @@ def _report(distilled: DistilledDataset, results: Sequence[Measurement]) -> dict
         return {"network": result.network, "labels": result.labels, **score.model_dump(include=keep | {"seconds"}),
                 "interval95": interval, "ior": result.ior, "hlr": result.hlr, "test_images": result.test_images,
                 "baseline": baseline,
+                **({"teacher": result.teacher} if result.teacher else {}),
                 **({"confusion": score.confusion} if score.confusion else {})}  # fmt: skip
 
     return {"name": distilled.name, "bytes_per_class": distilled.manifest.format.bytes_per_class,

@@ -221,7 +221,8 @@ def verify(
         columns.append([f"{v.claim.protocol}{soft(v.claim)}, {v.claim.network}", *figures])
         found.append({"network": v.claim.network, "protocol": v.claim.protocol, "claimed": v.claim.score.mean,
                       "measured": measured.mean if measured else None, "allowed": v.allowed, "seen": v.seen,
-                      "holds": v.holds if v.measured else None, "why": v.why or None})  # fmt: skip
+                      "holds": v.holds if v.measured else None, "why": v.why or None,
+                      **({"teacher": v.claim.teacher} if v.claim.teacher else {})})  # fmt: skip
     kept = None
     if record is not None and any(v.measured for v in verdicts):
         from atomhub.job.evaluation import record_verdicts

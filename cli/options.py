@@ -17,7 +17,7 @@ yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 labels = click.option("--labels", type=click.Choice(["hard", "soft", "stored"]), default="hard", show_default=True,
                       help="Labels to train on: classes, the set's soft labels, or its stored ones.")  # fmt: skip
 teacher = click.option("--teacher", metavar="NETWORK",
-                       help="Network that labels batches under rded.  [default: resnet18]")  # fmt: skip
+                       help="Network that labels batches under rded.  [default: as in the recipe rded]")  # fmt: skip
 private = click.option("--private/--public", default=None,
                        help="Whether a new repository is private.  [default: your account's setting]")  # fmt: skip
 

@@ -126,8 +126,9 @@ def label(
 ) -> None:  # fmt: skip
     """Save a copy of the set NAME with a teacher's labels of batches.
 
-    The teacher is that of the protocol rded, and so are the batches. Whoever has the set then trains as under the
-    teacher, without it and without the real images: atomhub train NEW --protocol rded --labels stored --no-test.
+    Batches are those of the protocol rded, and so is the teacher, unless --teacher names another network. Whoever has
+    the set then trains as under the teacher, without it and without the real images: atomhub train NEW --protocol rded
+    --labels stored --no-test.
 
     \b
     Example:
@@ -135,9 +136,11 @@ def label(
     """
     import atomhub
     from atomhub.files import check_target
+    from atomhub.job.teachers import check_teacher
     from atomhub.storage import formats, store
 
     distilled = atomhub.load(name)
+    check_teacher(distilled, "rded", "hard", how["teacher"])
     check_target(store.place(new or f"{distilled.name}-labels").absolute(), overwrite, formats.MANIFEST)
     source = fetched(distilled, source, yes)
     with Steps(f"Labelling {distilled.name}", quiet=as_json, unit="epochs") as steps:

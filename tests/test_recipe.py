@@ -40,6 +40,13 @@ def test_the_rate_of_the_images_may_grow_with_their_number():
     assert [Recipe.named("atom").resolved(ipc, 32).image_lr for ipc in (1, 50, 51)] == [1, 1, 10]
 
 
+def test_normalized_steps_have_a_rate_of_their_own_for_any_number_of_images():
+    recipe = Recipe.named("atom", {"image_step": "normalized"})
+    assert [recipe.resolved(ipc, 32).image_lr for ipc in (1, 60)] == [0.05, 0.05]
+    with pytest.raises(UsageError, match="normalized steps are as long for any number of images"):
+        Recipe.named("dance", {"image_step": "normalized"})
+
+
 def test_calibration_and_banks_name_what_they_need():
     with pytest.raises(UsageError, match="calibration needs trained networks: set bank above 0"):
         Recipe.named("atom", {"calibration": 0.1})

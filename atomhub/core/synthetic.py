@@ -127,6 +127,7 @@ def pyramid(gradient: Tensor) -> Tensor:
 
 def normalized(step: Tensor) -> Tensor:
     """Return steps (k, n, C, H, W), each divided by its root mean square; one of zeros stays so."""
+    step = step / step.abs().amax((2, 3, 4), keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)  # squares may vanish
     size = step.square().mean((2, 3, 4), keepdim=True).sqrt()
     return torch.where(size > 0, step / size, step)
 

@@ -116,7 +116,8 @@ def _keys(real: RealData, recipe: Recipe, device: torch.device, matching: Matchi
     # some classes of a source, or in another order, have its fingerprint
     part["classes"] = hashlib.sha256(repr(real.class_names).encode() + real.train.labels.tobytes()).hexdigest()
     if matching is not None:
-        part["matcher"] = matching.identity
+        # some options of a network show in training alone
+        part |= {"matcher": matching.identity, "network": matching.spec}
     return [json.dumps(part | {"member": member}, sort_keys=True) for member in range(recipe.bank)]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 from atomhub.files import new_folder, sweep
+from atomhub.recipe import Recipe
 
 STATE = "state.safetensors"
 RECORD = "run.json"
@@ -115,7 +116,8 @@ class Checkpoints:
             theirs = other.get(key)
             if theirs != ours and isinstance(ours, dict) and isinstance(theirs, dict):
                 field = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
-                key, ours, theirs = f"{key} field {field!r}", ours.get(field), theirs.get(field)
+                usual = getattr(Recipe.model_fields.get(field), "default", None)  # which is left out
+                key, ours, theirs = f"{key} field {field!r}", ours.get(field, usual), theirs.get(field, usual)
             if theirs != ours:
                 raise UsageError(f"The run in {self.folder} has another {key}: {theirs!r}, not {ours!r}.", _ANEW)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from atomhub.data.real import check_again
 from atomhub.dataset import DistilledDataset
-from atomhub.errors import AtomhubWarning, MissingPackageError, NotFoundError, UsageError
+from atomhub.errors import AtomhubError, AtomhubWarning, MissingPackageError, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
 from atomhub.job.kept import KeptFile
@@ -123,13 +123,14 @@ def verify(
             labels = claim.labels if claim.labels == "stored" or not claim.teacher else "hard"
             options: dict[str, Any] = {"source": source, "device": device, "progress": progress}
             if claim.teacher and labels != "stored":
-                check_claimed(claim.teacher)
-                options["teacher"] = claim.teacher.split(", ")[0]
+                teacher = claim.teacher.split(", ")[0]
+                check_claimed(teacher)
+                options |= {"teacher": teacher, "expected": claim.teacher}
             options = taught(distilled, claim.protocol, options | {"baseline": None, "labels": labels})
             targets_of(distilled, labels)
         except MissingPackageError:  # which can be mended
             raise
-        except (UsageError, NotFoundError) as error:  # a network that only its author has, say
+        except AtomhubError as error:  # a network that only its author has, or weights that cannot be fetched, say
             verdicts.append(Verdict(claim, None, False, 0.0, 0.0, error.message))
             continue
         found = measure(
@@ -165,7 +166,8 @@ def record_verdicts(distilled: DistilledDataset, verdicts: Sequence[Verdict], by
     found = [
         Verification(
             by=name, date=datetime.now(UTC).isoformat(timespec="seconds"), tensors=distilled.manifest.tensors,
-            protocol=v.claim.protocol, network=v.claim.network, labels=v.claim.labels, claimed=v.claim.score.mean,
+            protocol=v.claim.protocol, network=v.claim.network, labels=v.claim.labels, teacher=v.claim.teacher,
+            claimed=v.claim.score.mean,
             score=v.measured.score, holds=v.holds, allowed=round(v.allowed, 4),
         )
         for v in verdicts if v.measured

@@ -74,8 +74,10 @@ def resolved_for(
         most = counts.min() // reals
         of_what = "tiles" if recipe.init == "tiles" else "views"
         scarce, each = int(counts.argmin()), f" of {reals} {of_what}" * (reals > 1)
-        ways = [f"`ipc={most}` or less"] * bool(most) + ["fewer views (set formation=1)"] * (recipe.formation > 1)
-        ways += ["init=real"] * (of_what == "tiles")
+        ways = [f"`ipc={most}` or less"] * bool(most)
+        others: list[tuple[str, dict[str, Any]]] = [("formation=1", {"formation": 1}), ("init=real", {"init": "real"})]
+        fewer = [said for said, f in others if recipe.model_copy(update=f).reals_per_image < reals]
+        ways += [f"set {said}" for said in fewer or ["formation=1 and init=real"] * (reals > 1)]
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",

@@ -131,7 +131,8 @@ def distill(
                 arguments = (real, resolved, normalization, where, matching)
                 # those of another machine would not be the same, bit for bit
                 bank = team.lead(lambda: find_bank(*arguments, told("networks")))
-                teacher = teacher_of(bank, *arguments) if resolved.init == "tiles" else None
+                # a run that goes on has its images
+                teacher = teacher_of(bank, *arguments) if resolved.init == "tiles" and begin is None else None
             engine = make(resolved, ipc, normalization, seed, where, bank=bank, teacher=teacher)
             network = matching.network if matching else resolved.network()
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where, network)

@@ -26,7 +26,7 @@ class Verification(BaseModel):
         by: Who did, as they call themselves: nobody checks that.
         date: UTC, ISO 8601.
         tensors: SHA-256 of the file of tensors that was measured.
-        protocol, network, labels, claimed: The claim; its mean in percent.
+        protocol, network, labels, teacher, claimed: The claim; its mean in percent.
         score: What came out.
         holds: Whether the means agree (:func:`atomhub.verify`).
         allowed: How far they may be apart, in points.
@@ -40,6 +40,7 @@ class Verification(BaseModel):
     protocol: limits.Word
     network: limits.Word
     labels: limits.Word
+    teacher: limits.Word | None = Field(default=None, exclude_if=lambda value: value is None)
     claimed: float = Field(ge=0, le=100)
     score: Score
     holds: bool
@@ -53,14 +54,18 @@ class _File(BaseModel):
 def parse(content: bytes, manifest: Manifest) -> list[Verification]:
     """Return what a ``verified.json`` says of the claims of a set and its tensors; nothing if it cannot be read."""
     with suppress(ValidationError, ValueError):
-        claims = {(r.protocol, r.network, r.labels, r.score.mean) for r in manifest.results.measured}
+        claims = {(r.protocol, r.network, r.labels, r.teacher, r.score.mean) for r in manifest.results.measured}
         found = _File.model_validate_json(content).verified
         return [
             v for v in found
-            if v.tensors == manifest.tensors and (v.protocol, v.network, v.labels, v.claimed) in claims
+            if v.tensors == manifest.tensors and (v.protocol, v.network, v.labels, v.teacher, v.claimed) in claims
             and v.holds is (abs(v.score.mean - v.claimed) <= min(v.allowed, _WIDE)) and v.score.runs > 1
         ]  # fmt: skip
     return []
+
+
+def _claim(v: Verification) -> tuple[str | None, ...]:
+    return v.by, v.protocol, v.network, v.labels, v.teacher
 
 
 def read(folder: Path, manifest: Manifest) -> list[Verification]:
@@ -74,9 +79,9 @@ def read(folder: Path, manifest: Manifest) -> list[Verification]:
 
 def merged(own: bytes, manifest: Manifest, theirs: bytes) -> bytes:
     """Return what two files say of a set together: of the same person's of the same claim the newer record."""
-    found: dict[tuple[str, ...], Verification] = {}
+    found: dict[tuple[str | None, ...], Verification] = {}
     for v in sorted(parse(theirs, manifest) + parse(own, manifest), key=lambda v: v.date):
-        found[v.by, v.protocol, v.network, v.labels] = v
+        found[_claim(v)] = v
     return _File(verified=tuple(found.values())[-_MOST:]).model_dump_json(indent=1).encode()
 
 
@@ -95,8 +100,8 @@ def add(path: Path, manifest: Manifest, new: list[Verification]) -> None:
         raise UsageError(
             f"{path} cannot be read.", "Mend it, or move it away: it may hold what others measured."
         ) from None
-    same = {(v.by, v.protocol, v.network, v.labels) for v in new}
-    kept = [v for v in parse(content, manifest) if (v.by, v.protocol, v.network, v.labels) not in same]
+    same = {_claim(v) for v in new}
+    kept = [v for v in parse(content, manifest) if _claim(v) not in same]
     if len(kept) + len(new) > _MOST:
         raise UsageError(f"{path} has {len(kept)} records already, of at most {_MOST}.", "Remove some.")
     replace_file(path, _File(verified=(*kept, *new)).model_dump_json(indent=1).encode())

@@ -181,7 +181,7 @@ def _timm(name: str, options: Mapping[str, str], inputs: InputSpec) -> Network:
 
 def check_claimed(spec: str) -> None:
     """Raise a UsageError if a network that a set names would be read from a place of the set's own choice."""
-    if re.search(r"weights=[^,]*[/\\~]", spec):
+    if re.search(r"[/\\~]", split_spec(spec)[1].get("weights", "")):
         raise UsageError(f"The set names a network whose weights are a path: {spec!r}.", "Name the network yourself.")
 
 

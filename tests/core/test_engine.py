@@ -197,8 +197,11 @@ def test_a_normalized_step_is_as_long_in_every_image_and_under_every_scale_of_th
     assert (ends[0] - ends[1]).abs().max() < 1e-9
 
 
-def test_a_normalized_step_without_a_gradient_is_none():
-    assert torch.equal(normalized(torch.zeros(2, 1, 3, 4, 4)), torch.zeros(2, 1, 3, 4, 4))
+def test_a_normalized_step_is_as_long_for_the_smallest_and_largest_gradients_and_none_without_one():
+    gradient = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-30, 1.0, 1e30):
+        assert torch.allclose(normalized(gradient * scale), normalized(gradient), rtol=1e-5)
+    assert torch.equal(normalized(gradient * 0), gradient * 0)
 
 
 def test_the_learning_rate_follows_half_a_cosine():

@@ -264,6 +264,8 @@ def test_another_network_can_be_the_teacher_and_is_again_in_verify(digits1, run)
     ("rded", {"teacher": "lenet5"}, "There is no network 'lenet5'"),
     ("rded", {"teacher": "probe/resnet18:weights=a.safetensors"}, "it is trained whole"),
     ("rded", {"teacher": "lenet", "labels": "stored"}, "those of their own teacher, not of 'lenet'"),
+    ("rded", {"teacher": lambda: None}, "The teacher cannot be <function"),
+    ("rded", {"teacher": ""}, "The teacher cannot be ''"),
     ("quick", {"teacher": "lenet"}, "'quick' has no teacher, so it cannot be 'lenet'"),
 ])  # fmt: skip
 def test_a_teacher_that_cannot_be_is_said_before_the_work(labelled, protocol, options, said):
@@ -281,6 +283,8 @@ def test_a_teacher_starts_from_weights_and_its_claim_names_their_digest(digits1,
     assert re.match(r"lenet:weights=trained.safetensors@[0-9a-f]{12}, 2 epochs on ", measured[1].teacher)
     assert measured[0].score.accuracies != measured[1].score.accuracies
     digits1.manifest = digits1.manifest.replace(results={"measured": measured[1:]})
+    line = atomhub.label(digits1, epochs=1, **named).manifest.provenance.command
+    assert re.search(r"--teacher lenet:weights=trained.safetensors@[0-9a-f]{12} ", line)  # no folder of this machine
     shutil.copy("a@b/trained.safetensors", ".")
     assert atomhub.verify(digits1, runs=2)[0].measured.teacher == measured[1].teacher
     save_file(dict(network.build().state_dict()), "trained.safetensors")  # others, of the same name
@@ -288,9 +292,49 @@ def test_a_teacher_starts_from_weights_and_its_claim_names_their_digest(digits1,
     assert (verdict.measured, "have the digest" in verdict.why) == (None, True)
 
 
-def test_a_claim_of_a_stranger_chooses_no_file_for_its_teacher(digits1):
+@pytest.mark.parametrize(("field", "value", "said"), [
+    ("teacher", "lenet:weights=/etc/a.safetensors, 2 epochs on digits", "weights are a path"),
+    ("teacher", " lenet:weights =/etc/a.safetensors, 2 epochs on digits", "weights are a path"),
+    ("network", " probe/lenet:weights\t=/etc/a.safetensors", "weights are a path"),
+    ("teacher", " probe/lenet:weights=a.safetensors, 2 epochs on digits", "it is trained whole"),
+    ("teacher", "convnet:weights=a.safetensors, 2 epochs on digits", "Cannot read the weights"),
+    ("teacher", "torchvision/resnet18:weights=V9, 2 epochs on digits", "There are no weights 'V9'"),
+    ("teacher", ", x", "The teacher cannot be ''"),
+    ("teacher", "lenet, 2000 epochs on digits", "Its teacher was lenet, 2000 epochs, and is lenet, 2 epochs here"),
+])  # fmt: skip
+def test_a_claim_of_a_stranger_chooses_no_file_and_stops_no_other(digits1, field, value, said):
     claim = atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=[], teacher="lenet")
-    false = claim.model_copy(update={"teacher": "lenet:weights=/etc/a.safetensors, 2 epochs on digits"})
+    false = claim.model_copy(update={field: value})
     digits1.manifest = digits1.manifest.replace(results={"measured": (false,)})
     (verdict,) = atomhub.verify(digits1, runs=2)
-    assert (verdict.measured, "weights are a path" in verdict.why) == (None, True)
+    assert (verdict.measured, said in verdict.why) == (None, True), verdict.why
+
+
+def test_results_under_two_teachers_stand_beside_each_other(digits1):
+    for teacher, baseline in ((None, ["random"]), ("lenet", [])):
+        atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=baseline, teacher=teacher)
+    usual, other = digits1.manifest.results.measured
+    assert (other.teacher.split(",")[0], other.baseline) == ("lenet", {})
+    assert (usual.teacher.split(":")[0], list(usual.baseline)) == ("convnet", ["random"])
+
+
+def test_a_convnet_by_name_is_the_same_teacher_in_verify(digits1, home):
+    claim = atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=[], teacher="convnet:width=4")
+    assert claim.teacher.startswith("convnet:width=4,norm=instance, ")
+    trained = set((home / "banks").iterdir())
+    assert atomhub.verify(digits1, runs=2)[0].measured.teacher == claim.teacher
+    assert set((home / "banks").iterdir()) == trained
+
+
+def test_teachers_that_differ_in_training_alone_are_two(digits1, home):
+    small = "vit:depth=1,width=16,heads=2,hidden=16,patch=4"
+    for dropout in (0.0, 0.9):
+        atomhub.evaluate(digits1, "lenet", "rded", 1, baseline=[], teacher=f"{small},dropout={dropout}")
+    assert len(list((home / "banks").iterdir())) == 2
+
+
+def test_a_wrong_teacher_is_said_before_images_are_fetched(run):
+    code, _, err = run("evaluate", "cifar10-ipc1", "--protocol", "rded", "--teacher", "lenet5")
+    assert (code, "There is no network 'lenet5'" in err) == (2, True)
+    code, _, err = run("label", "cifar10-ipc1", "--teacher", "lenet5")
+    assert (code, "There is no network 'lenet5'" in err) == (2, True)
