@@ -72,7 +72,7 @@ def test_photographs_start_from_the_same_tiles_and_are_matched_under_their_teach
 
 
 def test_a_run_from_tiles_goes_on_with_the_same_images(home, tmp_path):
-    how = {"recipe": "atom-photo", "overrides": FIELDS | {"real_batch": 8, "iterations": 6}}
+    how = {"recipe": "atom-photo", "overrides": FIELDS | {"bank_epochs": 1, "real_batch": 4, "iterations": 6}}
 
     def stop(what, done, *rest):
         if (what, done) == ("iterations", 4):
