@@ -55,7 +55,7 @@ def kmeans(images: NDArray[np.float32], ipc: int, seed: int) -> NDArray[np.int64
 
 TILES = 2
 """Tiles per side of an image that is made of them, where it does not hold views."""
-_CANDIDATES, _CROPS, _BATCH = 300, 5, 256
+CANDIDATES, _CROPS, _BATCH = 300, 5, 256
 """Real images of a class that tiles come from, crops of each, and crops that are scored at once."""
 _AREA = (0.08, 1.0)
 """Least and most of an image's area that a crop has."""
@@ -87,7 +87,7 @@ def tiles(
     """
     from torchvision.transforms.functional import resized_crop
 
-    n, size = min(count, max(_CANDIDATES, wanted)), real.images.shape[-1]
+    n, size = min(count, max(CANDIDATES, wanted)), real.images.shape[-1]
     rows = start + draws.sample(seed, draws.INIT, 0, [k], [count], n)[0]
     u = draws.uniform(seed, draws.TILES, 0, k, np.arange(n)[:, None, None], np.arange(_CROPS)[None, :, None], [0, 1, 2])
     sides = np.maximum(1, (np.sqrt(_AREA[0] + (_AREA[1] - _AREA[0]) * u[..., 0]) * size).round().astype(int))

@@ -11,20 +11,21 @@ import torch
 from torch import nn
 
 from atomhub import devices
+from atomhub.core import initial
 from atomhub.core.plan import worth_compiling
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData, Split
 from atomhub.data.sources import open_source
 from atomhub.errors import SourceError, check_installed, check_whole
-from atomhub.job.banks import lacking
+from atomhub.job.banks import find_bank, lacking, teacher_of
 from atomhub.job.matchers import Matching, engine_for, find_matcher
 from atomhub.memory import free_memory
 from atomhub.recipe import Recipe, choose_recipe
 from atomhub.training.bank import BATCH, train_bank
 
-_BATCHES = 10
-"""Of a network's training, to time it."""
+_BATCHES, _TILED = 10, 12
+"""Of a network's training, and images that tiles are chosen from, to time it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Forecast:
         plan: What it is going to do, in a sentence or two.
         networks: Networks to train on the real images first; those of earlier runs are used again.
         network_seconds: Seconds for each of them.
+        tiles_seconds: Seconds to choose the tiles that images start from, if they do.
         iterations: Iterations of the run.
         iteration_seconds: Seconds for each of them.
         memory: Most bytes that it takes.
@@ -43,6 +45,7 @@ class Forecast:
     plan: str
     networks: int
     network_seconds: float
+    tiles_seconds: float
     iterations: int
     iteration_seconds: float
     memory: int
@@ -50,7 +53,7 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Seconds of the whole run, without what it takes to start it."""
-        return self.networks * self.network_seconds + self.iterations * self.iteration_seconds
+        return self.networks * self.network_seconds + self.tiles_seconds + self.iterations * self.iteration_seconds
 
 
 def asked(
@@ -147,21 +150,37 @@ def forecast(
     with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
         normalization = Normalization(real.mean, real.std)
         networks = lacking(real, resolved, where, matching) if resolved.bank else 0
-        each = 0.0
+        each, choosing, bank = 0.0, 0.0, None
         if networks:
             for batches in (1, _BATCHES):  # the first is slow
                 rows = slice(0, batches * BATCH)
                 some = replace(real, train=Split(real.train.images[rows], real.train.labels[rows]))
                 images = RealImages(some.train.images, normalization, where)
                 build = matching.build if matching else None
-                (bank,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0], build)
-            each = bank.seconds * resolved.bank_epochs * len(real.train.labels) / len(some.train.labels)
+                (one,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0], build)
+            bank, each = one, one.seconds * resolved.bank_epochs * len(real.train.labels) / len(some.train.labels)
+        elif resolved.bank:
+            bank = find_bank(real, resolved, normalization, where, matching)
+        if bank is not None and resolved.init == "tiles":
+            teacher = teacher_of(bank, real, resolved, normalization, where, matching)
+            choosing = _choosing(real, RealImages(real.train.images, normalization, where), resolved, teacher)
         trial = resolved.replace(init="noise")  # the same work, and no images to choose
-        engine = engine_for(real, trial, ipc, normalization, seed, where, matching=matching, memory=limit)
+        engine = engine_for(real, trial, ipc, normalization, seed, where, matching=matching, memory=limit, bank=bank)
         engine.step(0)
         float(engine.step(1))  # which waits for a GPU
         start = time.perf_counter()
         float(engine.step(2))
         spent = time.perf_counter() - start
     plan = plan_of(real, resolved, ipc, where, limit, matching)
-    return Forecast(plan, networks, each, resolved.iterations, spent, _most(where, limit))
+    return Forecast(plan, networks, each, choosing, resolved.iterations, spent, _most(where, limit))
+
+
+def _choosing(real: RealData, images: RealImages, recipe: Recipe, teacher: initial.Teacher) -> float:
+    """Return the seconds that it takes to choose tiles among the images of all classes, from those of a few."""
+    counts = np.diff(real.train.offsets(len(real.class_names)))
+    few, side = min(_TILED, int(counts.min())), real.info.size // int(recipe.reals_per_image**0.5)
+    for _ in range(2):  # the first is slow
+        start = time.perf_counter()
+        initial.tiles(images, teacher, 0, 0, few, few, side, seed=0)
+        spent = time.perf_counter() - start
+    return float(spent * np.minimum(counts, initial.CANDIDATES).sum() / few)
