@@ -13,7 +13,7 @@ from atomhub.errors import NotFoundError
 from atomhub.storage import formats, store
 from atomhub.storage.parquet import check_parquet
 
-NAMES = ["cifar10-ipc1", "cifar10-ipc10", "digits-ipc1", "digits-ipc10"]
+NAMES = ["cifar10-ipc1", "cifar10-ipc10", "cifar100-ipc1", "digits-ipc1", "digits-ipc10"]
 
 
 def digest():
@@ -34,7 +34,7 @@ def test_each_is_whole_and_says_how_it_was_made_and_how_good_it_is(home, name):
     images, labels = one.as_tensors()
     manifest = one.manifest
     assert manifest.provenance.recipe.name == "dance"
-    assert len(images) == len(labels) == 10 * manifest.format.ipc * manifest.format.formation**2
+    assert len(images) == len(labels) == len(one.class_names) * manifest.format.ipc * manifest.format.formation**2
     assert manifest.provenance.command.startswith(
         f"atomhub distill {name.split('-')[0]} --ipc {manifest.format.ipc} --recipe dance"
     )
