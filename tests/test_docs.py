@@ -31,6 +31,7 @@ SMALL = {
     "--budget 24 --check 12": "--space space.toml --check 2 --check-epochs 1",
     "--epochs 20": "--epochs 1",
     "--epochs 300": "--epochs 2",
+    "--recipe atom-photo": "--recipe atom-photo --set matcher=lenet",
     "--labels stored": "--labels stored --network lenet",
     "photos-64 --network resnet18": "photos-64 --network lenet",
     "--network resnet18 --herding --whole": "--herding --whole --runs 1",
