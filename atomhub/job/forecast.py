@@ -80,7 +80,7 @@ def resolved_for(
         ways = [f"`ipc={most}` or less"] * bool(most)
         others: list[tuple[str, dict[str, Any]]] = [("formation=1", {"formation": 1}), ("init=real", {"init": "real"})]
         fewer = [said for said, f in others if recipe.model_copy(update=f).reals_per_image < reals]
-        ways += [f"set {said}" for said in fewer or ["formation=1 and init=real"] * (reals > 1)]
+        ways += fewer or ["formation=1 and init=real"] * (reals > 1)
         raise SourceError(
             f"The class {real.class_names[scarce]!r} has {counts[scarce]} real training images, fewer than ipc "
             f"{ipc}{each}.",

@@ -33,12 +33,12 @@ def test_so_are_names_of_the_index(home):
     (home / "indexes").mkdir(parents=True)
     place = home / "indexes" / "atomhub--index.json"
     place.write_text('{"sets": {"cifar100-ipc50": {}}}')
-    assert completed(["info"], "cifar100-") == (["cifar100-ipc50"], {"dir"})
-    assert completed(["pull"], "cifar100-") == (["cifar100-ipc50"], set())
+    assert completed(["info"], "cifar100-ipc5") == (["cifar100-ipc50"], {"dir"})
+    assert completed(["pull"], "cifar100-ipc5") == (["cifar100-ipc50"], set())
     assert completed(["remove"], "") == ([], set())  # there is none to remove
     for damaged in ("[", "[" * 10**5, "3", '{"sets": ["x", 1]}'):
         place.write_text(damaged)
-        assert completed(["info"], "cifar100-")[0] == []
+        assert completed(["info"], "cifar100-ipc5")[0] == []
 
 
 def test_protocols_are_those_there_are():

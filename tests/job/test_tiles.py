@@ -98,10 +98,10 @@ def test_tiles_need_a_trained_network_and_enough_images(home):
         atomhub.distill("digits", 1, "rded", {"zca": True})
     with pytest.raises(SourceError, match="fewer than ipc 60 of 4 tiles") as caught:
         atomhub.distill("digits", 60, "rded", FIELDS)
-    assert caught.value.hint == "Use `ipc=34` or less, or set init=real."
+    assert caught.value.hint == "Use `ipc=34` or less, or init=real."
     with pytest.raises(SourceError) as caught:
         atomhub.distill("digits", 60, "atom-photo", FIELDS)
-    assert caught.value.hint == "Use `ipc=34` or less, or set formation=1 and init=real."
+    assert caught.value.hint == "Use `ipc=34` or less, or formation=1 and init=real."
 
 
 class TestTeacher:
