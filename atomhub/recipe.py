@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from atomhub.errors import UsageError, closest
 from atomhub.presets import PRESETS, TUNED
-from atomhub.values import parsed, read_toml, text_of
+from atomhub.values import allowed_values, parsed, read_toml, text_of
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 T = TypeVar("T", bound=str)
@@ -210,7 +210,7 @@ class Recipe(BaseModel):
                     f"This recipe is not possible: {first['msg'].removeprefix('Value error, ')}."
                 ) from None
             key = str(first["loc"][0])
-            allowed = f"Allowed: {allowed_values(key)}."
+            allowed = f"Allowed: {allowed_values(cls, key)}."
             reason = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"Recipe field {key!r} cannot be {fields[key]!r}: {reason}.", allowed) from None
 
@@ -341,23 +341,3 @@ def safe_operations(operations: tuple[T, ...], flip: bool) -> tuple[T, ...]:
 def default_depth(size: int) -> int:
     """Blocks that leave about 4x4 pixels: 2, 3, 4, 5 at 16, 32, 64, 128; 28 is padded to 32 (DC, section 4)."""
     return max(1, round(math.log2(size / 4)))
-
-
-def allowed_values(key: str) -> str:
-    """Return what a recipe field accepts, in words."""
-    schema = Recipe.model_json_schema()["properties"][key]
-    options = [schema, *schema.get("anyOf", [])]
-    words = [f"one of {', '.join(map(str, o['enum']))}" for o in options if "enum" in o]
-    words += [f"a list of {', '.join(o['items']['enum'])}" for o in options if "enum" in o.get("items", {})]
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    for option in [*options, *(o["items"] for o in options if "items" in o)]:
-        limits = " and ".join(f"{sign} {option[bound]:g}" for bound, sign in signs.items() if bound in option)
-        if option.get("type") in ("integer", "number"):
-            one = option in options
-            kind = {"integer": "whole number", "number": "number"}[option["type"]]
-            words.append(f"{f'a {kind}' if one else f'a list of {kind}s'} {limits}".strip())
-        elif option.get("type") == "boolean":
-            words.append("true or false")
-        elif option.get("type") == "string" and "enum" not in option:
-            words.append("text")
-    return ", or ".join(words + ["unset"] * any(o.get("type") == "null" for o in options))

@@ -5,6 +5,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from atomhub.errors import UsageError, closest
 from atomhub.presets import PRESETS
 
@@ -39,3 +41,23 @@ def parsed(key: str, value: Any) -> Any:
         return tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         return value
+
+
+def allowed_values(model: type[BaseModel], key: str) -> str:
+    """Return what a field of a recipe accepts, in words."""
+    schema = model.model_json_schema()["properties"][key]
+    options = [schema, *schema.get("anyOf", [])]
+    words = [f"one of {', '.join(map(str, o['enum']))}" for o in options if "enum" in o]
+    words += [f"a list of {', '.join(o['items']['enum'])}" for o in options if "enum" in o.get("items", {})]
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    for option in [*options, *(o["items"] for o in options if "items" in o)]:
+        limits = " and ".join(f"{sign} {option[bound]:g}" for bound, sign in signs.items() if bound in option)
+        if option.get("type") in ("integer", "number"):
+            one = option in options
+            kind = {"integer": "whole number", "number": "number"}[option["type"]]
+            words.append(f"{f'a {kind}' if one else f'a list of {kind}s'} {limits}".strip())
+        elif option.get("type") == "boolean":
+            words.append("true or false")
+        elif option.get("type") == "string" and "enum" not in option:
+            words.append("text")
+    return ", or ".join(words + ["unset"] * any(o.get("type") == "null" for o in options))

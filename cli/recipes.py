@@ -21,7 +21,8 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
       atomhub recipes atom --toml > my.toml
     """
     from atomhub.presets import PRESETS, PURPOSES, TUNED
-    from atomhub.recipe import Recipe, allowed_values
+    from atomhub.recipe import Recipe
+    from atomhub.values import allowed_values
 
     if name is None:
         presets = {preset: Recipe.named(preset) for preset in PRESETS}
@@ -49,6 +50,13 @@ def recipes(name: str | None, as_toml: bool, as_json: bool) -> None:
             value = getattr(recipe, key)
             shown = "unset" if value is None else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             rows.append(
-                [key, shown, str(extra["unit"]), allowed_values(key), field.description or "", str(extra["source"])]
+                [
+                    key,
+                    shown,
+                    str(extra["unit"]),
+                    allowed_values(Recipe, key),
+                    field.description or "",
+                    str(extra["source"]),
+                ]
             )
         print_table(["field", "value", "unit", "allowed", "meaning", "source"], rows, f"recipe {recipe.name}")
