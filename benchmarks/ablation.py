@@ -7,31 +7,37 @@ Where it says ``held_out``, test images are as many of the TRAINING split, held 
 what the table says; the test split is never looked at. Seeds are paired: a line's run of a seed has the draws of all
 others'. Every cell is kept as it ends, and an interrupted distillation continues; a cell whose settings changed is made
 again. Accuracies are those of the last epoch; no column has two protocols, networks or norms. ``shorten = 5`` measures
-with a fifth of every protocol's epochs, and the columns say so; ``network`` with another network than the protocol's.
+with a fifth of every protocol's epochs, and the columns say so; ``network`` with another network, or with several, than
+the protocol's. ``start = "NAME"`` in a line begins at the images of the set NAME-ipcN of the local store.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import statistics
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from common import RESULTS, environment, held_out
 
 import atomhub
+from atomhub.core import initial
 from atomhub.errors import NotFoundError
 from atomhub.training.protocols import PROTOCOLS, find_protocol
 
 
 def planned(real, config, line, ipc, seed):
-    """Return the recipe of a cell, and a digest of all that decides its images."""
+    """Return the recipe of a cell, the set it starts at or None, and a digest of all that decides its images."""
     fields = config.get("overrides", {}) | config["lines"][line]
+    start = fields.pop("start", None)
+    at = atomhub.load(f"{start}-ipc{ipc}") if start else None
     recipe = atomhub.Recipe.named(fields.pop("recipe", config["recipe"]), fields)
-    text = f"{real.info.fingerprint} {ipc} {seed} {recipe.to_toml()}"
-    return recipe, hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = f"{real.info.fingerprint} {ipc} {seed} {recipe.to_toml()}{at.manifest.tensors if at else ''}"
+    return recipe, at, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def shortened(name, times):
@@ -43,21 +49,34 @@ def shortened(name, times):
     return short
 
 
+@contextmanager
+def started(at):
+    """Let distillations begin at the images of a set, in place of those that their recipe chooses."""
+    chosen = initial.images
+    if at is not None:
+        pixels = at.images.float() / (1 if at.images.is_floating_point() else 255)
+        initial.images = lambda recipe, real, classes, *_: torch.stack([pixels[at.labels == int(k)] for k in classes])
+    try:
+        yield
+    finally:
+        initial.images = chosen
+
+
 def cell(real, config, line, ipc, seed):
     """Distil what a line says, measure it under every protocol, and return the rows."""
-    recipe, mark = planned(real, config, line, ipc, seed)
+    recipe, at, mark = planned(real, config, line, ipc, seed)
     name = f"ablation-{mark}"
     try:
         one = atomhub.load(name)
     except NotFoundError:
         how = {"save": True, "checkpoints": True, "resume": True, "checkpoint_every": 200}
-        one = atomhub.distill(real, ipc, recipe, seed=seed, name=name, **how)
+        with started(at):
+            one = atomhub.distill(real, ipc, recipe, seed=seed, name=name, **how)
     rows = []
-    for protocol in config["protocols"]:
-        network, runs = config.get("network"), config["networks"]
-        found = atomhub.evaluate(one, network, protocol, runs, baseline=(), seed=100 * seed, source=real)
+    for protocol, network in itertools.product(config["protocols"], config["network"]):
+        found = atomhub.evaluate(one, network, protocol, config["networks"], baseline=(), seed=100 * seed, source=real)
         rows.append({
-            "line": line, "ipc": ipc, "seed": seed, "protocol": protocol, "network": found.network,
+            "line": line, "ipc": ipc, "seed": seed, "protocol": protocol, "asked": network, "network": found.network,
             "accuracies": list(found.score.accuracies), "evaluate_seconds": found.score.seconds,
             "distil_seconds": one.manifest.provenance.seconds, "recipe": recipe.describe(), "mark": mark,
         })  # fmt: skip
@@ -100,20 +119,23 @@ def main():
         config["protocols"] = [shortened(name, times) for name in config["protocols"]]
     if config.get("held_out"):
         real = held_out(real, test=config["held_out"])
+    network = config.get("network")
+    config["network"] = network if isinstance(network, list) else [network]
     kept = o.results / f"ablation-{o.config.stem}-cpu.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else []
     for ipc in o.ipc or config["ipcs"]:
         for line in o.only or config["lines"]:
             for seed in range(config["seeds"]):
                 own = [r for r in rows if (r["line"], r["ipc"], r["seed"]) == (line, ipc, seed)]
-                mark = planned(real, config, line, ipc, seed)[1]
-                done = {r["protocol"] for r in own if r["mark"] == mark and len(r["accuracies"]) >= config["networks"]}
-                if done >= set(config["protocols"]):
+                mark = planned(real, config, line, ipc, seed)[2]
+                enough = [r for r in own if r["mark"] == mark and len(r["accuracies"]) >= config["networks"]]
+                wanted = set(itertools.product(config["protocols"], config["network"]))
+                if {(r["protocol"], r["asked"]) for r in enough} >= wanted:
                     continue
                 found = cell(real, config, line, ipc, seed)
                 rows = [*(r for r in rows if r not in own), *found]
                 for r in found:
-                    print(f"{line}, ipc {ipc}, seed {seed}, {r['protocol']}: {shown([r])}", flush=True)
+                    print(f"{line}, ipc {ipc}, seed {seed}, {r['protocol']}, {r['network']}: {shown([r])}", flush=True)
                 about = environment(torch.device("cpu")) | {"question": config["question"]}
                 kept.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     table = f"{config['question']}\n\n{markdown(config, rows)}\n"

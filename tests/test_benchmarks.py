@@ -152,15 +152,21 @@ def test_recipes_are_compared_line_by_line_and_what_is_there_is_kept(script, hom
     assert [r for r in second if r["line"] == "instance norm"] == first[:2]
     assert not any(r in first for r in second if r["line"] == "dance")
 
+    atomhub.load("digits-ipc1").save(tmp_path / "home" / "sets" / "begin-ipc1")
+    config.write_text(ABLATION + '"begun" = { start = "begin", iterations = 0 }\n')
+    run(config, "--results", tmp_path, "--only", "begun")
+    mark = json.loads(results.read_text())["rows"][-1]["mark"]
+    assert (atomhub.load(f"ablation-{mark}").images == atomhub.load("digits-ipc1").images).all()
+
     with pytest.raises(SystemExit):
         run(config, "--only", "instance")
     assert "There is no line 'instance'" in capsys.readouterr().err
 
     monkeypatch.setitem(PROTOCOLS, "quick of 1/2 the epochs", Protocol(1, 64, "to be made, and taken away in the end"))
-    config.write_text('shorten = 2\nnetwork = "convnet:width=2"\n' + ABLATION)
+    config.write_text('shorten = 2\nnetwork = ["convnet:width=2", "mlp"]\n' + ABLATION)
     run(config, "--results", tmp_path)
     table = (tmp_path / "ablation-norms-cpu.md").read_text()
-    assert "quick of 1/2 the epochs, convnet:width=2" in table
+    assert all(f"quick of 1/2 the epochs, {network}" in table for network in ("convnet:width=2", "mlp"))
 
 
 def test_sets_are_laid_beside_each_other_under_many_networks(script, home, tmp_path, monkeypatch):
@@ -234,7 +240,7 @@ def test_images_are_held_out_of_the_training_split(script, home):
 def test_every_line_of_the_tables_is_a_recipe(name):
     config = tomllib.loads((ROOT / "benchmarks" / "ablation" / name).read_text())
     for line in config["lines"].values():
-        fields = config["overrides"] | line
+        fields = config["overrides"] | {name: value for name, value in line.items() if name != "start"}
         atomhub.Recipe.named(fields.pop("recipe", config["recipe"]), fields)
     assert set(config["protocols"]) <= set(PROTOCOLS)
 
