@@ -12,9 +12,9 @@ from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind
 from atomhub.core.graphs import Targets
 from atomhub.core.iterations import Iterations
-from atomhub.core.matcher import Build, Matcher
+from atomhub.core.matcher import Build, Matcher, flops
 from atomhub.core.passes import Compiler
-from atomhub.core.plan import Piece, Plan, cut, length, too_small
+from atomhub.core.plan import Piece, Plan, cut, length, too_small, worth_compiling
 from atomhub.core.sampling import Draw
 
 _PIXELS, _FEWEST, _MOST = 2**22, 64, 256
@@ -57,7 +57,10 @@ class AnyEngine(Iterations):
         # given weights differ in the last layer alone, which is behind the features
         fixed = bool(recipe.weights) and bank is None
         self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed)
-        self.compiler = Compiler(False)
+        if compiled is None:
+            compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
+        self.compiler = Compiler(compiled and self.dtype == torch.float32)
+        self.matcher.compile(self.compiler)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
         return self.matcher
 

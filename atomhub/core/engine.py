@@ -16,7 +16,7 @@ from atomhub.core.blocks import Kind, Moments
 from atomhub.core.embedding import Embedding
 from atomhub.core.iterations import Iterations
 from atomhub.core.passes import Compiler, Network, Passes, Side, Store
-from atomhub.core.plan import Piece, Plan, length, plan, worth_compiling
+from atomhub.core.plan import Piece, Plan, convnet_flops, length, plan, worth_compiling
 from atomhub.core.sampling import Draw, Networks
 
 
@@ -28,7 +28,8 @@ class Engine(Iterations):
     ) -> Networks:
         recipe, classes, (channels, size, _) = self.recipe, self.classes, shape
         if compiled is None:
-            compiled = worth_compiling(recipe, classes, self.ipc, channels, size, self.device)
+            each = convnet_flops(recipe, channels, size)
+            compiled = worth_compiling(recipe, classes, self.ipc, each, self.device)
         self.compiler = Compiler(compiled and self.dtype == torch.float32)
         add = self.team.add if self.team.size > 1 else None
         kind = Kind(recipe.norm, recipe.power, bool(recipe.spatial), bool(recipe.channel))

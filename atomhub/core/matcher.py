@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from atomhub.core import blocks, draws
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
+from atomhub.core.passes import Compiler
 from atomhub.errors import UsageError
 
 Build = Callable[[], nn.Module]
@@ -96,6 +98,11 @@ class Matcher:
         self.fixed = self._flat(dict(self.model.named_parameters())) if fixed else None
         self.heads = (self.look.classes, self.look.features) if head else (0, 0)
         self.model.to(device, dtype).requires_grad_(False)
+        self._seen, self._found = self._see, self._moments
+
+    def compile(self, compiler: Compiler) -> None:
+        """Run networks compiled, where the compiler is wanted."""
+        self._seen, self._found = compiler.traced(self._see), compiler.traced(self._moments)
 
     def draw(self, seed: int, iteration: int, trained: bool = False) -> tuple[int, Tensor, Tensor | None]:
         """Draw the weights of an iteration, as :meth:`atomhub.core.embedding.Embedding.draw`; (n,) float32.
@@ -130,6 +137,9 @@ class Matcher:
     @torch.no_grad()
     def moments(self, weights: Weights, images: Tensor) -> list[Moments]:
         """Return mean and variance (C,) that every batch norm of a network finds for some images (N, C, H, W)."""
+        return self._found(weights, images)
+
+    def _moments(self, weights: Weights, images: Tensor) -> list[Moments]:
         found: list[Moments] = []
 
         def norm(_: int, x: Tensor) -> Moments:
@@ -143,6 +153,9 @@ class Matcher:
 
     def see(self, weights: Weights, moments: list[Moments], images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what is matched of images (N, C, H, W): attention (N, D) of every stage, features; and logits."""
+        return self._seen(weights, moments, images)
+
+    def _see(self, weights: Weights, moments: list[Moments], images: Tensor) -> tuple[list[Tensor], Tensor]:
         taps, found = set(self.look.taps), list[Tensor]()
 
         def look(count: int, z: Tensor) -> None:
@@ -230,6 +243,13 @@ class _Watch(TorchFunctionMode):
                 self.look(self.activations, found)
                 self.activations += 1
         return found
+
+
+def flops(build: Build, shape: tuple[int, int, int]) -> int:
+    """Return the floating point operations (two a multiply-add) of a network for one image (C, H, W), forward."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _still(_fresh(build, 0))(torch.zeros(1, *shape))
+    return counter.get_total_flops()
 
 
 def _fresh(build: Build, seed: int) -> nn.Module:

@@ -17,6 +17,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
 
 from atomhub.core import blocks
 from atomhub.core.blocks import Kind, Moments
@@ -254,7 +256,26 @@ class Compiler:
         plain = cast(FunctionType, function)
         # code of its own: torch keeps a few compiled variants of each code object, and gives up beyond
         own = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__)
-        fast = torch.compile(own, dynamic=False)
+        return self._careful(torch.compile(own, dynamic=False), function)
+
+    def traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same for a function that Python watches as it runs: what it does is written down for every shape."""
+        if not self.wanted:
+            return function
+        graphs = dict[Any, Callable[..., Any]]()
+
+        def fast(*arguments: Any) -> Any:
+            shapes = tuple(x.shape for x in tree_leaves(arguments))
+            if shapes not in graphs:
+                with torch.no_grad():
+                    graph = make_fx(lambda *a: function(*a))(*tree_map(Tensor.detach, arguments))
+                graphs[shapes] = torch.compile(graph, dynamic=False)
+            return graphs[shapes](*arguments)
+
+        return self._careful(fast, function)
+
+    def _careful(self, fast: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``fast``, and once it has failed the function itself."""
 
         def call(*arguments: Any) -> Any:
             if self.failure is None:

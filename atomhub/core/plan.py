@@ -13,6 +13,8 @@ from atomhub.recipe import Recipe
 
 _WORTH_COMPILING = {"cpu": 10**13, "cuda": 10**15}
 """Floating point operations of a run from which compiling (some 20 s) pays: about 40 s of work of two cores."""
+_LAYERS = 20
+"""The same, as a multiple, of networks that are no ConvNets: they have many layers, and compile for minutes."""
 _CACHED = 5 * 2**20
 """Bytes of the largest feature map that a piece of work has for every CPU core, where it should stay in the caches."""
 _LARGE = 4 * 2**30
@@ -30,16 +32,19 @@ Piece = tuple[slice, slice]
 """Classes, and the images of each."""
 
 
-def worth_compiling(
-    recipe: Recipe, classes: int, ipc: int, channels: int, size: int, device: torch.device | None = None
-) -> bool:
-    """Return whether a run is long enough for ``torch.compile`` to pay; ``device`` None: on a CPU."""
-    width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
+def worth_compiling(recipe: Recipe, classes: int, ipc: int, operations: int, device: torch.device) -> bool:
+    """Return whether a run is long enough for ``torch.compile`` to pay, from a network's operations for one image."""
     passes = 6 if recipe.calibration else 3  # forward and backward, once or twice
     images = min(classes, recipe.classes_per_iteration or classes)
     images *= recipe.real_batch + passes * ipc * recipe.views_per_image
-    least = _WORTH_COMPILING["cpu" if device is None or device.type != "cuda" else "cuda"]
-    return recipe.iterations * images * sum(flops(width, depth, channels, size)) >= least
+    least = _WORTH_COMPILING["cuda" if device.type == "cuda" else "cpu"] * (1 if recipe.convnet else _LAYERS)
+    return recipe.iterations * images * operations >= least
+
+
+def convnet_flops(recipe: Recipe, channels: int, size: int) -> int:
+    """Return the floating point operations of a recipe's largest ConvNet for one image, forward."""
+    width, depth = max(recipe.widths or (recipe.width,)), max(recipe.depths or (recipe.depth or 1,))
+    return sum(flops(width, depth, channels, size))
 
 
 def flops(width: int, depth: int, channels: int, size: int) -> list[int]:

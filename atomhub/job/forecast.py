@@ -12,7 +12,8 @@ from torch import nn
 
 from atomhub import devices
 from atomhub.core import initial
-from atomhub.core.plan import worth_compiling
+from atomhub.core.matcher import flops
+from atomhub.core.plan import convnet_flops, worth_compiling
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData, Split
@@ -87,14 +88,15 @@ def resolved_for(
             f"Use {', or '.join(ways)}.",
         )
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
-    if resolved.precision == "auto":
-        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
-        shape = real.info.channels, real.info.size
-        long = device.type == "cuda" or (resolved.convnet and worth_compiling(resolved, len(counts), ipc, *shape))
-        resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
     matching = find_matcher(resolved, real, matcher)
     if matching is not None:
         resolved = resolved.replace(matcher=matching.spec, weights=matching.weights)
+    if resolved.precision == "auto":
+        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
+        shape = real.info.channels, real.info.size, real.info.size
+        operations = flops(matching.build, shape) if matching else convnet_flops(resolved, *shape[:2])
+        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, operations, device)
+        resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
     return resolved, matching
 
 
