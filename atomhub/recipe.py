@@ -99,10 +99,11 @@ class Recipe(BaseModel):
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
-    image_step: Literal["gradient", "normalized"] = _knob(
-        "gradient", "what a step follows: the gradient as it is, or divided by its root mean square in every image, so "
-        "that image_lr is in normalised pixels, whatever the network and the scale of its loss", "-",
-        exclude_if=lambda value: value == "gradient",  # as before it
+    image_step: Literal["gradient", "normalized"] | None = _knob(
+        None, "what a step follows: the gradient as it is, or divided by its root mean square in every image, so that "
+        "image_lr is in normalised pixels, whatever the network and the scale of its loss; unset: gradient, and "
+        "normalized under other matchers than convnet where the learning rate is unset, too", "-",
+        exclude_if=lambda value: value is None,  # as before it
     )  # fmt: skip
     image_pyramid: bool = _knob(
         False, "whether a step goes along the gradient of an image pyramid, coarse levels as far as fine ones", "-",
@@ -227,8 +228,14 @@ class Recipe(BaseModel):
             return self.name
         preset = Recipe.named(self.name)
         follow = {"depth", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
-        if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, 1.0, 10.0)):
+        step = preset.image_step or preset._usual_step(self.matcher)
+        usual = (0.05,) if step == "normalized" else (1.0, 10.0)
+        if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, *usual)):
             follow.add("image_lr")
+        if self.image_step in (None, step):
+            follow.add("image_step")
+        if not self.iterations:
+            follow |= {"image_lr", "image_step"}
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
         if not self.bank:
@@ -250,6 +257,12 @@ class Recipe(BaseModel):
     def convnet(self) -> bool:
         """Whether images are matched under ConvNets."""
         return self.matcher == "convnet"
+
+    def _usual_step(self, matcher: str) -> str:
+        """Return what the images' steps follow under a matcher, unless the recipe says so."""
+        # a rate that suits one kind of network makes noise of the images under another
+        free = matcher != "convnet" and self.image_lr is None and self.image_lr_scaling == "none"
+        return "normalized" if free else "gradient"
 
     def resolved(self, ipc: int, size: int, flip: bool = True) -> Recipe:
         """Fill in what follows from the data: depth from the resolution, learning rate from ipc, flips only if safe.
@@ -279,7 +292,8 @@ class Recipe(BaseModel):
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
                 "Use a divisor of the size that leaves views of 4x4 pixels or more, such as 1, or another `size`.",
             )
-        if self.image_step == "normalized":
+        step = self.image_step or self._usual_step(self.matcher)
+        if step == "normalized":
             rate = self.image_lr or 0.05
         elif self.image_lr_scaling == "ipc":
             rate = ipc * (self.image_lr or 1.0)
@@ -288,6 +302,7 @@ class Recipe(BaseModel):
         return self.replace(
             depth=depth if self.convnet else None,
             image_lr=rate,
+            image_step=step if step == "normalized" else None,  # None, with a rate, is the gradient
             image_lr_scaling="none",
             augmentation=safe_operations(self.augmentation, flip),
         )

@@ -1,13 +1,17 @@
 """What images learn from the network that they are matched under: every matcher under every network.
 
     python benchmarks/matchers.py [--source cifar10] [--ipc 1] [--matcher NAME ...] [--network NAME ...]
-        [--iterations 300] [--real-batch 64] [--networks 2] [--protocol quick] [--recipe atom] [--results DIR]
+        [--iterations 300] [--real-batch 64] [--networks 2] [--protocol quick] [--recipe atom]
+        [--set KEY=VALUE ...] [--results DIR]
 
-Sets and accuracies are kept as they come, so that the command goes on where it was. Accuracies are those of the last
-epoch, on the test images; as many random real images stand in the last line.
+Gradients under different networks differ in length by orders of magnitude, so images take steps of one length
+(``image_step=normalized``), along a cosine. Sets and accuracies are kept as they come, so that the command goes on
+where it was. Accuracies are those of the last epoch, on the test images; as many random real images stand in the last
+line.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,6 +34,7 @@ def markdown(rows, matchers, networks, o):
         lines.append([matcher, seconds, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     what = f"{o.source}, ipc {o.ipc}, recipe {o.recipe}, {o.iterations} iterations, real batch {o.real_batch}"
+    what = ", ".join([what, *o.set])
     return f"{what}; protocol {o.protocol}, {o.networks} networks, mean ± std, last epoch\n\n{table}\n"
 
 
@@ -44,20 +49,24 @@ def main():
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--recipe", default="atom")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further recipe fields")
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS)
     o = parser.parse_args()
     matchers, networks = o.matcher or ("convnet", "resnet18", "vgg11"), o.network or NETWORKS
     kept = o.results / "matchers.json"
-    asked = {k: getattr(o, k) for k in ("source", "ipc", "recipe", "iterations", "real_batch", "protocol", "networks")}
+    kinds = ("source", "ipc", "recipe", "iterations", "real_batch", "protocol", "networks", "set")
+    asked = {k: getattr(o, k) for k in kinds}
+    mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     before = json.loads(kept.read_text()) if kept.exists() else {}
     rows = before["rows"] if before.get("asked") == asked else []
-    fields = {"iterations": o.iterations, "real_batch": o.real_batch, "norm": "instance"}
+    fields = {"iterations": o.iterations, "real_batch": o.real_batch, "norm": "instance", "image_step": "normalized"}
+    fields |= {"image_schedule": "cosine"} | dict(text.split("=", 1) for text in o.set)
     for matcher in matchers:
         if {(matcher, n) for n in networks} <= {(r["matcher"], r["network"]) for r in rows}:
             continue
         one = atomhub.distill(
-            o.source, o.ipc, o.recipe, fields | {"matcher": matcher}, checkpoints=o.results / f"run-{matcher}",
-            checkpoint_every=20, resume=True,
+            o.source, o.ipc, o.recipe, fields | {"matcher": matcher},
+            checkpoints=o.results / f"run-{matcher.replace('/', '-')}-{mark}", checkpoint_every=20, resume=True,
         )  # fmt: skip
         for network in networks:
             random = ("random",) * (("random real images", network) not in {(r["matcher"], r["network"]) for r in rows})

@@ -47,6 +47,26 @@ def test_normalized_steps_have_a_rate_of_their_own_for_any_number_of_images():
         Recipe.named("dance", {"image_step": "normalized"})
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "step", "described"),
+    [
+        ("atom", {}, None, "atom"),
+        ("atom", {"matcher": "vgg11"}, "normalized", "atom with matcher=vgg11"),
+        ("atom", {"matcher": "vgg11", "image_lr": 1}, None, "atom with matcher=vgg11, image_lr=1.0"),
+        ("atom", {"matcher": "vgg11", "image_step": "gradient"}, None, "atom with matcher=vgg11, image_lr=1.0"),
+        ("dance", {"matcher": "vgg11"}, None, "dance with matcher=vgg11"),  # whose rate grows with the images
+        ("atom", {"image_step": "normalized"}, "normalized", "atom with image_lr=0.05, image_step=normalized"),
+        ("rded", {}, "normalized", "rded"),
+        ("probe", {}, None, "probe"),
+    ],
+)  # fmt: skip
+def test_steps_are_normalized_under_networks_for_which_nobody_has_found_a_rate(name, fields, step, described):
+    resolved = Recipe.named(name, fields).resolved(1, 32)
+    assert resolved.image_step == step
+    assert resolved == resolved.resolved(1, 32) == Recipe.checked(resolved.model_dump())
+    assert resolved.describe() == described
+
+
 def test_calibration_and_banks_name_what_they_need():
     with pytest.raises(UsageError, match="calibration needs trained networks: set bank above 0"):
         Recipe.named("atom", {"calibration": 0.1})

@@ -87,10 +87,10 @@ def resolved_for(
             f"{ipc}{each}.",
             f"Use {', or '.join(ways)}.",
         )
-    resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
-    matching = find_matcher(resolved, real, matcher)
+    matching = find_matcher(recipe, real, matcher)
     if matching is not None:
-        resolved = resolved.replace(matcher=matching.spec, weights=matching.weights)
+        recipe = recipe.replace(matcher=matching.spec, weights=matching.weights)
+    resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
         # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
         shape = real.info.channels, real.info.size, real.info.size
