@@ -1,6 +1,7 @@
 """The engine agrees with the slow reference, and behaves as its docstrings say."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -113,11 +114,13 @@ def test_compiled_work_agrees_with_eager_work(dtype, fields):
     assert F.cosine_similarity(a, b, dim=0) > (0.9999 if dtype.itemsize == 4 else 0.95)
 
 
-def test_many_shapes_are_all_compiled():
+@pytest.mark.parametrize("how", [Compiler.__call__, Compiler.traced])
+def test_many_shapes_are_all_compiled(how, monkeypatch):
     """torch gives up beyond eight unless it is told otherwise, and says so to nobody."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         compiler = Compiler(True)
-        double = compiler(lambda x: x * 2)
+        double = how(compiler, lambda x: x * 2)
         for n in range(2, 14):
             assert torch.equal(double(torch.ones(n)), torch.full((n,), 2.0))
     assert compiler.works
