@@ -13,7 +13,7 @@ from atomhub.recipe import Recipe
 
 _WORTH_COMPILING = {"cpu": 10**13, "cuda": 10**15}
 """Floating point operations of a run from which compiling (some 20 s) pays: about 40 s of work of two cores."""
-_LAYERS = 20
+_LAYERS = 8
 """The same, as a multiple, of networks that are no ConvNets: they have many layers, and compile for minutes."""
 _CACHED = 5 * 2**20
 """Bytes of the largest feature map that a piece of work has for every CPU core, where it should stay in the caches."""
