@@ -110,9 +110,10 @@ class Recipe(BaseModel):
         "linear gradient matching", exclude_if=lambda value: value is False,
     )  # fmt: skip
     image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
-    init: Literal["real", "noise", "herding", "kmeans", "tiles"] = _knob(
-        "real", "initial images: random real ones, noise, real ones nearest the class mean or centres, or four crops "
-        "each that the first network of a bank is surest of", "-", "DM; RDED: tiles",
+    init: Literal["real", "noise", "herding", "kmeans", "typical", "tiles"] = _knob(
+        "real", "initial images: random real ones, noise, real ones nearest the class mean or centres, typical ones "
+        "(in every cluster of features the one that a trained network, the first of a bank, is surest of), or four "
+        "crops each that it is surest of", "-", "DM; DataDAM's code: typical ones, by hand; RDED: tiles",
     )  # fmt: skip
     formation: int = _knob(
         1, "views per side of every image; networks see each at full size", "views", "IDC (ICML 2022)", ge=1, le=8
@@ -166,6 +167,10 @@ class Recipe(BaseModel):
     def _images(self) -> Recipe:
         if self.image_step == "normalized" and self.image_lr_scaling == "ipc":
             raise ValueError("normalized steps are as long for any number of images: set image_lr_scaling=none")
+        if self.init == "typical" and (self.widths or self.depths):
+            raise ValueError("typical images are chosen by a network of one width and depth: unset widths and depths")
+        if self.init == "typical" and self.statistics == "running":
+            raise ValueError("typical images are chosen by a trained network, and weights are given: set init=real")
         if self.init == "tiles" and not self.bank:
             raise ValueError("tiles are chosen by a trained network: set bank above 0")
         if self.zca and self.init == "tiles":
@@ -238,7 +243,7 @@ class Recipe(BaseModel):
             follow |= {"image_lr", "image_step"}
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
-        if not self.bank:
+        if not self.taught().bank:
             follow.add("bank_epochs")
         if self.norm != "batch":
             follow.add("statistics")
@@ -306,6 +311,10 @@ class Recipe(BaseModel):
             image_lr_scaling="none",
             augmentation=safe_operations(self.augmentation, flip),
         )
+
+    def taught(self) -> Recipe:
+        """Return the recipe with all networks that a run trains: its bank, or one to choose typical images."""
+        return self.replace(bank=1) if self.init == "typical" and not self.bank else self
 
     @property
     def stages(self) -> tuple[tuple[Operation, ...], ...]:

@@ -114,8 +114,8 @@ def _forecast(source: str, ipc: int, recipe: str, overrides: dict[str, Any], as_
     print_data(found.plan)
     if found.networks:
         print_data(f"A network takes about {duration(found.network_seconds)}.")
-    if found.tiles_seconds:
-        print_data(f"Choosing the first images takes about {duration(found.tiles_seconds)}.")
+    if found.choosing_seconds:
+        print_data(f"Choosing the first images takes about {duration(found.choosing_seconds)}.")
     print_data(f"An iteration takes about {found.iteration_seconds:.2g} s.")
     print_data(f"In all: about {duration(found.seconds)}.")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atomhub.core import draws
+from atomhub.core.matcher import look
 from atomhub.core.real import RealImages
 from atomhub.core.synthetic import arranged, from_views
 from atomhub.recipe import Recipe
@@ -60,7 +61,7 @@ CANDIDATES, _CROPS, _BATCH = 300, 5, 256
 _AREA = (0.08, 1.0)
 """Least and most of an image's area that a crop has."""
 Teacher = Callable[[Tensor], Tensor]
-"""From normalised images (N, C, H, W) to logits (N, K)."""
+"""From normalised images (N, C, H, W) to logits (N, K): a trained network."""
 
 
 def tiles(
@@ -113,6 +114,46 @@ def tiles(
     return torch.cat(found)[order]
 
 
+TYPICAL = 5000
+"""Most real images of a class that typical ones are chosen from."""
+
+
+def typical(
+    real: RealImages, teacher: Teacher, k: int, start: int, count: int, wanted: int, seed: int
+) -> NDArray[np.int64]:
+    """Return real images of a class that a trained network is sure of, and that differ from each other.
+
+    The network's features are clustered by k-means, as many clusters as images are wanted; of each, the image of the
+    lowest cross-entropy is taken. All come from the training images, as the hand-picked ones of DataDAM's code do.
+
+    Args:
+        real: The real images.
+        teacher: Gives logits, by a linear layer.
+        k: Number of the class.
+        start: First row of its real images.
+        count: How many they are, at least ``wanted``.
+        wanted: Images to return.
+        seed: Seed of the run.
+
+    Returns:
+        (wanted,) distinct rows, counted from ``start``.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    n = min(count, max(TYPICAL, wanted))
+    rows = np.sort(draws.sample(seed, draws.INIT, 0, [k], [count], n)[0])
+    seen = [look(teacher, real[start + some]) for some in np.array_split(rows, -(-n // _BATCH))]
+    features = F.normalize(torch.cat([found for found, _ in seen]).flatten(1).float()).cpu().numpy()
+    logits = torch.cat([found for _, found in seen]).float()
+    losses = F.cross_entropy(logits, torch.full((n,), k, device=logits.device), reduction="none").cpu().numpy()
+    key = draws.generator_seed(seed, draws.INIT, 0, k)
+    clusters = MiniBatchKMeans(wanted, random_state=key % 2**32, n_init=3).fit(features).labels_
+    surest = losses.argsort(kind="stable")
+    _, first = np.unique(clusters[surest], return_index=True)  # the surest of every cluster that is not empty
+    others = np.delete(surest, first)[: wanted - len(first)]
+    return rows[np.concatenate([surest[first], others])]
+
+
 CHOICES: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.int64]]] = {
     "herding": herding,
     "kmeans": kmeans,
@@ -133,7 +174,7 @@ def images(
         counts: (k,) how many they have.
         ipc: Images per class.
         seed: Seed of the run.
-        teacher: Scores tiles, where the images start from these.
+        teacher: Chooses tiles or typical images, where the images start from these.
     """
     if recipe.init == "tiles" and teacher is not None:
         grid = recipe.reals_per_image
@@ -143,12 +184,15 @@ def images(
             for k, a, n in zip(classes, starts, counts, strict=True)
         ]
         return torch.stack([arranged(own, side) for own in of_class])
-    if recipe.init in ("noise", "tiles"):
+    if recipe.init in ("noise", "tiles", "typical") and teacher is None:
         shape = (ipc, *real.images.shape[1:])
         flat = draws.uniform(seed, draws.NOISE, 0, classes[:, None], np.arange(np.prod(shape))[None])
         return torch.from_numpy(flat).view(len(classes), *shape)
     views = ipc * recipe.views_per_image
-    if recipe.init == "real":
+    if teacher is not None and recipe.init == "typical":
+        each = zip(classes, starts, counts, strict=True)
+        rows = np.stack([typical(real, teacher, int(k), int(a), int(n), views, seed) for k, a, n in each])
+    elif recipe.init == "real":
         rows = draws.sample(seed, draws.INIT, 0, classes, counts, views)
     else:
         keys = [draws.generator_seed(seed, draws.INIT, 0, int(k)) for k in classes]

@@ -61,7 +61,7 @@ class Iterations(ABC):
         compiled: Use ``torch.compile``; None: if the run is long enough to pay for it.
         team: The processes that share the work.
         bank: The trained networks, where the recipe has a bank.
-        teacher: Scores tiles, where the images start from these; without one they start from noise.
+        teacher: Chooses the images to start from, where a network does; without one they start from noise.
 
     Raises:
         AtomhubError: the memory is too small for the synthetic images that must be worked on at once.

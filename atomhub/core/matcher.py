@@ -245,6 +245,15 @@ class _Watch(TorchFunctionMode):
         return found
 
 
+@torch.no_grad()
+def look(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features of images, which enter the last linear layer of a network, and its logits."""
+    with _Watch() as watch:
+        logits = model(images)
+    assert watch.entered is not None
+    return watch.entered, logits
+
+
 def flops(build: Build, shape: tuple[int, int, int]) -> int:
     """Return the floating point operations (two a multiply-add) of a network for one image (C, H, W), forward."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -37,7 +37,7 @@ class Forecast:
         plan: What it is going to do, in a sentence or two.
         networks: Networks to train on the real images first; those of earlier runs are used again.
         network_seconds: Seconds for each of them.
-        tiles_seconds: Seconds to choose the tiles that images start from, if they do.
+        choosing_seconds: Seconds to choose the images to start from, where a network does.
         iterations: Iterations of the run.
         iteration_seconds: Seconds for each of them.
         memory: Most bytes that it takes.
@@ -46,7 +46,7 @@ class Forecast:
     plan: str
     networks: int
     network_seconds: float
-    tiles_seconds: float
+    choosing_seconds: float
     iterations: int
     iteration_seconds: float
     memory: int
@@ -54,7 +54,7 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Seconds of the whole run, without what it takes to start it."""
-        return self.networks * self.network_seconds + self.tiles_seconds + self.iterations * self.iteration_seconds
+        return self.networks * self.network_seconds + self.choosing_seconds + self.iterations * self.iteration_seconds
 
 
 def asked(
@@ -107,8 +107,9 @@ def plan_of(
     size = real.info.size
     views = f", with {recipe.formation}x{recipe.formation} views each" if recipe.formation > 1 else ""
     images = f"{len(real.train.labels):,} images of {size}x{size} in {len(real.class_names)} classes"
-    missing = lacking(real, recipe, device, matching) if recipe.bank else 0
-    first = f"{missing} of {recipe.bank} networks to train first, then " if missing else ""
+    taught = recipe.taught()
+    missing = lacking(real, taught, device, matching) if taught.bank else 0
+    first = f"{missing} of {taught.bank} networks to train first, then " if missing else ""
     under = f" under {matching.spec}" if matching else ""
     steps = f"{recipe.iterations:,} iterations" if recipe.iterations else "nothing to optimise"
     return (
@@ -151,7 +152,8 @@ def forecast(
     resolved, matching = resolved_for(chosen, real, ipc, where, matcher)
     with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):
         normalization = Normalization(real.mean, real.std)
-        networks = lacking(real, resolved, where, matching) if resolved.bank else 0
+        taught = resolved.taught()
+        networks = lacking(real, taught, where, matching) if taught.bank else 0
         each, choosing, bank = 0.0, 0.0, None
         if networks:
             for batches in (1, _BATCHES):  # the first is slow
@@ -159,15 +161,25 @@ def forecast(
                 some = replace(real, train=Split(real.train.images[rows], real.train.labels[rows]))
                 images = RealImages(some.train.images, normalization, where)
                 build = matching.build if matching else None
-                (one,) = train_bank(some, resolved.replace(bank_epochs=1), images, [0], build)
-            bank, each = one, one.seconds * resolved.bank_epochs * len(real.train.labels) / len(some.train.labels)
-        elif resolved.bank:
-            bank = find_bank(real, resolved, normalization, where, matching)
-        if bank is not None and resolved.init == "tiles":
-            teacher = teacher_of(bank, real, resolved, normalization, where, matching)
+                (one,) = train_bank(some, taught.replace(bank_epochs=1), images, [0], build)
+            bank, each = one, one.seconds * taught.bank_epochs * len(real.train.labels) / len(some.train.labels)
+        elif taught.bank:
+            bank = find_bank(real, taught, normalization, where, matching)
+        if bank is not None and resolved.init in ("tiles", "typical"):
+            teacher = teacher_of(bank, real, taught, normalization, where, matching)
             choosing = _choosing(real, RealImages(real.train.images, normalization, where), resolved, teacher)
         trial = resolved.replace(init="noise")  # the same work, and no images to choose
-        engine = engine_for(real, trial, ipc, normalization, seed, where, matching=matching, memory=limit, bank=bank)
+        engine = engine_for(
+            real,
+            trial,
+            ipc,
+            normalization,
+            seed,
+            where,
+            matching=matching,
+            memory=limit,
+            bank=bank if resolved.bank else None,
+        )
         engine.step(0)
         float(engine.step(1))  # which waits for a GPU
         start = time.perf_counter()
@@ -178,11 +190,15 @@ def forecast(
 
 
 def _choosing(real: RealData, images: RealImages, recipe: Recipe, teacher: initial.Teacher) -> float:
-    """Return the seconds that it takes to choose tiles among the images of all classes, from those of a few."""
+    """Return the seconds that it takes a network to choose among the images of all classes, from those of a few."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
     few, side = min(_TILED, int(counts.min())), real.info.size // int(recipe.reals_per_image**0.5)
     for _ in range(2):  # the first is slow
         start = time.perf_counter()
-        initial.tiles(images, teacher, 0, 0, few, few, side, seed=0)
+        if recipe.init == "tiles":
+            initial.tiles(images, teacher, 0, 0, few, few, side, seed=0)
+        else:
+            initial.typical(images, teacher, 0, 0, few, 1, seed=0)
         spent = time.perf_counter() - start
-    return float(spent * np.minimum(counts, initial.CANDIDATES).sum() / few)
+    most = initial.CANDIDATES if recipe.init == "tiles" else initial.TYPICAL
+    return float(spent * np.minimum(counts, most).sum() / few)

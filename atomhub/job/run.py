@@ -125,19 +125,24 @@ def distill(
             _LOG.info(plan_of(real, resolved, ipc, where, limit, matching))
             make = partial(engine_for, real, matching=matching, memory=limit, team=team)
             bank = teacher = None
-            if resolved.bank:
+            taught = resolved.taught() if begin is None else resolved  # a run that goes on has its images
+            seconds = 0.0
+            if taught.bank:
                 # too little memory is said now, not after hours of training networks
                 make(resolved.replace(init="noise"), ipc, normalization, seed, where)
-                arguments = (real, resolved, normalization, where, matching)
+                arguments = (real, taught, normalization, where, matching)
                 # those of another machine would not be the same, bit for bit
                 bank = team.lead(lambda: find_bank(*arguments, told("networks")))
-                # a run that goes on has its images
-                teacher = teacher_of(bank, *arguments) if resolved.init == "tiles" and begin is None else None
-            engine = make(resolved, ipc, normalization, seed, where, bank=bank, teacher=teacher)
+                seconds = bank.seconds  # which count, cached or not
+                chosen_by = resolved.init in ("tiles", "typical") and begin is None
+                teacher = teacher_of(bank, *arguments) if chosen_by else None
+            engine = make(
+                resolved, ipc, normalization, seed, where, bank=bank if resolved.bank else None, teacher=teacher
+            )
             network = matching.network if matching else resolved.network()
             manifest = _manifest(name, real, ipc, chosen, resolved, seed, where, network)
             run = Run(engine, manifest, real, device, measure_every, kept, checkpoint_every, progress, kinds)
-            distilled = run.finish(begin, bank.seconds if bank else 0.0)  # the bank's time counts, cached or not
+            distilled = run.finish(begin, seconds)
         if target is not None and team.rank == 0:
             distilled = distilled.save(target, overwrite)
             if kept is not None:

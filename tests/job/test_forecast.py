@@ -18,7 +18,7 @@ def test_a_forecast_says_what_a_run_will_do_and_keeps_nothing(home):
     assert "2 of 2 networks to train first, then 30 iterations on CPU" in found.plan
     assert (found.networks, found.iterations) == (2, 30)
     assert found.network_seconds > 0
-    assert found.seconds == 2 * found.network_seconds + found.tiles_seconds + 30 * found.iteration_seconds
+    assert found.seconds == 2 * found.network_seconds + found.choosing_seconds + 30 * found.iteration_seconds
     assert not {p.name for p in home.iterdir()} & {"banks", "runs", "sets"}
 
 
@@ -30,11 +30,11 @@ def test_a_forecast_times_what_a_run_does_with_its_networks(home, monkeypatch):
     monkeypatch.setattr(forecast, "engine_for", lambda *a, **k: engines.append(make(*a, **k)) or engines[-1])
     found = atomhub.forecast("digits", 1, "dance", SMALL | {"bank": 2})
     assert engines[0].draw(0).trained is not None
-    assert found.tiles_seconds == 0
+    assert found.choosing_seconds == 0
     for networks in (1, 0):
         found = atomhub.forecast("digits", 1, "atom-photo", SMALL)
         assert found.networks == networks
-        assert found.seconds > found.tiles_seconds > 0
+        assert found.seconds > found.choosing_seconds > 0
         atomhub.distill("digits", 1, "atom-photo", SMALL | {"iterations": 0})
 
 
