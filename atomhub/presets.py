@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
     "probe": {
         "linear": 1.0, "feature": 0.0, "matcher": "resnet18", "statistics": "running", "image_pyramid": True,
-        "iterations": 500, "real_batch": 64, "image_lr": 3.0, "image_schedule": "cosine",
+        "iterations": 500, "real_batch": 64, "image_lr": 3.0, "image_step": "gradient", "image_schedule": "cosine",
         "augmentation": ("color", "crop", "flip"), "augmentation_draw": "all",
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs

@@ -101,9 +101,9 @@ class Recipe(BaseModel):
     )
     image_step: Literal["gradient", "normalized"] | None = _knob(
         None, "what a step follows: the gradient as it is, or divided by its root mean square in every image, so that "
-        "image_lr is in normalised pixels, whatever the network and the scale of its loss; unset: gradient, and "
-        "normalized under other matchers than convnet where the learning rate is unset, too", "-",
-        exclude_if=lambda value: value is None,  # as before it
+        "image_lr is in normalised pixels, whatever the network and the scale of its loss; unset: gradient under "
+        "ConvNets or where image_lr_scaling is ipc, else normalized", "-",
+        exclude_if=lambda value: value is None,  # as sets without it were written
     )  # fmt: skip
     image_pyramid: bool = _knob(
         False, "whether a step goes along the gradient of an image pyramid, coarse levels as far as fine ones", "-",
@@ -233,11 +233,11 @@ class Recipe(BaseModel):
             return self.name
         preset = Recipe.named(self.name)
         follow = {"depth", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
-        step = preset.image_step or preset._usual_step(self.matcher)
+        step = self._step()
         usual = (0.05,) if step == "normalized" else (1.0, 10.0)
         if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, *usual)):
             follow.add("image_lr")
-        if self.image_step in (None, step):
+        if step == preset.replace(matcher=self.matcher)._step():
             follow.add("image_step")
         if not self.iterations:
             follow |= {"image_lr", "image_step"}
@@ -263,11 +263,11 @@ class Recipe(BaseModel):
         """Whether images are matched under ConvNets."""
         return self.matcher == "convnet"
 
-    def _usual_step(self, matcher: str) -> str:
-        """Return what the images' steps follow under a matcher, unless the recipe says so."""
+    def _step(self) -> str:
+        """Return what the images' steps follow."""
         # a rate that suits one kind of network makes noise of the images under another
-        free = matcher != "convnet" and self.image_lr is None and self.image_lr_scaling == "none"
-        return "normalized" if free else "gradient"
+        usual = "gradient" if self.convnet or self.image_lr_scaling == "ipc" else "normalized"
+        return self.image_step or usual
 
     def resolved(self, ipc: int, size: int, flip: bool = True) -> Recipe:
         """Fill in what follows from the data: depth from the resolution, learning rate from ipc, flips only if safe.
@@ -297,7 +297,7 @@ class Recipe(BaseModel):
                 f"Recipe field 'formation' cannot be {self.formation} at {size}x{size} pixels.",
                 "Use a divisor of the size that leaves views of 4x4 pixels or more, such as 1, or another `size`.",
             )
-        step = self.image_step or self._usual_step(self.matcher)
+        step = self._step()
         if step == "normalized":
             rate = self.image_lr or 0.05
         elif self.image_lr_scaling == "ipc":
@@ -307,14 +307,17 @@ class Recipe(BaseModel):
         return self.replace(
             depth=depth if self.convnet else None,
             image_lr=rate,
-            image_step=step if step == "normalized" else None,  # None, with a rate, is the gradient
+            image_step=None if self.convnet and step == "gradient" else step,  # as sets without it were written
             image_lr_scaling="none",
             augmentation=safe_operations(self.augmentation, flip),
         )
 
     def taught(self) -> Recipe:
         """Return the recipe with all networks that a run trains: its bank, or one to choose typical images."""
-        return self.replace(bank=1) if self.init == "typical" and not self.bank else self
+        if self.init != "typical" or self.bank:
+            return self
+        # the same network, whatever the length of a run makes of its precision
+        return self.replace(bank=1, precision="float32")
 
     @property
     def stages(self) -> tuple[tuple[Operation, ...], ...]:

@@ -35,7 +35,7 @@ def parsed(key: str, value: Any) -> Any:
     if key in ("augmentation", "widths", "depths") and not value.startswith("["):
         parts = [part.strip() for part in value.split(",") if part.strip() not in ("", "none")]
         return tuple(parts if key == "augmentation" else (parsed("", part) for part in parts))
-    if value in ("auto", "unset") and key in ("depth", "image_lr", "classes_per_iteration", "weights"):
+    if value in ("auto", "unset") and key in ("depth", "image_lr", "image_step", "classes_per_iteration", "weights"):
         return None
     try:
         return tomllib.loads(f"x = {value}")["x"]

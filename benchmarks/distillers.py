@@ -81,7 +81,8 @@ def main():
             print(json.dumps(row), flush=True)
     lines = ["| made by | ipc | iterations | network | accuracy (`quick`) |", "|---|---|---|---|---|"]
     for r in rows:
-        shown = f"{statistics.fmean(r['accuracies']):.1f} ± {statistics.stdev(r['accuracies']):.1f}"
+        spread = f" ± {statistics.stdev(r['accuracies']):.1f}" if len(r["accuracies"]) > 1 else ""
+        shown = f"{statistics.fmean(r['accuracies']):.1f}{spread}"
         lines.append(f"| {r['by']} | {r['ipc']} | {r['iterations']} | {r['network']} | {shown} |")
     kept.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -52,12 +52,13 @@ def test_normalized_steps_have_a_rate_of_their_own_for_any_number_of_images():
     [
         ("atom", {}, None, "atom"),
         ("atom", {"matcher": "vgg11"}, "normalized", "atom with matcher=vgg11"),
-        ("atom", {"matcher": "vgg11", "image_lr": 1}, None, "atom with matcher=vgg11, image_lr=1.0"),
-        ("atom", {"matcher": "vgg11", "image_step": "gradient"}, None, "atom with matcher=vgg11, image_lr=1.0"),
-        ("dance", {"matcher": "vgg11"}, None, "dance with matcher=vgg11"),  # whose rate grows with the images
-        ("atom", {"image_step": "normalized"}, "normalized", "atom with image_lr=0.05, image_step=normalized"),
+        ("atom", {"matcher": "vgg11", "image_lr": 0.1}, "normalized", "atom with matcher=vgg11, image_lr=0.1"),
+        ("dm", {"matcher": "mlp", "image_step": "gradient"}, "gradient", "dm with matcher=mlp, image_step=gradient"),
+        ("atom-photo", {"image_step": "gradient"}, "gradient", "atom-photo with image_step=gradient"),
+        ("dance", {"matcher": "vgg11"}, "gradient", "dance with matcher=vgg11"),  # whose rate grows with the images
+        ("atom", {"image_step": "normalized"}, "normalized", "atom with image_step=normalized"),
         ("rded", {}, "normalized", "rded"),
-        ("probe", {}, None, "probe"),
+        ("probe", {}, "gradient", "probe"),
     ],
 )  # fmt: skip
 def test_steps_are_normalized_under_networks_for_which_nobody_has_found_a_rate(name, fields, step, described):
@@ -65,6 +66,8 @@ def test_steps_are_normalized_under_networks_for_which_nobody_has_found_a_rate(n
     assert resolved.image_step == step
     assert resolved == resolved.resolved(1, 32) == Recipe.checked(resolved.model_dump())
     assert resolved.describe() == described
+    preset = Recipe.named(name)
+    assert preset.replace(**resolved.settings(preset)) == resolved  # as recorded commands have it
 
 
 def test_calibration_and_banks_name_what_they_need():

@@ -59,7 +59,10 @@ class AnyEngine(Iterations):
         self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed)
         if compiled is None:
             compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
-        self.compiler = Compiler(compiled and self.dtype == torch.float32)
+        # elsewhere: what is compiled on a GPU would have to be seen there; where processes share what classes there are
+        # at an iteration, every number of them is a shape to compile
+        possible = self.device.type == "cpu" and not (self.team.size > 1 and recipe.classes_per_iteration)
+        self.compiler = Compiler(compiled and possible and self.dtype == torch.float32)
         self.matcher.compile(self.compiler)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
         return self.matcher

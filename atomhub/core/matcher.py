@@ -156,7 +156,8 @@ class Matcher:
         return self._seen(weights, moments, images)
 
     def _see(self, weights: Weights, moments: list[Moments], images: Tensor) -> tuple[list[Tensor], Tensor]:
-        taps, found = set(self.look.taps), list[Tensor]()
+        taps = set(self.look.taps)
+        found: list[Tensor] = []
 
         def look(count: int, z: Tensor) -> None:
             if count in taps:

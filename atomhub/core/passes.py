@@ -10,19 +10,21 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from atomhub.core import blocks
 from atomhub.core.blocks import Kind, Moments
-from atomhub.errors import AtomhubWarning, first_line, is_out_of_memory
+from atomhub.errors import AtomhubError, AtomhubWarning, first_line, is_out_of_memory
 
 Reduce = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes."""
@@ -223,6 +225,16 @@ class Store:
         return self.all[self.starts[i] : self.starts[i + 1]].copy_(x)
 
 
+def _same_gradients(one: Callable[..., Any], other: Callable[..., Any], arguments: Any) -> bool:
+    """Return whether two functions of tensors have the same gradient, of the sum of all that they give."""
+    inputs = [x for x in tree_leaves(arguments) if x.requires_grad]
+    totals = [sum(found.float().sum() for found in tree_leaves(f(*arguments))) for f in (one, other)]
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(total, inputs)]) for total in totals)
+    return bool((a - b).norm() <= _NEAR * b.norm())
+
+
+_NEAR = 0.05
+"""How far gradients may be from each other that differ by rounding in bfloat16."""
 _SHAPES = 64
 """Shapes for which one function may be compiled."""
 
@@ -259,18 +271,29 @@ class Compiler:
         return self._careful(torch.compile(own, dynamic=False), function)
 
     def traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same for a function that Python watches as it runs: what it does is written down for every shape."""
+        """The same for a function that Python watches as it runs: what it does is written down for every shape.
+
+        What it does to gradients alone, such as ``detach``, is not; where that shows, work goes on uncompiled.
+        """
         if not self.wanted:
             return function
         graphs = dict[Any, Callable[..., Any]]()
 
         def fast(*arguments: Any) -> Any:
-            shapes = tuple(x.shape for x in tree_leaves(arguments))
-            if shapes not in graphs:
-                with torch.no_grad():
-                    graph = make_fx(lambda *a: function(*a))(*tree_map(Tensor.detach, arguments))
-                graphs[shapes] = torch.compile(graph, dynamic=False)
-            return graphs[shapes](*arguments)
+            tensors = tree_leaves(arguments)
+            differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+            kind = (*(x.shape for x in tensors), differentiated)
+            if kind in graphs:
+                return graphs[kind](*arguments)
+            with torch.no_grad():
+                graph = make_fx(lambda *a: function(*a))(*tree_map(Tensor.detach, arguments))
+            if differentiated and not _same_gradients(graph, function, arguments):
+                raise AtomhubError("the network treats gradients in a way of its own")
+            graphs[kind] = torch.compile(graph, dynamic=False)
+            with ExitStack() as now:  # its backward as well, so that a failure is seen here
+                if hasattr(functorch, "force_non_lazy_backward_lowering"):
+                    now.enter_context(functorch.patch(force_non_lazy_backward_lowering=True))
+                return graphs[kind](*arguments)
 
         return self._careful(fast, function)
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from atomhub import devices
 from atomhub.core import initial
-from atomhub.core.matcher import flops
 from atomhub.core.plan import convnet_flops, worth_compiling
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
@@ -25,8 +24,8 @@ from atomhub.memory import free_memory
 from atomhub.recipe import Recipe, choose_recipe
 from atomhub.training.bank import BATCH, train_bank
 
-_BATCHES, _TILED = 10, 12
-"""Of a network's training, and images that tiles are chosen from, to time it."""
+_BATCHES, _TILED, _LOOKED_AT = 10, 12, 64
+"""Of a network's training, and images that tiles and typical images are chosen from, to time it."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,9 @@ def resolved_for(
         recipe = recipe.replace(matcher=matching.spec, weights=matching.weights)
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
-        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow
-        shape = real.info.channels, real.info.size, real.info.size
-        operations = flops(matching.build, shape) if matching else convnet_flops(resolved, *shape[:2])
+        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow, and a bank of
+        # other networks is trained as they are
+        operations = convnet_flops(resolved, real.info.channels, real.info.size) if matching is None else 0
         long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, operations, device)
         resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
     return resolved, matching
@@ -107,9 +106,8 @@ def plan_of(
     size = real.info.size
     views = f", with {recipe.formation}x{recipe.formation} views each" if recipe.formation > 1 else ""
     images = f"{len(real.train.labels):,} images of {size}x{size} in {len(real.class_names)} classes"
-    taught = recipe.taught()
-    missing = lacking(real, taught, device, matching) if taught.bank else 0
-    first = f"{missing} of {taught.bank} networks to train first, then " if missing else ""
+    missing = lacking(real, recipe, device, matching) if recipe.bank else 0
+    first = f"{missing} of {recipe.bank} networks to train first, then " if missing else ""
     under = f" under {matching.spec}" if matching else ""
     steps = f"{recipe.iterations:,} iterations" if recipe.iterations else "nothing to optimise"
     return (
@@ -129,8 +127,8 @@ def forecast(
 ) -> Forecast:  # fmt: skip
     """Return what :func:`atomhub.distill` with these arguments would do, and how long that would take.
 
-    Some iterations and some steps of a network's training are run for it, compiled if the run would be, which takes a
-    minute or two; nothing is kept but the decoded images. Arguments are those of ``distill``.
+    Some iterations and some steps of a network's training are run for it, compiled if the run would be, which takes
+    some minutes; nothing is kept but the decoded images. Arguments are those of ``distill``.
 
     Args:
         source: The real images.
@@ -185,14 +183,17 @@ def forecast(
         start = time.perf_counter()
         float(engine.step(2))
         spent = time.perf_counter() - start
-    plan = plan_of(real, resolved, ipc, where, limit, matching)
+    plan = plan_of(real, taught, ipc, where, limit, matching)
     return Forecast(plan, networks, each, choosing, resolved.iterations, spent, _most(where, limit))
 
 
 def _choosing(real: RealData, images: RealImages, recipe: Recipe, teacher: initial.Teacher) -> float:
     """Return the seconds that it takes a network to choose among the images of all classes, from those of a few."""
     counts = np.diff(real.train.offsets(len(real.class_names)))
-    few, side = min(_TILED, int(counts.min())), real.info.size // int(recipe.reals_per_image**0.5)
+    few, side = (
+        min(_TILED if recipe.init == "tiles" else _LOOKED_AT, int(counts.min())),
+        real.info.size // int(recipe.reals_per_image**0.5),
+    )
     for _ in range(2):  # the first is slow
         start = time.perf_counter()
         if recipe.init == "tiles":

@@ -122,10 +122,10 @@ def distill(
             normalization = Normalization(real.mean, real.std)
             if resolved.zca:
                 normalization = fit_zca(real.train.images, normalization)
-            _LOG.info(plan_of(real, resolved, ipc, where, limit, matching))
+            taught = resolved.taught() if begin is None else resolved  # a run that goes on has its images
+            _LOG.info(plan_of(real, taught, ipc, where, limit, matching))
             make = partial(engine_for, real, matching=matching, memory=limit, team=team)
             bank = teacher = None
-            taught = resolved.taught() if begin is None else resolved  # a run that goes on has its images
             seconds = 0.0
             if taught.bank:
                 # too little memory is said now, not after hours of training networks
