@@ -237,7 +237,7 @@ class Recipe(BaseModel):
         usual = (0.05,) if step == "normalized" else (1.0, 10.0)
         if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, *usual)):
             follow.add("image_lr")
-        if step == preset.replace(matcher=self.matcher)._step():
+        if step == preset.model_copy(update={"matcher": self.matcher})._step():
             follow.add("image_step")
         if not self.iterations:
             follow |= {"image_lr", "image_step"}

@@ -26,6 +26,13 @@ def test_a_description_leaves_out_what_has_no_effect():
     assert Recipe.named("atom", {"statistics": "real", "bank_epochs": 7}).describe() == "atom with statistics=real"
 
 
+def test_a_recipe_that_its_preset_could_not_be_is_described():
+    fields = {"linear": 0, "feature": 1, "matcher": "convnet", "statistics": "own", "image_pyramid": False}
+    described = Recipe.named("probe", fields).resolved(1, 32).describe()
+    assert described.startswith("probe with ")
+    assert "matcher=convnet" in described
+
+
 def test_a_description_names_a_rate_of_the_images_unless_it_follows_from_their_number():
     assert Recipe.named("atom", {"image_lr": 0.5}).resolved(10, 32).describe() == "atom with image_lr=0.5"
     assert Recipe.named("atom-photo", {"image_lr": 0.1}).resolved(1, 64).describe() == "atom-photo with image_lr=0.1"
