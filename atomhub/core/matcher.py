@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from atomhub.core import blocks, draws
 from atomhub.core.bank import Bank
@@ -257,6 +256,8 @@ def look(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Ten
 
 def flops(build: Build, shape: tuple[int, int, int]) -> int:
     """Return the floating point operations (two a multiply-add) of a network for one image (C, H, W), forward."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes tens of megabytes
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _still(_fresh(build, 0))(torch.zeros(1, *shape))
     return counter.get_total_flops()

@@ -17,9 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch._functorch.config as functorch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from atomhub.core import blocks
@@ -277,6 +275,9 @@ class Compiler:
         """
         if not self.wanted:
             return function
+        import torch._functorch.config as functorch  # here, as they take tens of megabytes
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         graphs = dict[Any, Callable[..., Any]]()
 
         def fast(*arguments: Any) -> Any:
