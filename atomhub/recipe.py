@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from atomhub.errors import UsageError, closest
 from atomhub.presets import PRESETS, TUNED
+from atomhub.rules import broken
 from atomhub.values import allowed_values, parsed, read_toml, text_of
 
 Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
@@ -142,41 +143,9 @@ class Recipe(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _some_term(self) -> Recipe:
-        if self.spatial == self.channel == self.feature == self.linear == 0:
-            raise ValueError(
-                "spatial, channel, feature and linear are all 0: nothing would be matched; set one above 0"
-            )
-        if self.linear and self.convnet:
-            raise ValueError("linear gradients need another matcher than convnet, such as resnet18: set one")
-        if self.statistics == "running" and self.bank:
-            raise ValueError("running statistics are those of given weights, which a bank trains on: use one of them")
-        if self.feature == 0 and self.convnet and 1 in (self.depth, *self.depths):
-            raise ValueError("depth 1 has no attention layer (attention is taken before the last block); raise depth")
-        if self.calibration and not self.bank:
-            raise ValueError("calibration needs trained networks: set bank above 0")
-        if self.bank and (self.widths or self.depths):
-            raise ValueError("a bank has networks of one width and depth: unset widths and depths")
-        if not self.convnet and (self.widths or self.depths):
-            raise ValueError(f"{self.matcher} has a width and depth of its own: unset widths and depths")
-        if self.convnet and self.weights:
-            raise ValueError("weights are those of another matcher, such as resnet18: set one")
-        return self
-
-    @model_validator(mode="after")
-    def _images(self) -> Recipe:
-        if self.image_step == "normalized" and self.image_lr_scaling == "ipc":
-            raise ValueError("normalized steps are as long for any number of images: set image_lr_scaling=none")
-        if self.init == "typical" and (self.widths or self.depths):
-            raise ValueError("typical images are chosen by a network of one width and depth: unset widths and depths")
-        if self.init == "typical" and self.statistics == "running":
-            raise ValueError("typical images are chosen by a trained network, and weights are given: set init=real")
-        if self.init == "tiles" and not self.bank:
-            raise ValueError("tiles are chosen by a trained network: set bank above 0")
-        if self.zca and self.init == "tiles":
-            raise ValueError("tiles are parts of images, and zca is of whole ones: use one of them")
-        if self.zca and self.formation > 1:
-            raise ValueError("formation takes images apart pixel by pixel, and zca mixes all pixels: use one of them")
+    def _possible(self) -> Recipe:
+        if said := broken(self):
+            raise ValueError(said)
         return self
 
     @classmethod
@@ -217,8 +186,9 @@ class Recipe(BaseModel):
                 ) from None
             key = str(first["loc"][0])
             allowed = f"Allowed: {allowed_values(cls, key)}."
-            reason = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"Recipe field {key!r} cannot be {fields[key]!r}: {reason}.", allowed) from None
+            # what is none of a few words needs no other reason than these words
+            reason = "" if first["type"] == "literal_error" else f": {first['msg'].removeprefix('Value error, ')}"
+            raise UsageError(f"Recipe field {key!r} cannot be {fields[key]!r}{reason}.", allowed) from None
 
     def replace(self, **fields: Any) -> Recipe:
         """Return a copy with some fields replaced, read and validated as in :meth:`named`."""

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's rates, held-out data, and results written beside their command."""
 
+import argparse
 import hashlib
 import json
 import platform
@@ -48,6 +49,14 @@ def bandwidth(device: torch.device) -> float:
     """Return the bytes a second at which a large tensor is read and summed."""
     x = torch.ones(2**27, device=device)
     return 4 * 2**27 / seconds(lambda: x.sum(), device, 5)
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Read KEY=VALUE, as an argument's type."""
+    key, sign, value = text.partition("=")
+    if not (key and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def held_out(real: RealData, fraction: float = 0.25, test: int | None = None) -> RealData:

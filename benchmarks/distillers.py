@@ -21,6 +21,7 @@ from common import RESULTS, environment
 from protocols import OnCpu, imported
 
 import atomhub
+from atomhub.core.whitening import Normalization
 from atomhub.interop.importing import import_set
 
 NETWORKS = ("convnet:norm=batch", "convnet:norm=instance")
@@ -29,9 +30,7 @@ NETWORKS = ("convnet:norm=batch", "convnet:norm=instance")
 def theirs(o, real):
     """Return the set that DataDAM's ``main`` makes."""
     distiller, _ = imported(o.code, "main_DataDAM", "utils")
-    images = (torch.from_numpy(real.train.images) / 255 - torch.tensor(real.mean)[:, None, None]) / torch.tensor(
-        real.std
-    )[:, None, None]
+    images = Normalization(real.mean, real.std).apply(torch.from_numpy(real.train.images))
     train = torch.utils.data.TensorDataset(images, torch.from_numpy(real.train.labels))
     given = (3, (32, 32), 10, list(real.class_names), real.mean, real.std, train, None, None, None)
     distiller.get_dataset = lambda *_: given

@@ -15,7 +15,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from common import RESULTS, environment
+from common import RESULTS, environment, setting
 
 import atomhub
 from atomhub.devices import find_device
@@ -34,7 +34,7 @@ def markdown(rows, matchers, networks, o):
         lines.append([matcher, seconds, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     what = f"{o.source}, ipc {o.ipc}, recipe {o.recipe}, {o.iterations} iterations, real batch {o.real_batch}"
-    what = ", ".join([what, *o.set])
+    what = ", ".join([what, *map("=".join, o.set)])
     return f"{what}; protocol {o.protocol}, {o.networks} networks, mean ± std, last epoch\n\n{table}\n"
 
 
@@ -49,18 +49,20 @@ def main():
     parser.add_argument("--networks", type=int, default=2)
     parser.add_argument("--protocol", default="quick")
     parser.add_argument("--recipe", default="atom")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further recipe fields")
+    parser.add_argument(
+        "--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help="further recipe fields"
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS)
     o = parser.parse_args()
     matchers, networks = o.matcher or ("convnet", "resnet18", "vgg11"), o.network or NETWORKS
     kept = o.results / "matchers.json"
-    kinds = ("source", "ipc", "recipe", "iterations", "real_batch", "protocol", "networks", "set")
-    asked = {k: getattr(o, k) for k in kinds}
+    kinds = ("source", "ipc", "recipe", "iterations", "real_batch", "protocol", "networks")
+    asked = {k: getattr(o, k) for k in kinds} | {"set": dict(o.set)}
     mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     before = json.loads(kept.read_text()) if kept.exists() else {}
     rows = before["rows"] if before.get("asked") == asked else []
     fields = {"iterations": o.iterations, "real_batch": o.real_batch, "norm": "instance", "image_step": "normalized"}
-    fields |= {"image_schedule": "cosine"} | dict(text.split("=", 1) for text in o.set)
+    fields |= {"image_schedule": "cosine"} | dict(o.set)
     for matcher in matchers:
         if {(matcher, n) for n in networks} <= {(r["matcher"], r["network"]) for r in rows}:
             continue

@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from common import RESULTS, environment
+from common import RESULTS, environment, setting
 
 import atomhub
 from atomhub.devices import find_device
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--size", type=int)
     parser.add_argument("--ipc", type=int, action="append")
     parser.add_argument("--recipe", action="append", metavar="NAME|FILE.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="recipe fields")
+    parser.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help="recipe fields")
     parser.add_argument("--protocol", action="append")
     parser.add_argument("--network", default="resnet18:norm=batch")
     parser.add_argument("--teacher", help="network that labels batches, under a protocol that has one")
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS / "photos")
     o = parser.parse_args()
-    fields = dict(text.split("=", 1) for text in o.set)
+    fields = dict(o.set)
     real = atomhub.open_source(o.source, size=o.size)
     o.results.mkdir(parents=True, exist_ok=True)
     kept = o.results / f"{o.source.name}.json"

@@ -53,6 +53,20 @@ from atomhub.training.protocols import PROTOCOLS, Protocol  # noqa: E402
 
 
 @pytest.fixture
+def stop_at():
+    """Makes a progress that stops a run as Ctrl-C does, when so many iterations are done."""
+
+    def at(iterations):
+        def progress(what, done, *rest):
+            if (what, done) == ("iterations", iterations):
+                raise KeyboardInterrupt
+
+        return progress
+
+    return at
+
+
+@pytest.fixture
 def home(tmp_path, monkeypatch):
     """A store and cache of the test's own."""
     monkeypatch.setenv("ATOMHUB_HOME", str(tmp_path / "home"))

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, image_folder
 from datasets import load_dataset
 from datasets.table import embed_table_storage
@@ -245,6 +247,17 @@ def test_every_line_of_the_tables_is_a_recipe(name):
     assert set(config["protocols"]) <= set(PROTOCOLS)
 
 
+def test_ways_to_run_a_matcher_are_timed_beside_each_other(script, monkeypatch, tmp_path, capsys):
+    _, run = script("anynet")
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    run("--device", "cpu", "--matcher", "lenet", "--size", 16, "--repeat", 1)
+    rows = json.loads(next(tmp_path.glob("anynet-*.json")).read_text())["rows"]
+    assert [(r["precision"], r["compiled"]) for r in rows][:2] == [("float32", False), ("float32", True)]
+    assert all(r["faster"] == pytest.approx(rows[0]["seconds"] / r["seconds"]) for r in rows)
+    assert f"{rows[1]['faster']:.2f}" in capsys.readouterr().out
+
+
 def test_what_a_gpu_has_to_prove_holds_on_a_cpu(script, monkeypatch, tmp_path, capsys):
     """The script of ten minutes on small shapes: the same draws and gradients, resumes, and lines that say so."""
     module, run = script("gpu")
@@ -322,3 +335,9 @@ def test_matchers_are_laid_beside_each_other_under_many_networks(script, home, t
     assert table in capsys.readouterr().out
     assert f"| convnet | {rows[-1]['made_in']:.0f} | {rows[-2]['mean']:.1f} ± {rows[-2]['std']:.1f} |" in table
     assert "recipe atom, 2 iterations, real batch 4; protocol brief, 2 networks" in table
+
+    run(*arguments, "--matcher", "lenet", "--set", "image_lr=0.02")
+    assert "real batch 4, image_lr=0.02;" in (tmp_path / "matchers.md").read_text()
+    with pytest.raises(SystemExit):
+        run(*arguments, "--set", "image_lr")
+    assert "'image_lr' is not KEY=VALUE" in capsys.readouterr().err

@@ -188,7 +188,10 @@ def forecast(
 
 
 def _choosing(real: RealData, images: RealImages, recipe: Recipe, teacher: initial.Teacher) -> float:
-    """Return the seconds that it takes a network to choose among the images of all classes, from those of a few."""
+    """Return the seconds that it takes a network to choose among the images of all classes, from those of a few.
+
+    Typical images are also clustered, which takes longer the more are wanted, and is left out.
+    """
     counts = np.diff(real.train.offsets(len(real.class_names)))
     few, side = (
         min(_TILED if recipe.init == "tiles" else _LOOKED_AT, int(counts.min())),

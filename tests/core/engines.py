@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from atomhub.core.anynet import AnyEngine
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
@@ -12,21 +13,32 @@ from atomhub.recipe import Recipe
 SIZE, SIZES = 16, (5, 4, 7)
 MANY = (34, 33, 37)
 """Real images of each class, and where more of them are needed."""
+NORMALIZATION = Normalization((0.4, 0.5, 0.45), (0.2, 0.25, 0.3))
+
+
+def given(preset, channels, ipc, overrides):
+    """Random images of three classes, where each begins, and a small recipe."""
+    rng, sizes = np.random.default_rng(1), MANY if "formation" in overrides else SIZES
+    images = rng.integers(0, 256, (sum(sizes), channels, SIZE, SIZE), dtype=np.uint8)
+    fields = {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
+    return images, np.cumsum([0, *sizes]), Recipe.named(preset, fields).resolved(ipc, SIZE)
 
 
 def make_engine(preset="atom", channels=3, ipc=2, seed=0, dtype=torch.float64, options=None, **overrides):
-    rng = np.random.default_rng(1)
-    sizes = MANY if "formation" in overrides else SIZES
-    images = rng.integers(0, 256, (sum(sizes), channels, SIZE, SIZE), dtype=np.uint8)
-    offsets = np.cumsum([0, *sizes])
-    recipe = Recipe.named(
-        preset, {"width": 6, "real_batch": 4, "iterations": 5, "norm": "instance", **overrides}
-    ).resolved(ipc, SIZE)
+    images, offsets, recipe = given(preset, channels, ipc, overrides)
     normalization = Normalization((0.4, 0.5, 0.45)[:channels], (0.2, 0.25, 0.3)[:channels])
     if recipe.zca:
         normalization = fit_zca(images, normalization)
     bank = make_bank(recipe, channels) if recipe.bank else None
     return Engine(images, offsets, recipe, ipc, normalization, seed, dtype=dtype, bank=bank, **(options or {}))
+
+
+def engine_of(
+    build, channels=3, ipc=2, options=None, trained=None, seed=0, dtype=torch.float64, **fields
+):  # fmt: skip
+    """Like make_engine, under any network."""
+    known = given("atom", channels, ipc, fields)
+    return AnyEngine(*known, ipc, NORMALIZATION, seed, dtype=dtype, build=build, bank=trained, **(options or {}))
 
 
 def make_bank(recipe, channels=3):

@@ -43,14 +43,10 @@ def test_a_set_says_what_it_was_matched_under_and_is_measured_under_it(home, cap
     assert "vgg11" in (one.path / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_is_repeated_and_continued_to_the_bit(home, tmp_path):
-    def stop(what, done, *rest):
-        if done == 2:
-            raise KeyboardInterrupt
-
+def test_a_run_is_repeated_and_continued_to_the_bit(home, tmp_path, stop_at):
     whole = distil()
     with pytest.raises(KeyboardInterrupt):
-        distil(progress=stop, checkpoints=tmp_path / "runs", checkpoint_every=1)
+        distil(progress=stop_at(2), checkpoints=tmp_path / "runs", checkpoint_every=1)
     assert torch.equal(distil(checkpoints=tmp_path / "runs", resume=True).images, whole.images)
     assert not torch.equal(distil(seed=1).images, whole.images)
 

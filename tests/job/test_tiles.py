@@ -71,16 +71,12 @@ def test_photographs_start_from_the_same_tiles_and_are_matched_under_their_teach
     assert (moved < 10 * 0.05 / (1 - 0.5)).all()  # as far as the rate and the momentum go
 
 
-def test_a_run_from_tiles_goes_on_with_the_same_images(home, tmp_path):
+def test_a_run_from_tiles_goes_on_with_the_same_images(home, tmp_path, stop_at):
     how = {"recipe": "atom-photo", "overrides": FIELDS | {"bank_epochs": 1, "real_batch": 4, "iterations": 6}}
-
-    def stop(what, done, *rest):
-        if (what, done) == ("iterations", 4):
-            raise KeyboardInterrupt
 
     kept = {"checkpoints": tmp_path / "runs", "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
-        atomhub.distill("digits", 2, **how, **kept, progress=stop)
+        atomhub.distill("digits", 2, **how, **kept, progress=stop_at(4))
     resumed = atomhub.distill("digits", 2, **how, **kept, resume=True)
     assert torch.equal(resumed.images, atomhub.distill("digits", 2, **how).images)
 

@@ -41,13 +41,9 @@ def test_a_csv_file_has_a_row_for_every_report_and_the_images_lie_beside_it(here
     assert np.array_equal(Image.open(pictures[-1]), one.preview())
 
 
-def test_a_run_that_goes_on_has_every_row_once(here):
-    def stop(what, done, *rest):
-        if done == 20:
-            raise KeyboardInterrupt
-
+def test_a_run_that_goes_on_has_every_row_once(here, stop_at):
     with pytest.raises(KeyboardInterrupt):
-        distil(track="csv", checkpoints=here / "runs", checkpoint_every=10, progress=stop)
+        distil(track="csv", checkpoints=here / "runs", checkpoint_every=10, progress=stop_at(20))
     distil(track="csv", checkpoints=here / "runs", resume=True)
     assert [int(r["iteration"]) for r in rows(here)] == [1, 10, 20, 30]
     assert sorted(float(r["seconds"]) for r in rows(here)) == [float(r["seconds"]) for r in rows(here)]

@@ -57,17 +57,13 @@ def test_networks_that_images_are_matched_under_are_fresh_unless_there_is_a_bank
     assert torch.equal(atomhub.distill("digits", 1, "atom", fields | {"bank": 1, "iterations": 0}).images, start.images)
 
 
-def test_a_run_goes_on_without_the_network_that_chose_its_images(home, tmp_path):
+def test_a_run_goes_on_without_the_network_that_chose_its_images(home, tmp_path, stop_at):
     how = {"recipe": "atom", "overrides": FIELDS | {"real_batch": 4, "iterations": 6}}
     whole = atomhub.distill("digits", 1, **how)
 
-    def stop(what, done, *rest):
-        if (what, done) == ("iterations", 4):
-            raise KeyboardInterrupt
-
     kept = {"checkpoints": tmp_path / "runs", "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
-        atomhub.distill("digits", 1, **how, **kept, progress=stop)
+        atomhub.distill("digits", 1, **how, **kept, progress=stop_at(4))
     (network,) = (home / "banks").glob("*.safetensors")
     network.unlink()
     assert torch.equal(atomhub.distill("digits", 1, **how, **kept, resume=True).images, whole.images)
