@@ -30,7 +30,7 @@ def markdown(rows, matchers, networks, o):
     for matcher in (*matchers, "random real images"):
         own = [found.get((matcher, network)) for network in networks]
         cells = [f"{r['mean']:.1f} ± {r['std']:.1f}" if r else "–" for r in own]
-        seconds = next((f"{r['made_in']:.0f}" for r in own if r and r["made_in"]), "–")
+        seconds = next((f"{r['made_in']:.0f}" for r in own if r and r["made_in"] is not None), "–")
         lines.append([matcher, seconds, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     what = f"{o.source}, ipc {o.ipc}, recipe {o.recipe}, {o.iterations} iterations, real batch {o.real_batch}"

@@ -28,8 +28,8 @@ def markdown(rows, o):
     for ipc, images in dict.fromkeys((r["ipc"], r["images"]) for r in rows):
         own = [found.get((ipc, images, p)) for p in protocols]
         cells = [f"{r['mean']:.1f} ± {r['std']:.1f}" if r else "–" for r in own]
-        made, size = (next((r[key] for r in own if r and r[key]), None) for key in ("made_in", "bytes_per_class"))
-        lines.append([str(ipc), images, str(size or "–"), f"{made:.0f}" if made else "–", *cells])
+        made, size = (next((r[key] for r in own if r), None) for key in ("made_in", "bytes_per_class"))
+        lines.append([str(ipc), images, str(size or "–"), "–" if made is None else f"{made:.0f}", *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{o.source.name}, {o.network}, {o.networks} networks, mean ± std in %, last epoch\n\n{table}\n"
 
