@@ -15,6 +15,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bank_epochs": 6, "iterations": 600, "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all",
         "image_lr_scaling": "ipc", "image_schedule": "cosine",
     },
+    # IDC, ICML 2022: its objective and views; networks of a bank, and steps of a size, are ours
+    "idc": {
+        "gradient": 1.0, "feature": 0.0, "loss_scale": 1.0, "norm": "instance", "formation": 2, "bank": 3,
+        "bank_epochs": 2, "iterations": 400, "real_batch": 32, "augmentation": ("color", "crop", "cutout"),
+        "augmentation_draw": "all", "image_step": "normalized", "image_lr": 0.1, "image_schedule": "cosine",
+    },
     # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
     "probe": {
         "linear": 1.0, "feature": 0.0, "matcher": "resnet18", "statistics": "running", "image_pyramid": True,
@@ -38,6 +44,7 @@ PURPOSES: dict[str, str] = {
     "datadam": "to reproduce DataDAM",
     "channel": "to see what channel attention alone does",
     "atom": "to reproduce ATOM",
+    "idc": "for sets of an image or a few per class",
     "probe": "for a linear layer on a trained network's features; give its weights",
     "atom-photo": "for photographs that a network is to learn from scratch",
     "rded": "for real crops that a network is surest of",

@@ -28,11 +28,14 @@ def _knob(default: Any, description: str, unit: str = "-", source: str = "atomhu
 class Recipe(BaseModel):
     """How a set is distilled. Immutable; the effective recipe is saved with every set.
 
-    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + linear * L_linear +
-    calibration * L_ce)``. The first three are sums over classes of squared distances between class means (ATOM, arXiv
-    2405.01373, section 3; DM for the feature term). L_linear is 1 minus the cosine between two gradients, of the mean
-    cross-entropy of a random linear layer on the features of real and of synthetic images (linear gradient matching,
-    arXiv 2511.16674). The last is the sum over classes of the mean cross-entropy of the synthetic images.
+    The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + linear * L_linear
+    + gradient * L_gradient + calibration * L_ce)``. The first three are sums over classes of squared distances
+    between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term). L_linear is 1 minus the cosine
+    between two gradients, of the mean cross-entropy of a random linear layer on the features of real and of
+    synthetic images (linear gradient matching, arXiv 2511.16674). L_gradient is the sum over classes of the squared
+    distance between two gradients by the weights of the network's layers, but for the last linear one, of the mean
+    cross-entropy of a class's real and of its synthetic images (DC, ICLR 2021, with the distance of IDC, ICML
+    2022). The last is the sum over classes of the mean cross-entropy of the synthetic images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -44,6 +47,10 @@ class Recipe(BaseModel):
     linear: float = _knob(
         0.0, "weight of the linear gradient term; needs a matcher other than convnet", "-",
         "linear gradient matching (NeurIPS 2025)", ge=0, le=1e6, exclude_if=lambda value: value == 0,  # as before it
+    )  # fmt: skip
+    gradient: float = _knob(
+        0.0, "weight of the term that matches gradients of the network's weights", "-",
+        "DC (ICLR 2021), IDC (ICML 2022)", ge=0, le=1e6, exclude_if=lambda value: value == 0,  # as before it
     )  # fmt: skip
     calibration: float = _knob(
         0.0, "weight of the cross-entropy under trained networks; needs a bank", "-", "DANCE", ge=0, le=1e6

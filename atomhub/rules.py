@@ -5,8 +5,8 @@ from typing import Any
 
 RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (
-        lambda r: r.spatial == r.channel == r.feature == r.linear == 0,
-        "spatial, channel, feature and linear are all 0: nothing would be matched; set one above 0",
+        lambda r: r.spatial == r.channel == r.feature == r.linear == r.gradient == 0,
+        "spatial, channel, feature, linear and gradient are all 0: nothing would be matched; set one above 0",
     ),
     (lambda r: r.linear and r.convnet, "linear gradients need another matcher than convnet, such as resnet18: set one"),
     (
@@ -14,8 +14,16 @@ RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
         "running statistics are those of given weights, which a bank trains on: use one of them",
     ),
     (
-        lambda r: r.feature == 0 and r.convnet and 1 in (r.depth, *r.depths),
+        lambda r: r.feature == r.gradient == 0 and r.convnet and 1 in (r.depth, *r.depths),
         "depth 1 has no attention layer (attention is taken before the last block); raise depth",
+    ),
+    (
+        lambda r: r.gradient and r.convnet and r.norm == "batch" and r.statistics == "own",
+        "gradients are matched with batch norm's statistics of real images: set statistics=real, or norm=instance",
+    ),
+    (
+        lambda r: r.gradient and (r.widths or r.depths),
+        "gradients are matched under networks of one width and depth: unset widths and depths",
     ),
     (lambda r: r.calibration and not r.bank, "calibration needs trained networks: set bank above 0"),
     (

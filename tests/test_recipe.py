@@ -15,6 +15,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "channel": (False, True, True),
         "atom": (True, True, True),
         "dance": (False, False, True),
+        "idc": (False, False, False),  # gradients of weights
         "probe": (False, False, False),  # linear gradients
         "atom-photo": (True, True, True),
         "rded": (False, False, True),  # for none of its 0 iterations
@@ -147,6 +148,8 @@ def test_what_follows_from_the_data_is_filled_in():
         ("atom", {"power": float("nan")}, "'power' cannot be nan"),
         ("atom", {"iterations": -1}, "(?s)'iterations' cannot be -1.*>= 0"),
         ("dm", {"feature": 0}, "nothing would be matched"),
+        ("atom", {"gradient": 1}, "statistics=real, or norm=instance"),
+        ("idc", {"bank": 0, "widths": "64,32"}, "gradients are matched under networks of one width and depth"),
         ("missing.toml", {}, "does not exist"),
     ],
 )

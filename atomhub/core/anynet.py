@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from atomhub.core import augment, mixer
 from atomhub.core.bank import Bank
-from atomhub.core.blocks import Kind
+from atomhub.core.blocks import Kind, Moments
 from atomhub.core.graphs import Targets
 from atomhub.core.iterations import Iterations
-from atomhub.core.matcher import Build, Matcher, flops
+from atomhub.core.matcher import Build, Matcher, Weights, flops
 from atomhub.core.passes import Compiler
 from atomhub.core.plan import Piece, Plan, cut, length, too_small, worth_compiling
 from atomhub.core.sampling import Draw
@@ -57,7 +57,9 @@ class AnyEngine(Iterations):
         # given weights differ in the last layer alone, which is behind the features
         fixed = bool(recipe.weights) and bank is None
         self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed)
-        if compiled is None:
+        if recipe.gradient:
+            compiled = False  # nor is the gradient of a gradient
+        elif compiled is None:
             compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
         # elsewhere: what is compiled on a GPU would have to be seen there; where processes share what classes there are
         # at an iteration, every number of them is a shape to compile
@@ -77,6 +79,9 @@ class AnyEngine(Iterations):
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
+        if self.recipe.gradient:
+            held += 4 * look.numbers * (count + _COPIES)
+            forward, both = both, 2 * both  # the backward pass has one of its own
         least = held + max(both, self._statistics()[2] * forward)
         if least > limit:
             raise too_small(
@@ -84,8 +89,9 @@ class AnyEngine(Iterations):
             )
         free = limit - held
         most = _TOGETHER if self.device.type == "cpu" else max(1, _LARGE // look.largest)
-        real = cut(count, each, max(1, min(most, free // forward)))
-        pieces = cut(count, self.views, max(1, min(most, free // both)))
+        one = bool(self.recipe.gradient)  # class in a piece
+        real = cut(count, each, max(1, min(most, free // forward, each if one else most)))
+        pieces = cut(count, self.views, max(1, min(most, free // both, self.views if one else most)))
         return Plan(real, real, frozenset(), 0, False, [pieces])
 
     def _statistics(self) -> tuple[int, int, int]:
@@ -120,7 +126,8 @@ class AnyEngine(Iterations):
     def real_side(self, draw: Draw) -> Targets:
         """Return what is to be matched of the real images of a draw, and what its networks' batch norms found.
 
-        Behind the class means come, for linear gradients, a random linear layer and its gradient, (K, D) each.
+        Behind the class means come, for linear gradients, a random linear layer and its gradient, (K, D) each, and the
+        gradients of the weights for every class, (k, n).
         """
         weights = self.matcher.weights(draw.weights)
         moments, calibrating = [], []
@@ -130,9 +137,18 @@ class AnyEngine(Iterations):
             if draw.trained is not None:
                 calibrating = self.matcher.moments(self.matcher.weights(draw.trained), sample)
         means, features, labels = list[Tensor](), list[Tensor](), list[Tensor]()
+        slopes = torch.zeros(
+            len(draw.indices), self.matcher.look.numbers if self.recipe.gradient else 0, dtype=self.dtype,
+            device=self.device,
+        )  # fmt: skip
         for k, m in self.plan(len(draw.indices)).real:
             pixels = self.real[draw.indices[k, m]]
             views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
+            if self.recipe.gradient:
+                own = self.matcher.slope(weights, moments, views, self._labels(draw, (k, m)))
+                slopes[k] += own / draw.indices.shape[1]
+            if not self._vectors:
+                continue
             found, _ = self.matcher.see(weights, moments, views)
             if self.recipe.linear:
                 features.append(found[-1])
@@ -144,6 +160,7 @@ class AnyEngine(Iterations):
                 means[j][k] += own * share
         if self.recipe.linear:
             means += self._linear(draw, features, labels)
+        means += [slopes] * bool(self.recipe.gradient)
         self._give_back(1 / 2)
         return means, [*moments, *calibrating]
 
@@ -152,15 +169,35 @@ class AnyEngine(Iterations):
         recipe, matcher = self.recipe, self.matcher
         self.gradients.zero_()
         pieces = self.plan(len(draw.indices)).groups[0]
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-        means, moments = targets
-        if not pieces:
-            if recipe.linear:  # the others add up theirs
-                there = self._everyones(torch.zeros_like(means[-1]))
-                total += self._apart(there, means[-1]) / self.team.size
-            return total
+        (*means,), moments = targets
         given, calibrating = moments[: matcher.norms], moments[matcher.norms :]
-        weights, alone = matcher.weights(draw.weights), len(pieces) == 1
+        weights, total = matcher.weights(draw.weights), torch.zeros((), dtype=self.dtype, device=self.device)
+        if recipe.gradient:
+            total += self._slopes(draw, weights, given, means.pop(), pieces)
+        if self._vectors and pieces:
+            total += self._matched(draw, weights, given, means, pieces)
+        elif recipe.linear:  # the others add up theirs
+            there = self._everyones(torch.zeros_like(means[-1]))
+            total += self._apart(there, means[-1]) / self.team.size
+        if draw.trained is not None:
+            trained = matcher.weights(draw.trained)
+            for k, m in pieces:
+                with torch.enable_grad():
+                    seen = self._seen(draw, k).requires_grad_()
+                    _, logits = matcher.see(trained, calibrating, self._views(seen, m, draw.augmentation[k]))
+                    lost = F.cross_entropy(logits, self._labels(draw, (k, m)), reduction="sum") / self.views
+                    lost = recipe.loss_scale * recipe.calibration * lost
+                self.gradients[draw.rows(k)] += torch.autograd.grad(lost, seen)[0]
+                total += lost.detach()
+        self._give_back(1 / 2)
+        return total
+
+    def _matched(
+        self, draw: Draw, weights: Weights, given: list[Moments], means: list[Tensor], pieces: list[Piece]
+    ) -> Tensor:  # fmt: skip
+        """Add the gradient of what is matched of attention, features and linear layers; return the loss of it."""
+        recipe, matcher = self.recipe, self.matcher
+        alone = len(pieces) == 1
 
         def forward(part: Piece) -> tuple[Tensor, list[Tensor]]:
             seen = self._seen(draw, part[0]).requires_grad_()
@@ -172,7 +209,7 @@ class AnyEngine(Iterations):
             leaves = [torch.cat(parts).detach().requires_grad_() for parts in zip(*(v for _, v in first), strict=True)]
             seen_means = self._means(leaves, len(draw.indices))
             value = mixer.loss(means[: len(seen_means)], seen_means, recipe, len(matcher.look.taps) + 1)
-        total += value.detach()
+        total = value.detach().clone()
         if recipe.linear:
             head, wanted = means[-2:]
             labels = torch.cat([self._labels(draw, part) for part in pieces])
@@ -189,18 +226,44 @@ class AnyEngine(Iterations):
                 seen, vectors = first[i] if alone else forward(part)
             (own,) = torch.autograd.grad(vectors, seen, [g[i] for g in gradients])
             self.gradients[draw.rows(part[0])] += own
-        if draw.trained is not None:
-            trained = matcher.weights(draw.trained)
-            for k, m in pieces:
-                with torch.enable_grad():
-                    seen = self._seen(draw, k).requires_grad_()
-                    _, logits = matcher.see(trained, calibrating, self._views(seen, m, draw.augmentation[k]))
-                    lost = F.cross_entropy(logits, self._labels(draw, (k, m)), reduction="sum") / self.views
-                    lost = recipe.loss_scale * recipe.calibration * lost
-                self.gradients[draw.rows(k)] += torch.autograd.grad(lost, seen)[0]
-                total += lost.detach()
-        self._give_back(1 / 2)
         return total
+
+    def _slopes(
+        self, draw: Draw, weights: Weights, given: list[Moments], wanted: Tensor, pieces: list[Piece]
+    ) -> Tensor:  # fmt: skip
+        """Add the gradient of the gradient matching term, of one class after the other; return its loss.
+
+        Args:
+            draw: Of the iteration.
+            weights: Of its network.
+            given: What its batch norms take.
+            wanted: (k, n) gradients by its weights of the mean cross-entropy of every class's real images.
+            pieces: Of the synthetic images, each of one class.
+        """
+        factor = self.recipe.loss_scale * self.recipe.gradient
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+
+        def found(part: Piece, graph: bool) -> tuple[Tensor, Tensor]:
+            with torch.set_grad_enabled(graph):
+                seen = self._seen(draw, part[0]).requires_grad_(graph)
+                views = self._views(seen, part[1], draw.augmentation[part[0]])
+                return seen, self.matcher.slope(weights, given, views, self._labels(draw, part), graph) / self.views
+
+        for k, target in enumerate(wanted):
+            own = [part for part in pieces if part[0].start == k]
+            first = [found(part, len(own) == 1) for part in own]
+            apart = torch.stack([slope.detach() for _, slope in first]).sum(0) - target
+            total += factor * apart.square().sum()
+            for part in own:
+                seen, slope = first[0] if len(own) == 1 else found(part, True)
+                self.gradients[draw.rows(part[0])] += torch.autograd.grad(slope, seen, 2 * factor * apart)[0]
+        return total
+
+    @property
+    def _vectors(self) -> bool:
+        """Whether attention, features or linear layers are matched."""
+        recipe = self.recipe
+        return bool(recipe.spatial or recipe.channel or recipe.feature or recipe.linear)
 
     def _linear(self, draw: Draw, features: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
         """Return a random linear layer for features of real images, and the gradient of its loss; collective.

@@ -49,6 +49,8 @@ class Look:
         largest: Bytes of the largest tensor of an image, in float32.
         total: Bytes of all of them.
         norms: How many times it applies batch norm.
+        weights: Names of the parameters whose gradients may be matched: weights of layers, but for the last linear one.
+        numbers: How many numbers these have.
     """
 
     taps: tuple[int, ...]
@@ -58,6 +60,8 @@ class Look:
     largest: int
     total: int
     norms: int
+    weights: tuple[str, ...]
+    numbers: int
 
 
 class Matcher:
@@ -168,6 +172,25 @@ class Matcher:
         assert watch.entered is not None
         return [*found, blocks.at_least_float32(watch.entered).flatten(1)], blocks.at_least_float32(logits)
 
+    def slope(
+        self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor, graph: bool = False
+    ) -> Tensor:  # fmt: skip
+        """Return the gradient of the summed cross-entropy of images by the weights of :class:`Look`, (n,).
+
+        Args:
+            weights: Of the network.
+            moments: What its batch norms take.
+            images: (N, C, H, W), augmented.
+            labels: (N,) class numbers.
+            graph: Whether a gradient is to be taken of the result.
+        """
+        own = {name: weights[name].detach().requires_grad_() for name in self.look.weights}
+        with torch.enable_grad():
+            _, logits = self._see(weights | own, moments, images)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            found = torch.autograd.grad(loss, list(own.values()), create_graph=graph, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found])
+
     @contextmanager
     def _computing(self) -> Iterator[None]:
         # a cache of converted weights would outlive them
@@ -198,7 +221,12 @@ class Matcher:
         vectors = [sides[i][0] * sides[i][1] * self.kind.spatial + widths[i] * self.kind.channel for i in ends]
         taps = tuple(ends) if self.kind.maps else ()
         entered, classes = watch.entered.numel(), logits.shape[1]
-        return Look(taps, sum(vectors) + entered, classes, entered, max(sizes), sum(sizes), watch.norms)
+        # as IDC's code: neither biases and norms, nor the classifier
+        own = {n: p.numel() for n, p in self.model.named_parameters() if p.dim() > 1 and p is not watch.head}
+        return Look(
+            taps, sum(vectors) + entered, classes, entered, max(sizes), sum(sizes), watch.norms, tuple(own),
+            sum(own.values()),
+        )  # fmt: skip
 
 
 class _Watch(TorchFunctionMode):
@@ -211,7 +239,7 @@ class _Watch(TorchFunctionMode):
             of the module.
 
     Attributes:
-        entered, left: What the last linear layer got and gave.
+        entered, head, left: What the last linear layer got, its weight, and what it gave.
         norms: Batch norms so far.
     """
 
@@ -223,6 +251,7 @@ class _Watch(TorchFunctionMode):
         self.look, self.size, self.norm = look, size, norm
         self.activations, self.norms = 0, 0
         self.entered: Tensor | None = None
+        self.head: Tensor | None = None
         self.left: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -238,7 +267,7 @@ class _Watch(TorchFunctionMode):
         if isinstance(found, Tensor):
             self.size(found.numel() * found.element_size())
             if func is F.linear:
-                self.entered, self.left = args[0], found
+                self.entered, self.head, self.left = args[0], args[1], found
             elif func in _NONLINEAR and found.dim() == 4 and found.shape[2] * found.shape[3] > 1:
                 self.look(self.activations, found)
                 self.activations += 1

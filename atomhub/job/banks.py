@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from atomhub.core.bank import Bank
-from atomhub.core.convnet import ConvNet
 from atomhub.core.real import RealImages
 from atomhub.core.whitening import Normalization
 from atomhub.data.real import RealData
@@ -24,7 +23,7 @@ from atomhub.files import home, replace_file
 from atomhub.interrupts import heeded
 from atomhub.job.matchers import Matching
 from atomhub.recipe import Recipe
-from atomhub.training.bank import BATCH, DEPENDS, VERSION, train_bank
+from atomhub.training.bank import BATCH, DEPENDS, VERSION, convnet_of, train_bank
 from atomhub.training.fit import fastest_group
 from atomhub.weights import digest_of
 
@@ -92,11 +91,7 @@ def teacher_of(
 
     Its batch norms take their statistics of real images, 2 048 spread over the classes.
     """
-    channels, size = real.info.channels, real.info.size
-    network = (
-        matching.build() if matching
-        else ConvNet(channels, len(real.class_names), size, recipe.width, recipe.depth, recipe.norm)
-    )  # fmt: skip
+    network = matching.build() if matching else convnet_of(real, recipe)
     bank.put(network, 0, 1.0)
     images, count = RealImages(real.train.images, normalization, device), len(real.train.labels)
     rows = np.unique(np.linspace(0, count - 1, _STATISTICS).astype(int))

@@ -19,6 +19,7 @@ from atomhub.data.real import RealData
 from atomhub.errors import UsageError
 from atomhub.recipe import Recipe
 from atomhub.training.accuracy import check_shape, logits
+from atomhub.training.bank import convnet_of
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import PROBE, find_network
 from atomhub.weights import FILE, digest_of, read_weights, with_weights
@@ -48,7 +49,9 @@ def engine_for(
 ) -> Iterations:  # fmt: skip
     """Return the engine of a resolved recipe for a source; further arguments are those of :class:`Iterations`."""
     offsets = real.train.offsets(len(real.class_names))
-    kind: Callable[..., Iterations] = Engine if matching is None else partial(AnyEngine, build=matching.build)
+    kind: Callable[..., Iterations] = Engine
+    if matching is not None or recipe.gradient:  # which has no closed form
+        kind = partial(AnyEngine, build=matching.build if matching else partial(convnet_of, real, recipe))
     return kind(real.train.images, offsets, recipe, ipc, *given, **named)
 
 

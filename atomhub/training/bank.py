@@ -53,9 +53,7 @@ def train_bank(
     seeds = [draws.generator_seed(_SEED, draws.BANK, 0, member) for member in members]
     for seed in seeds:
         if build is None:
-            network = ConvNet(
-                real.info.channels, len(real.class_names), real.info.size, recipe.width, recipe.depth, recipe.norm
-            )
+            network = convnet_of(real, recipe)
             network.reinitialise(torch.Generator().manual_seed(seed))
             network.norms.requires_grad_(False)
             networks.append(network.to(images.device))
@@ -75,6 +73,13 @@ def train_bank(
         )  # fmt: skip
     seconds = round((time.perf_counter() - start) / len(members), 2)
     return [Bank(before, _weights(network), seconds) for before, network in zip(initial, networks, strict=True)]
+
+
+def convnet_of(real: RealData, recipe: Recipe) -> ConvNet:
+    """Return the ConvNet of a resolved recipe for a source, with torch's fresh weights."""
+    return ConvNet(
+        real.info.channels, len(real.class_names), real.info.size, recipe.width, recipe.depth, recipe.norm
+    )  # fmt: skip
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:

@@ -2,8 +2,11 @@
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from atomhub.core.anynet import AnyEngine
+from atomhub.core.augment import augment
 from atomhub.core.bank import Bank
 from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
@@ -14,6 +17,33 @@ SIZE, SIZES = 16, (5, 4, 7)
 MANY = (34, 33, 37)
 """Real images of each class, and where more of them are needed."""
 NORMALIZATION = Normalization((0.4, 0.5, 0.45), (0.2, 0.25, 0.3))
+
+
+class Residual(nn.Module):
+    """Three stages of a network as people write it: modules that are used twice, functions, in-place ones, dropout."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+        self.branch = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.down = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.last = nn.Sequential(nn.Conv2d(8, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10), nn.ReLU(inplace=True))
+        self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout(0.5)
+        self.hidden, self.head = nn.Linear(10, 12), nn.Linear(12, classes)
+
+    def stages(self, x):
+        """The last activation of every stage."""
+        x = self.relu(self.stem(x))
+        first = self.relu(self.branch(x) + x)
+        second = F.gelu(self.down(first))
+        return first, second, self.last(second)
+
+    def forward(self, x):
+        x = self.stages(x)[-1].mean((2, 3))
+        return self.head(self.features(x))
+
+    def features(self, x):
+        return self.dropout(F.relu(self.hidden(x)))
 
 
 def given(preset, channels, ipc, overrides):
@@ -39,6 +69,26 @@ def engine_of(
     """Like make_engine, under any network."""
     known = given("atom", channels, ipc, fields)
     return AnyEngine(*known, ipc, NORMALIZATION, seed, dtype=dtype, build=build, bank=trained, **(options or {}))
+
+
+def whole_batches(engine, draw):
+    """Residual as an iteration has it, with batch norm's statistics of its real images; both sides; what these see."""
+    recipe, network = engine.recipe, Residual().double().eval()
+    for (_, own), given in zip(network.named_parameters(), engine.matcher.weights(draw.weights).values(), strict=True):
+        own.data = given
+    real = engine.real[draw.indices]
+    seen = engine.synthetic.seen().requires_grad_()
+    rows = slice(None) if draw.classes is None else draw.classes
+    views = augment(real, draw.augmentation, recipe.stages), augment(seen[rows], draw.augmentation, recipe.stages)
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.train().momentum = 1.0
+    x = views[0].flatten(0, 1)
+    network(x)
+    stages = network.stages(x)  # for how many values each norm saw, which PyTorch corrects its variance for
+    for norm, values in zip((network.stem[1], network.branch[1], network.last[1]), (0, 0, 2), strict=True):
+        n = stages[values][:, 0].numel()
+        norm.eval().running_var.mul_((n - 1) / n)
+    return network, views, seen
 
 
 def make_bank(recipe, channels=3):

@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
-from engines import SIZE, engine_of, make_bank, make_engine
+from engines import SIZE, Residual, engine_of, make_bank, make_engine, whole_batches
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,33 +13,6 @@ from atomhub.core.convnet import ConvNet
 from atomhub.core.parallel import Team
 from atomhub.core.synthetic import pyramid
 from atomhub.errors import AtomhubError, UsageError
-
-
-class Residual(nn.Module):
-    """Three stages of a network as people write it: modules that are used twice, functions, in-place ones, dropout."""
-
-    def __init__(self, classes=3):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
-        self.branch = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
-        self.down = nn.Conv2d(6, 8, 3, stride=2, padding=1)
-        self.last = nn.Sequential(nn.Conv2d(8, 10, 3, stride=2, padding=1), nn.BatchNorm2d(10), nn.ReLU(inplace=True))
-        self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout(0.5)
-        self.hidden, self.head = nn.Linear(10, 12), nn.Linear(12, classes)
-
-    def stages(self, x):
-        """The last activation of every stage."""
-        x = self.relu(self.stem(x))
-        first = self.relu(self.branch(x) + x)
-        second = F.gelu(self.down(first))
-        return first, second, self.last(second)
-
-    def forward(self, x):
-        x = self.stages(x)[-1].mean((2, 3))
-        return self.head(self.features(x))
-
-    def features(self, x):
-        return self.dropout(F.relu(self.hidden(x)))
 
 
 @pytest.mark.parametrize(
@@ -77,21 +50,8 @@ def test_under_a_convnet_it_is_the_same_as_the_closed_form(fields):
 
 def reference(engine, iteration):
     """Loss and gradient of an iteration under Residual, by whole batches and its own account of its stages."""
-    draw, recipe = engine.draw(iteration), engine.recipe
-    network = Residual().double().eval()
-    for (_, own), given in zip(network.named_parameters(), engine.matcher.weights(draw.weights).values(), strict=True):
-        own.data = given
-    real = engine.real[draw.indices]
-    seen = engine.synthetic.seen().requires_grad_()
-    views = augment(real, draw.augmentation, recipe.stages), augment(seen, draw.augmentation, recipe.stages)
-    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.train().momentum = 1.0
-    x = views[0].flatten(0, 1)
-    network(x)
-    stages = network.stages(x)  # for how many values each norm saw, which PyTorch corrects its variance for
-    for norm, values in zip((network.stem[1], network.branch[1], network.last[1]), (0, 0, 2), strict=True):
-        n = stages[values][:, 0].numel()
-        norm.eval().running_var.mul_((n - 1) / n)
+    recipe = engine.recipe
+    network, views, seen = whole_batches(engine, engine.draw(iteration))
     means = []
     for side in views:
         x = side.flatten(0, 1)
@@ -262,6 +222,7 @@ def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(monkeypatch):
 
 SHARED = [
     {"classes_per_iteration": None}, {"classes_per_iteration": 1},
+    {"gradient": 1.0, "classes_per_iteration": 2},
     {"matcher": "resnet18", "linear": 1.0}, {"matcher": "resnet18", "linear": 1.0, "classes_per_iteration": 1},
 ]  # fmt: skip
 

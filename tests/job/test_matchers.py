@@ -70,6 +70,21 @@ def test_a_bank_of_them_is_trained_once_and_calibrates(home, caplog):
     assert ["1 of 1 networks to train first" in line for line in caplog.messages] == [True, False, True]
 
 
+def test_gradients_are_matched_under_the_networks_of_other_recipes(home, tmp_path, stop_at):
+    fields = {"bank": 1, "bank_epochs": 1, "iterations": 3, "real_batch": 8, "width": 8}
+    atomhub.distill("digits", 1, "dance", fields)
+    whole = atomhub.distill("digits", 1, "idc", fields)
+    assert len(list((home / "banks").iterdir())) == 1
+    assert whole.manifest.provenance.recipe.gradient == 1
+    assert whole.manifest.results.network == "convnet:width=8,depth=2,norm=instance"
+    with pytest.raises(KeyboardInterrupt):
+        atomhub.distill(
+            "digits", 1, "idc", fields, progress=stop_at(2), checkpoints=tmp_path / "runs", checkpoint_every=1
+        )  # fmt: skip
+    again = atomhub.distill("digits", 1, "idc", fields, checkpoints=tmp_path / "runs", resume=True)
+    assert torch.equal(again.images, whole.images)
+
+
 ONE = small_net()
 
 
