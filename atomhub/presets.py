@@ -18,8 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # IDC, ICML 2022: its objective and views; networks of a bank, and steps of a size, are ours
     "idc": {
         "gradient": 1.0, "feature": 0.0, "loss_scale": 1.0, "norm": "instance", "formation": 2, "bank": 3,
-        "bank_epochs": 2, "iterations": 400, "real_batch": 32, "augmentation": ("color", "crop", "cutout"),
-        "augmentation_draw": "all", "image_step": "normalized", "image_lr": 0.1, "image_schedule": "cosine",
+        "bank_epochs": 6, "bank_reach": 0.5, "iterations": 400, "real_batch": 32,
+        "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all", "image_step": "normalized",
+        "image_lr": 0.1, "image_schedule": "cosine",
     },
     # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
     "probe": {

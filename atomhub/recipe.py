@@ -87,6 +87,10 @@ class Recipe(BaseModel):
         "to its trained weights; 0: fresh networks", "networks", "DANCE, NCFM", ge=0, le=1000,
     )  # fmt: skip
     bank_epochs: int = _knob(2, "epochs of the bank's networks", "epochs", "DANCE (60), NCFM", ge=1, le=10000)
+    bank_reach: float = _knob(
+        1.0, "the share of that line that is used, from the initial weights on", "-", "IDC: networks early in training",
+        gt=0, le=1, exclude_if=lambda value: value == 1,  # as before it
+    )  # fmt: skip
     iterations: int = _knob(
         8000, "iterations, with one network each, fresh or from the bank; 0: the initial images are the set", "-",
         "DataDAM", ge=0,
@@ -222,6 +226,8 @@ class Recipe(BaseModel):
             follow.add("augmentation")
         if not self.taught().bank:
             follow.add("bank_epochs")
+        if not self.bank:
+            follow.add("bank_reach")
         if self.norm != "batch":
             follow.add("statistics")
         changed = [f"{key}={text}" for key, text in self.settings(preset).items() if key not in follow]

@@ -24,7 +24,10 @@ def test_presets_are_the_mixes_of_the_literature():
 
 def test_a_description_leaves_out_what_has_no_effect():
     assert Recipe.named("dance", {"statistics": "real"}).describe() == "dance"  # only batch norm has them
-    assert Recipe.named("atom", {"statistics": "real", "bank_epochs": 7}).describe() == "atom with statistics=real"
+    assert (
+        Recipe.named("atom", {"statistics": "real", "bank_epochs": 7, "bank_reach": 0.5}).describe()
+        == "atom with statistics=real"
+    )
 
 
 def test_a_recipe_that_its_preset_could_not_be_is_described():

@@ -56,7 +56,9 @@ class AnyEngine(Iterations):
         running, head = recipe.statistics == "running", bool(recipe.linear)
         # given weights differ in the last layer alone, which is behind the features
         fixed = bool(recipe.weights) and bank is None
-        self.matcher = Matcher(self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed)
+        self.matcher = Matcher(
+            self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed, recipe.bank_reach
+        )
         if recipe.gradient:
             compiled = False  # nor is the gradient of a gradient
         elif compiled is None:

@@ -36,7 +36,7 @@ class Embedding:
         bank: Bank | None = None,
     ) -> None:  # fmt: skip
         self.bank = bank.to(torch.device("cpu"), torch.float32) if bank is not None else None
-        self.dtype, self.compute = dtype, compute
+        self.dtype, self.compute, self.reach = dtype, compute, recipe.bank_reach
         self.biased = recipe.norm == "none"  # a norm takes away what the bias of a convolution adds
         kinds = product(recipe.widths or (recipe.width,), recipe.depths or (recipe.depth,))
         self.networks = [ConvNet(channels, classes, size, width, depth, recipe.norm) for width, depth in kinds]
@@ -62,7 +62,7 @@ class Embedding:
                 if trained:
                     self.bank.put(network, member, 1.0)
                     end = torch.cat([p.flatten() for p in self._parameters(network, head=True)])
-                self.bank.put(network, member, float(draws.uniform(seed, draws.BANK, iteration)[0]))
+                self.bank.put(network, member, self.reach * float(draws.uniform(seed, draws.BANK, iteration)[0]))
             return place, torch.cat([p.flatten() for p in self._parameters(network)]), end
 
     def network(self, place: int, weights: Tensor) -> Network:

@@ -82,6 +82,7 @@ class Matcher:
         running: Whether batch norms have the statistics that came with the weights, and no others.
         head: Whether a random linear layer is drawn with every network.
         fixed: Whether all networks have the same weights.
+        reach: Share of the line from initial to trained weights of a bank that is used.
 
     Raises:
         UsageError: there is nothing in the network to match.
@@ -90,8 +91,10 @@ class Matcher:
     def __init__(
         self, build: Build, kind: Kind, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
         half: bool = False, bank: Bank | None = None, running: bool = False, head: bool = False, fixed: bool = False,
+        reach: float = 1.0,
     ) -> None:  # fmt: skip
         self.build, self.kind, self.device, self.dtype, self.half, self.bank = build, kind, device, dtype, half, bank
+        self.reach = reach
         self.model = _still(_fresh(build, 0))
         self.parameters = [(name, p.shape) for name, p in self.model.named_parameters()]
         self.lock = Lock()  # several threads may draw
@@ -120,7 +123,7 @@ class Matcher:
         with self.lock:
             if self.bank is None:
                 return 0, torch.cat([self._flat(dict(_fresh(self.build, key).named_parameters())), head]), None
-            member, share = key % len(self.bank), float(draws.uniform(seed, draws.BANK, iteration)[0])
+            member, share = key % len(self.bank), self.reach * float(draws.uniform(seed, draws.BANK, iteration)[0])
             end = self._flat(self.bank.weights(member, 1.0)) if trained else None
             return 0, torch.cat([self._flat(self.bank.weights(member, share)), head]), end
 

@@ -23,7 +23,7 @@ from atomhub.errors import AtomhubError, UsageError
         {"spatial": 0.5, "channel": 0.0, "formation": 2},
         {"norm": "batch", "statistics": "real"},
         {"norm": "batch", "statistics": "real", "power": 2.0, "depth": 3, "classes_per_iteration": 2},
-        {"bank": 2, "calibration": 0.3, "norm": "none", "augmentation_draw": "all"},
+        {"bank": 2, "calibration": 0.3, "norm": "none", "augmentation_draw": "all", "bank_reach": 0.5},
     ],
     ids=str,
 )
