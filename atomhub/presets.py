@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient": 1.0, "feature": 0.0, "loss_scale": 1.0, "norm": "instance", "formation": 2, "bank": 3,
         "bank_epochs": 6, "bank_reach": 0.5, "iterations": 400, "real_batch": 32,
         "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all", "image_step": "normalized",
-        "image_lr": 0.1, "image_schedule": "cosine",
+        "image_lr": 0.2, "image_schedule": "cosine",
     },
     # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
     "probe": {
