@@ -77,13 +77,14 @@ class AnyEngine(Iterations):
         look, each = self.matcher.look, self.recipe.real_batch
         scale = max(itemsize, 4) / 4  # layers that need float32 make it of half precision
         forward, both = (int(scale * n) for n in (6 * look.largest, 2 * look.total))
+        real = forward
         numbers = sum(shape.numel() for _, shape in self.matcher.parameters)
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
-            forward, both = both, 2 * both  # the backward pass has one of its own
+            real, both = both, 2 * both  # the backward pass has one of its own
         least = held + max(both, self._statistics()[2] * forward)
         if least > limit:
             raise too_small(
@@ -92,9 +93,9 @@ class AnyEngine(Iterations):
         free = limit - held
         most = _TOGETHER if self.device.type == "cpu" else max(1, _LARGE // look.largest)
         one = bool(self.recipe.gradient)  # class in a piece
-        real = cut(count, each, max(1, min(most, free // forward, each if one else most)))
+        parts = cut(count, each, max(1, min(most, free // real, each if one else most)))
         pieces = cut(count, self.views, max(1, min(most, free // both, self.views if one else most)))
-        return Plan(real, real, frozenset(), 0, False, [pieces])
+        return Plan(parts, parts, frozenset(), 0, False, [pieces])
 
     def _statistics(self) -> tuple[int, int, int]:
         """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.
