@@ -220,14 +220,10 @@ class Recipe(BaseModel):
             follow.add("image_lr")
         if step == preset.model_copy(update={"matcher": self.matcher})._step():
             follow.add("image_step")
-        if not self.iterations:
-            follow |= {"image_lr", "image_step"}
         if self.augmentation in (preset.augmentation, safe_operations(preset.augmentation, flip=False)):
             follow.add("augmentation")
-        if not self.taught().bank:
-            follow.add("bank_epochs")
-        if not self.bank:
-            follow.add("bank_reach")
+        needed = {"image_lr": self.iterations, "image_step": self.iterations, "bank_epochs": self.taught().bank}
+        follow |= {key for key, there in (needed | {"bank_reach": self.bank}).items() if not there}
         if self.norm != "batch":
             follow.add("statistics")
         changed = [f"{key}={text}" for key, text in self.settings(preset).items() if key not in follow]
