@@ -1,26 +1,37 @@
 """In a process of its own, without the libraries that tests need: iterations under a limit, their peak and losses."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import torch
 
+from atomhub.core.anynet import AnyEngine
+from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
 from atomhub.core.whitening import Normalization
 from atomhub.devices import keep_large_buffers
 from atomhub.memory import peak_memory
 from atomhub.recipe import Recipe
 
-CLASSES, EACH, SIDE, IPC = 100, 10, 32, 5
+SIDE, WIDTH = 32, 64
+LIMIT, KIND = int(sys.argv[1]), sys.argv[2]
+GRADIENTS = {"gradient": 1.0, "spatial": 0.0, "channel": 0.0, "feature": 0.0, "formation": 2}
+# classes, real images of each, images per class, further fields, iterations under norms
+CLASSES, EACH, IPC, FIELDS, NORMS = {
+    "attention": (100, 10, 5, {}, {"batch": 2, "instance": 1}),
+    "gradients": (4, 100, 25, GRADIENTS, {"instance": 3}),
+}[KIND]
 
 torch.set_num_threads(1)
 keep_large_buffers()
 images = np.random.default_rng(0).integers(0, 256, (CLASSES * EACH, 3, SIDE, SIDE), dtype=np.uint8)
-normalization, losses = Normalization((0.5,) * 3, (0.25,) * 3), []
-for norm in ("batch", "instance"):
-    recipe = Recipe.named("atom", {"norm": norm, "width": 64, "real_batch": EACH}).resolved(IPC, SIDE)
-    engine = Engine(
-        images, np.arange(CLASSES + 1) * EACH, recipe, IPC, normalization, memory=int(sys.argv[1]), compiled=False
-    )
-    losses += [float(engine.step(iteration)) for iteration in range(2 if norm == "batch" else 1)]
-print(peak_memory(engine.device), *losses)
+offsets, normalization = np.arange(CLASSES + 1) * EACH, Normalization((0.5,) * 3, (0.25,) * 3)
+for norm, iterations in NORMS.items():
+    recipe = Recipe.named("atom", FIELDS | {"norm": norm, "width": WIDTH, "real_batch": EACH}).resolved(IPC, SIDE)
+    kind = Engine
+    if KIND == "gradients":
+        kind = partial(AnyEngine, build=partial(ConvNet, 3, CLASSES, SIDE, WIDTH, 3, norm))
+    engine = kind(images, offsets, recipe, IPC, normalization, memory=LIMIT, compiled=False)
+    print(*(float(engine.step(iteration)) for iteration in range(iterations)))
+print(peak_memory(engine.device))
