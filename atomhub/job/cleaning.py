@@ -66,7 +66,7 @@ def removable() -> list[Removable]:
     ]
     open_ = {run.path: f"{run.name}, unfinished: {run.iteration} of {run.iterations}" for run in unfinished()}
     runs = [Removable("runs", open_.get(p, p.name), p, _size(p)) for p in sorted(_inside(home() / "runs"))]
-    begun = [Removable("evaluations", p.stem, p, _size(p)) for p in sorted((home() / "evaluations").glob("[!.]*.json"))]
+    begun = [Removable("evaluations", p.stem, p, _size(p)) for p in sorted((home() / "evaluations").glob("[!.]*.*"))]
     places = [home() / name for name in ("banks", "evaluations", "runs")]
     places += [store.sets(), kept_folder(), *_inside(home() / "runs")]
     dead = [Removable("leftovers", p.name, p, _size(p)) for place in places for p in leftovers(place)]

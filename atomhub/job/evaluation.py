@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
 from atomhub.storage.verified import VERIFIED, Verification, add
 from atomhub.text import plain
+from atomhub.training.fit import Paused
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.networks import check_claimed
 from atomhub.training.protocols import find_protocol
@@ -31,18 +33,22 @@ def evaluate(
     """Train fresh networks on a distilled set, test each on the real test split, and record the result.
 
     It goes into ``distilled.manifest`` and, if the set is on disk and not read-only, into its manifest and card. One
-    that was stopped or killed goes on after the networks that it has, which are kept in ``ATOMHUB_HOME`` till then.
+    that was stopped or killed goes on where it was, in the middle of a network as well: results and networks under way
+    are kept in ``ATOMHUB_HOME`` till then, but not networks that a function makes.
     Arguments and errors as in :func:`atomhub.training.measure.measure`, but that ``teacher`` is the name of a network,
     for ``rded``: it is trained on the real images as that of the recipe ``rded`` is, once per source, from fresh
     weights or those of ``NAME:weights=FILE``. None: that one.
     """
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
     options = taught(distilled, protocol, options)
-    with heeded("this network, whose result is kept") as stop:
-        result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
-        record(distilled, result)
-        if stop():
-            kept = f"the result of the {result.score.runs} networks trained so far is kept"
+    known = network is None or isinstance(network, str)
+    with heeded("this epoch, whose networks are kept" if known else "this network") as stop:
+        result = None
+        with suppress(Paused):
+            result = measure(distilled, network, protocol, runs, stop=stop, keep=keep, **options)
+            record(distilled, result)
+        if result is None or stop():
+            kept = f"the result of the {result.score.runs} networks trained so far is kept" if result else "all is kept"
             note = f"Stopped: {kept}; the same again goes on."
             warnings.warn(note, AtomhubWarning, stacklevel=2)
             raise KeyboardInterrupt

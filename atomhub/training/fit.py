@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol as Interface
 
 import torch
@@ -45,11 +46,33 @@ class Rows(Interface):
         """Return normalised float images (B, C, H, W)."""
 
 
+class Halfway:
+    """Keeps a training under way, so that one that was stopped or killed goes on, to the same bits; this one does not.
+
+    Attributes:
+        seconds: That it took before.
+    """
+
+    seconds = 0.0
+
+    def found(self) -> dict[str, Tensor]:
+        """Return what was kept of it last; empty: nothing."""
+        return {}
+
+    def after(self, state: Callable[[], dict[str, Tensor]]) -> bool:
+        """Keep the state if it is time, and return whether to stop here; then it was kept."""
+        return False
+
+
+class Paused(Exception):
+    """A training was stopped, and what there is of it was kept."""
+
+
 def fit(
     models: Sequence[nn.Module], images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int] | None = None,
     record: bool = False, teacher: Callable[[Tensor], Tensor] | StoredLabels | None = None,
-    told: Callable[[float], None] | None = None,
+    told: Callable[[float], None] | None = None, halfway: Halfway | None = None,
 ) -> None:  # fmt: skip
     """Train R networks of one architecture in place, in one vectorised pass (``torch.vmap``) where that is faster.
 
@@ -71,19 +94,22 @@ def fit(
         teacher: From a batch to logits, for a protocol that wants one: the labels are then not looked at. Or stored
             labels, whose batches then take the place of drawn ones, epoch after epoch and then again.
         told: Called every second or so with how much is done, in networks.
+        halfway: Keeps networks that are trained in one pass, after an epoch now and then.
 
     Raises:
+        Paused: ``halfway`` said so.
         UsageError: a network that cannot take the images, or gives something else than (B, K).
         AtomhubError: a loss is not finite (names the network and the epoch).
     """
     arguments = (images, labels, protocol, stages, classes, seeds)
+    halfway = halfway or Halfway()
     first, total = place or (0, len(models))
     known = [p.numel() for p in models[0].parameters() if not isinstance(p, nn.UninitializedParameter)]
     large = images[0].device.type == "cpu" and sum(known) > _FEW
     if len(models) > 1 and not large and not any(_random(model) for model in models):
         try:
             every = Told(told and (lambda share: told(len(models) * share)))
-            _fit(Together(models), *arguments, (first, total), record, teacher, every)
+            _fit(Together(models), *arguments, (first, total), record, teacher, every, halfway)
             return
         except NotVectorised:
             pass
@@ -100,6 +126,7 @@ def fit(
                 record and not _random(model),
                 teacher,
                 Told(told and partial(_after, told, r)),
+                halfway if len(models) == 1 else Halfway(),
             )
 
 
@@ -122,7 +149,7 @@ def _random(model: nn.Module) -> bool:
 def _fit(
     networks: Alone | Together, images: Sequence[Rows], labels: Tensor, protocol: Protocol,
     stages: augment.Stages, classes: int, seeds: Sequence[int], place: tuple[int, int], record: bool,
-    teacher: Callable[[Tensor], Tensor] | StoredLabels | None, told: Told,
+    teacher: Callable[[Tensor], Tensor] | StoredLabels | None, told: Told, halfway: Halfway,
 ) -> None:  # fmt: skip
     if not any(p.requires_grad for p in networks.parameters):
         raise UsageError(f"The network {networks.name} has nothing to train: all its weights are frozen or missing.")
@@ -161,11 +188,12 @@ def _fit(
     used: list[Tensor] = []
     one_hot = torch.eye(classes, device=device)
     step = Replayed(gradients, record and all(_on_gpu(own) for own in images))
+    done = _restored(networks, optimizer, schedule, halfway.found(), device)
     epochs = (
-        (stored.epoch(images[0], epoch, len(seeds)) for epoch in range(protocol.epochs)) if stored
-        else drawn(len(labels), protocol, seeds, device)
+        (stored.epoch(images[0], epoch, len(seeds)) for epoch in range(done, protocol.epochs)) if stored
+        else islice(drawn(len(labels), protocol, seeds, device), done, None)
     )  # fmt: skip
-    for epoch, batches in enumerate(epochs):
+    for epoch, batches in enumerate(epochs, done):
         for number, batch in enumerate(batches):
             told(epoch, number, protocol.epochs, -(-len(labels) // protocol.batch))
             loss, *found = step(*batch)
@@ -179,7 +207,51 @@ def _fit(
         schedule.step()
         if protocol.restart and epoch + 1 in protocol.drops:
             optimizer.state.clear()
+        state = partial(_state, networks, optimizer, epoch + 1, device)
+        if epoch + 1 < protocol.epochs and halfway.after(state):
+            raise Paused
     networks.finish()
+
+
+def _state(
+    networks: Alone | Together, optimizer: torch.optim.Optimizer, done: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return all that the epochs after ``done`` of them depend on, but for what the seeds give."""
+    state = {"done": torch.tensor(done), "random": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["random.cuda"] = torch.cuda.get_rng_state(device)
+    state["rates"] = torch.tensor([group["lr"] for group in optimizer.param_groups], dtype=torch.float64)
+    state |= {f"networks.{i}": tensor.detach() for i, tensor in enumerate(networks.tensors)}
+    for i, parameter in enumerate(networks.parameters):
+        own = optimizer.state.get(parameter, {})
+        state |= {f"optimizer.{i}.{name}": value for name, value in own.items() if isinstance(value, Tensor)}
+    return state
+
+
+@torch.no_grad()
+def _restored(
+    networks: Alone | Together, optimizer: torch.optim.Optimizer, schedule: CosineAnnealingLR | MultiStepLR,
+    state: dict[str, Tensor], device: torch.device,
+) -> int:  # fmt: skip
+    """Go back to a state, if it is one of these networks, and return the epochs done."""
+    own = {f"networks.{i}": tensor for i, tensor in enumerate(networks.tensors)}
+    if not state or any(name not in state or state[name].shape != tensor.shape for name, tensor in own.items()):
+        return 0
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+    for name, value in state.items():
+        kind, *place = name.split(".")
+        if kind == "optimizer":
+            parameter = networks.parameters[int(place[0])]
+            alike = value.shape == parameter.shape  # in memory as well, or the last bits differ
+            optimizer.state[parameter][place[1]] = torch.empty_like(parameter).copy_(value) if alike else value
+    for group, rate in zip(optimizer.param_groups, state["rates"].tolist(), strict=True):
+        group["lr"] = rate
+    torch.set_rng_state(state["random"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random.cuda"], device)
+    schedule.last_epoch = int(state["done"])
+    return schedule.last_epoch
 
 
 def _augmented(

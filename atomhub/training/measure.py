@@ -4,6 +4,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from atomhub.results import REVISION, Measurement, Score
 from atomhub.stored import StoredLabels
 from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.baselines import herding_real, random_real, whole_real
-from atomhub.training.fit import fastest_group, fit
+from atomhub.training.fit import Halfway, Paused, fastest_group, fit
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, check_claimed, find_network
 from atomhub.training.protocols import Protocol, find_protocol, for_set
@@ -47,6 +48,10 @@ class Kept:
     def add(self, kind: str, score: Score) -> None:
         """Keep what was measured of one kind, in place of what was there of it."""
         self.scores[kind] = score
+
+    def halfway(self, kind: str, seeds: Sequence[int], stop: Callable[[], bool]) -> Halfway:
+        """Return what keeps the networks of these seeds while they are trained."""
+        return Halfway()
 
     def forget(self) -> None:
         """Let go of it: the measurement is complete."""
@@ -101,7 +106,8 @@ def measure(
             results by rounding only.
         source: Where a local source lies now, if it is not in this machine's cache, or the source itself.
         progress: Called after every network, or after those trained together, and on the way.
-        stop: Asked then: if it is true, the result is that of the networks trained so far.
+        stop: Asked then, and after every epoch of networks that are kept: if it is true, the result is that of the
+            networks measured so far.
         keep: Gives, for all that decides the accuracies (as JSON has it), where they are kept as they come: a
             measurement that was stopped continues from there. None: nothing is kept.
         teacher: Gives what labels the batches, of the set and of its baselines, where the protocol wants one.
@@ -113,6 +119,7 @@ def measure(
         NotFoundError: the source or its test split is not at hand, or the set has no soft labels.
         SourceError: the source has other classes than the set.
         AtomhubError: a training loss is not finite.
+        Paused: ``stop`` said so before the first network was measured.
     """
     check_whole("runs", runs, 1)
     check_whole("seed", seed, 0)
@@ -130,9 +137,8 @@ def measure(
     known = network is None or isinstance(network, str)
     own = distilled.as_tensors()[0]
     taught = teacher() if teacher else None  # which may take long: all else was checked
-    kept = Kept()
-    if keep and known:
-        kept = keep(_identity(own, targets, real, (rules, stages), label, taught, seed, where, per_class))
+    identity = _identity(own, targets, real, (rules, stages), label, taught, seed, where, per_class)
+    kept = keep(identity) if keep and known else Kept()
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None
@@ -152,18 +158,20 @@ def measure(
             target = target.to(where)
             for first in range(len(found), runs, group):
                 seeds = [seed + run for run in range(first, min(first + group, runs))]
-                models: list[nn.Module] = []
-                for s in seeds:
-                    with seeded(s, where):
-                        models.append(_new(build(), [*models, last], where))
+                models = _models(build, seeds, last, where)
                 last = models[-1]
                 # one tensor for all networks, but where every run has images of its own
                 same = [images.to(where)] * len(seeds) if kind != "random" else []
                 inputs = same or [training_set(s)[0].to(where) for s in seeds]
-                fit(
-                    models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
-                    taught.logits if taught else None, partial(part, kind),
-                )  # fmt: skip
+                halfway = kept.halfway(kind, seeds, stop)
+                start -= halfway.seconds
+                try:
+                    fit(
+                        models, inputs, target, rules, stages, classes, seeds, (first, runs), known,
+                        taught.logits if taught else None, partial(part, kind), halfway,
+                    )  # fmt: skip
+                except Paused:
+                    break
                 of_models = [confusion(m, *test, distilled.normalization, where, classes) for m in models]
                 found += map(share_right, of_models)
                 if per_class and kind == "distilled":
@@ -173,6 +181,8 @@ def measure(
                 part(kind, 0)
                 if stop():
                     break
+        if not found:
+            raise Paused
         return summary(found, time.perf_counter() - start, counts)
 
     sets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
@@ -185,7 +195,8 @@ def measure(
     baselines: dict[str, Score] = {}
     for kind in kinds:
         if not stop():
-            baselines[kind] = score(kind, sets[kind])
+            with suppress(Paused):
+                baselines[kind] = score(kind, sets[kind])
     if not stop():
         kept.forget()
     return Measurement(
@@ -214,6 +225,17 @@ def _begun(before: Score | None, runs: int) -> tuple[list[float], float, Tensor]
         return [], 0.0, torch.tensor(0)
     found = list(before.accuracies[:runs])
     return found, before.seconds * len(found) / before.runs, torch.tensor(before.confusion or 0)
+
+
+def _models(
+    build: Callable[[], object], seeds: Sequence[int], last: nn.Module | None, device: torch.device
+) -> list[nn.Module]:
+    """Return a new network for each seed, other ones than the last of those before."""
+    models: list[nn.Module] = []
+    for seed in seeds:
+        with seeded(seed, device):
+            models.append(_new(build(), [*models, last], device))
+    return models
 
 
 def _new(model: object, others: Sequence[nn.Module | None], device: torch.device) -> nn.Module:

@@ -33,6 +33,11 @@ class Alone:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.fast: Any = torch.compile(model, dynamic=False) if compiled else None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All weights and buffers."""
+        return [*self.model.parameters(), *self.model.buffers()]
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits (1, B, K)."""
         if self.fast is not None:
@@ -62,6 +67,11 @@ class Together:
             raise NotVectorised from error
         self.parameters = [stacked for stacked in self.weights.values() if stacked.requires_grad]
         self.products: bool | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All weights and buffers."""
+        return [*self.weights.values(), *self.buffers.values()]
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits (R, B, K)."""

@@ -1,6 +1,7 @@
 """Many networks at once and steps that are recorded give what one network gives that is trained as it is."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,11 +30,62 @@ def prepared(spec="convnet:width=8,norm=batch", number=3, device="cpu"):
     return models, [images] * number, labels, RULES, [OPERATIONS], 10, list(range(number))
 
 
-def trained(record=False, **options):
-    arguments = prepared(**options)
-    fitting.fit(*arguments, record=record)
+def trained(record=False, rules=RULES, halfway=None, **options):
+    arguments = list(prepared(**options))
+    arguments[3] = rules
+    fitting.fit(*arguments, record=record, halfway=halfway)
     models = arguments[0]
     return torch.cat([x.flatten().float() for model in models for x in model.state_dict().values()])
+
+
+class Stops(fitting.Halfway):
+    """Stops after so many epochs, and then has what there was."""
+
+    def __init__(self, after):
+        self.left, self.state = after, {}
+
+    def found(self):
+        return self.state
+
+    def after(self, state):
+        self.left -= 1
+        self.state = {name: tensor.clone() for name, tensor in state().items()} if self.left == 0 else self.state
+        return self.left == 0
+
+
+PAUSES = {
+    "momentum": RULES,
+    "a new optimiser at each drop": replace(RULES, drops=(3,), restart=True),
+    "rates along a cosine": replace(RULES, optimizer="adamw", lr=0.001, cosine=9, decays_all=False),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "number"),
+    [
+        ("momentum", "convnet:width=8,norm=batch", 1),  # whose statistics are a part of the state
+        ("a new optimiser at each drop", "lenet", 1),
+        ("rates along a cosine", "lenet", 3),  # in one pass
+        ("rates along a cosine", "vit:depth=1", 1),  # which has dropout
+    ],
+)
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(kind, spec, number):
+    rules = PAUSES[kind]
+    expected = trained(spec=spec, number=number, rules=rules)
+    for epochs in (1, 3):
+        halfway = Stops(epochs)
+        with pytest.raises(fitting.Paused):
+            trained(spec=spec, number=number, rules=rules, halfway=halfway)
+        assert torch.equal(trained(spec=spec, number=number, rules=rules, halfway=halfway), expected)
+        assert halfway.left == epochs - 5  # those that were left, but for the last
+
+
+def test_a_training_of_other_networks_does_not_go_on():
+    halfway = Stops(3)
+    with pytest.raises(fitting.Paused):
+        trained(number=1, halfway=halfway)
+    other = {"number": 1, "spec": "convnet:width=9,norm=batch"}
+    assert torch.equal(trained(halfway=halfway, **other), trained(**other))
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -102,6 +102,59 @@ class TestCtrlC:
         assert result.score.accuracies == anew.score.accuracies
         assert result.baseline["random"].accuracies == anew.baseline["random"].accuracies
 
+    @pytest.fixture
+    def every_batch_tells(self, monkeypatch):
+        """Progress of every batch, in place of every second."""
+        monkeypatch.setattr("atomhub.training.fit.Told.__call__", lambda told, epoch, *_: told.report(epoch / 201))
+
+    @staticmethod
+    def at(share, what):
+        """Progress that does something once a measurement is there; and the shares it was told."""
+        told = []
+
+        def progress(kind, done, total):
+            told.append(done)
+            if done >= share > told[0]:
+                what()
+
+        return progress, told
+
+    def test_so_does_one_in_the_middle_of_a_network(self, home, digits1, every_batch_tells, monkeypatch):
+        def kill():
+            raise SystemError
+
+        how = {"network": "lenet", "protocol": "quick", "runs": 1}
+        progress, _ = self.at(0.3, lambda: self.press(None))
+        with pytest.warns(AtomhubWarning, match="all is kept; the same again"), pytest.raises(KeyboardInterrupt):
+            atomhub.evaluate(digits1, progress=progress, **how)
+        (path,) = (home / "evaluations").iterdir()
+        assert path.suffix == ".safetensors"
+        assert [t.path for t in cleaning.removable() if t.kind == "evaluations"] == [path]
+        monkeypatch.setattr("atomhub.job.kept._EVERY", 0)
+        for share, least in ((0.6, 0.29), (1.5, 0.31)):  # of the set, and of its baseline
+            progress, told = self.at(share, kill)
+            with pytest.raises(SystemError):
+                atomhub.evaluate(digits1, progress=progress, **how)
+            assert least < told[0] < share
+        progress, told = self.at(9, None)
+        result = atomhub.evaluate(digits1, progress=progress, **how)
+        assert 1 < told[0] < 1.5
+        assert not list((home / "evaluations").iterdir())
+        anew = measure(digits1, **how)
+        assert result.score.accuracies == anew.score.accuracies
+        assert result.baseline["random"].accuracies == anew.baseline["random"].accuracies
+
+    def test_networks_that_cannot_be_read_are_trained_anew(self, home, digits1, every_batch_tells, short):
+        progress, _ = self.at(0.01, lambda: self.press(None))
+        with pytest.warns(AtomhubWarning, match="all is kept"), pytest.raises(KeyboardInterrupt):
+            atomhub.evaluate(digits1, "lenet", "quick", 1, progress=progress)
+        (path,) = (home / "evaluations").iterdir()
+        path.write_bytes(path.read_bytes()[:100])
+        progress, told = self.at(9, None)
+        found = atomhub.evaluate(digits1, "lenet", "quick", 1, progress=progress)
+        assert told[0] == 0
+        assert found.score.accuracies == measure(digits1, "lenet", "quick", 1).score.accuracies
+
     def test_what_was_kept_of_a_measurement_may_be_broken(self, home, digits1, short):
         with pytest.warns(AtomhubWarning, match="is kept"), pytest.raises(KeyboardInterrupt):
             atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, progress=self.press)
