@@ -45,11 +45,11 @@ PURPOSES: dict[str, str] = {
     "datadam": "to reproduce DataDAM",
     "channel": "to see what channel attention alone does",
     "atom": "to reproduce ATOM",
-    "idc": "for sets of an image or a few per class",
+    "idc": "for sets of one image per class",
     "probe": "for a linear layer on a trained network's features; give its weights",
     "atom-photo": "for photographs that a network is to learn from scratch",
     "rded": "for real crops that a network is surest of",
-    "dance": "for sets that networks learn most from; the default",
+    "dance": "for sets of several images per class; the default",
 }
 """Recipe name to what it is for."""
 

@@ -73,8 +73,8 @@ class Recipe(BaseModel):
         "DataDAM's code",
     )  # fmt: skip
     statistics: Literal["own", "real", "running"] = _knob(
-        "own", "batch norm's mean and variance for synthetic images: their own, those of the real batch, or for both "
-        "sides those that the weights of the matcher bring"
+        "own", "batch norm's mean and variance for synthetic images: their own, those of the real batch (gradients: of "
+        "about 256 images of it, for both sides), or for both sides those that the weights of the matcher bring"
     )  # fmt: skip
     width: int = _knob(128, "channels of every ConvNet block", "channels", "DC, section 4", ge=1, le=2048)
     depth: int | None = _knob(

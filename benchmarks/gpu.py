@@ -9,12 +9,15 @@ it proves what can be proven without a GPU, on something small.
 import argparse
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from common import bandwidth, convolution_rate, features, seconds, write
 
 import atomhub
+from atomhub.core.anynet import AnyEngine
+from atomhub.core.convnet import ConvNet
 from atomhub.core.engine import Engine
 from atomhub.core.plan import flops
 from atomhub.core.whitening import Normalization, fit_zca
@@ -28,8 +31,9 @@ from atomhub.training.networks import find_network
 from atomhub.training.protocols import Protocol
 
 NORMALIZATION = Normalization((0.5,) * 3, (0.25,) * 3)
+GRADIENTS = {"norm": "instance", "gradient": 1.0, "spatial": 0.0, "channel": 0.0, "feature": 0.0, "formation": 2}
 KINDS = (
-    {"norm": "instance"}, {"norm": "batch"}, {"norm": "batch", "statistics": "real"}, {"norm": "none"},
+    {"norm": "batch"}, GRADIENTS, {"norm": "instance"}, {"norm": "batch", "statistics": "real"}, {"norm": "none"},
     {"norm": "batch", "zca": True, "power": 4.0}, {"norm": "instance", "formation": 2, "augmentation": ()},
 )  # fmt: skip
 
@@ -70,7 +74,11 @@ def engine(device, classes=10, ipc=2, size=32, dtype=torch.float32, options=None
     recipe = Recipe.named("atom", {"precision": "float32", "iterations": 40, **fields}).resolved(ipc, size)
     normalization = fit_zca(pixels, NORMALIZATION) if recipe.zca else NORMALIZATION
     offsets = np.arange(classes + 1) * images
-    return Engine(pixels, offsets, recipe, ipc, normalization, device=device, dtype=dtype, **(options or {}))
+    kind = Engine
+    if recipe.gradient:
+        build = partial(ConvNet, 3, classes, size, recipe.width, recipe.depth, recipe.norm)
+        kind = partial(AnyEngine, build=build)
+    return kind(pixels, offsets, recipe, ipc, normalization, device=device, dtype=dtype, **(options or {}))
 
 
 def difference(a, b):
@@ -186,15 +194,18 @@ def speed(checks, quick):
 def memory(checks, quick):
     """A limit is held, and without one most of the GPU may be used."""
     device, gib = checks.device, 2**30
-    cases = ((10, 2, None),) if quick else ((200, 10, None), (200, 10, 20 * gib), (1000, 1, None), (1000, 1, 20 * gib))
-    for classes, ipc, limit in cases:
+    sizes = ((10, 2, None),) if quick else ((200, 10, None), (200, 10, 20 * gib), (1000, 1, None), (1000, 1, 20 * gib))
+    cases = [(*case, kind) for kind in ({}, GRADIENTS) for case in sizes]
+    for classes, ipc, limit, kind in cases:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         fields = {"width": 16, "real_batch": 4} if quick else {"real_batch": 128, "precision": "bfloat16"}
+        fields |= kind
         e = engine(device, classes, ipc, 64, options={"memory": limit, "compiled": False}, images=20, **fields)
         start = time.perf_counter()
         float(e.step(0))
-        what = f"{classes} classes, ipc {ipc}, limit {limit and limit // gib} GiB, {time.perf_counter() - start:.1f} s"
+        how = f"{'gradients' if kind else 'attention'}, limit {limit and limit // gib} GiB"
+        what = f"{classes} classes, ipc {ipc}, {how}, {time.perf_counter() - start:.1f} s"
         most = (limit or (torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 2**40)) / gib
         checks.at_most(what, (peak_memory(device) or 0) / gib, most, " GiB")
 

@@ -54,12 +54,13 @@ class AnyEngine(Iterations):
         half = compute == torch.bfloat16
         recipe = self.recipe
         running, head = recipe.statistics == "running", bool(recipe.linear)
-        # given weights differ in the last layer alone, which is behind the features
-        fixed = bool(recipe.weights) and bank is None
+        # given weights differ in the last layer alone, which is behind the features, but not behind gradients
+        fixed = bool(recipe.weights) and bank is None and not recipe.gradient
         self.matcher = Matcher(
             self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed, recipe.bank_reach
         )
         if recipe.gradient:
+            self.matcher.check_slope(shape)
             compiled = False  # torch.compile has no gradient of a gradient
         elif compiled is None:
             compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
@@ -74,11 +75,12 @@ class AnyEngine(Iterations):
     def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
         if count == 0:  # other processes have the classes of an iteration
             return Plan([], [], frozenset(), 0, False, [[]])
-        look, each = self.matcher.look, self.recipe.real_batch
+        matcher, each = self.matcher, self.recipe.real_batch
+        look = matcher.look
         scale = max(itemsize, 4) / 4  # layers that need float32 make it of half precision
         forward, both = (int(scale * n) for n in (6 * look.largest, 2 * look.total))
         real = forward
-        numbers = sum(shape.numel() for _, shape in self.matcher.parameters)
+        numbers = sum(shape.numel() for _, shape in matcher.parameters)
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
@@ -87,9 +89,11 @@ class AnyEngine(Iterations):
             real, both = both, 2 * both  # the backward pass has one of its own
         least = held + max(both, self._statistics()[2] * forward)
         if least > limit:
-            raise too_small(
-                "one synthetic image, or those that give batch norm its statistics,", least, limit, self.memory
-            )
+            what = "one synthetic image" + ", or those that give batch norm its statistics," * bool(matcher.norms)
+            if not self.recipe.gradient:
+                raise too_small(what, least, limit, self.memory)
+            what += f" and the gradients of {count} classes"
+            raise too_small(what, least, limit, self.memory, "Or fewer classes_per_iteration." * (count > 1))
         free = limit - held
         most = _TOGETHER if self.device.type == "cpu" else max(1, _LARGE // look.largest)
         one = bool(self.recipe.gradient)  # class in a piece
@@ -253,13 +257,18 @@ class AnyEngine(Iterations):
                 return seen, self.matcher.slope(weights, given, views, self._labels(draw, part), graph) / self.views
 
         for k, target in enumerate(wanted):
-            own = [part for part in pieces if part[0].start == k]
-            first = [found(part, len(own) == 1) for part in own]
-            apart = torch.stack([slope.detach() for _, slope in first]).sum(0) - target
-            total += factor * apart.square().sum()
+            own, apart = [part for part in pieces if part[0].start == k], -target
+            alone = len(own) == 1
             for part in own:
-                seen, slope = first[0] if len(own) == 1 else found(part, True)
-                self.gradients[draw.rows(part[0])] += torch.autograd.grad(slope, seen, 2 * factor * apart)[0]
+                seen, slope = found(part, alone)
+                apart += slope.detach()
+            total += factor * apart.square().sum()
+            apart *= 2 * factor
+            for part in own:
+                if not alone:
+                    seen, slope = found(part, True)
+                self.gradients[draw.rows(part[0])] += torch.autograd.grad(slope, seen, apart)[0]
+                del seen, slope  # before the next ones
         return total
 
     @property

@@ -15,7 +15,7 @@ class Bank:
 
     Attributes:
         initial: Name of a parameter to its values before training, (P, ...) float.
-        trained: The same, after. The norm layers of ConvNets are not in it: theirs stay the identity.
+        trained: The same, after.
         seconds: What the training took.
     """
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from atomhub.core import blocks, draws
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
 from atomhub.core.passes import Compiler
-from atomhub.errors import UsageError
+from atomhub.errors import UsageError, first_line, is_out_of_memory
 
 Build = Callable[[], nn.Module]
 """Makes a classifier with fresh weights, from torch's global generator."""
@@ -36,6 +37,9 @@ _NONLINEAR = frozenset({
 })  # fmt: skip
 """What makes an activation, as modules call it."""
 _BATCH_NORM = tuple(signature(F.batch_norm).parameters)
+_LINEAR = ("input", "weight", "bias")
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+"""Whose weights' gradients may be matched."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Look:
 
 
 class Matcher:
-    """The networks that a recipe draws from, where they are not ConvNets.
+    """The networks that a recipe draws from, where they are not ConvNets or gradients are matched.
 
     Attention is taken at the last activation of every stage, a run of activations of one resolution, but for the last
     stage; features are what enters the last linear layer. In a ConvNet these are the same as those of
@@ -188,11 +192,39 @@ class Matcher:
             graph: Whether a gradient is to be taken of the result.
         """
         own = {name: weights[name].detach().requires_grad_() for name in self.look.weights}
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the attention that has a gradient of a gradient
             _, logits = self._see(weights | own, moments, images)
             loss = F.cross_entropy(logits, labels, reduction="sum")
             found = torch.autograd.grad(loss, list(own.values()), create_graph=graph, materialize_grads=True)
         return torch.cat([g.flatten() for g in found])
+
+    def check_slope(self, shape: tuple[int, int, int]) -> None:
+        """Raise UsageError if images cannot be moved by the gradient of a gradient through this network.
+
+        Args:
+            shape: (C, H, W) of an image.
+        """
+        name = type(self.model).__name__
+        images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        if self.bank is not None:  # whose networks have learnt
+            weights = self.weights(self._flat(self.bank.weights(0, self.reach)))
+        moments = self.moments(weights, images) if self.norms else []
+        try:
+            slope = self.slope(weights, moments, images.requires_grad_(), torch.arange(2).to(self.device), graph=True)
+            torch.autograd.grad(slope.sum(), images)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UsageError(
+                f"The network {name} has no gradient of a gradient: {first_line(error)}",
+                "Set gradient to 0, or use another matcher, such as resnet18.",
+            ) from error
+        if not slope.any():
+            raise UsageError(
+                f"No gradient reaches the weights of {name}, as that of a last layer that begins at 0.",
+                "Set bank above 0, whose networks have learnt, or use another matcher.",
+            )
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -225,7 +257,11 @@ class Matcher:
         taps = tuple(ends) if self.kind.maps else ()
         entered, classes = watch.entered.numel(), logits.shape[1]
         # as IDC's code: neither biases and norms, nor the classifier
-        own = {n: p.numel() for n, p in self.model.named_parameters() if p.dim() > 1 and p is not watch.head}
+        own = {
+            f"{name}.{n}".lstrip("."): p.numel()
+            for name, layer in self.model.named_modules() if isinstance(layer, _LAYERS)
+            for n, p in layer.named_parameters(recurse=False) if p.dim() > 1 and p is not watch.head
+        }  # fmt: skip
         return Look(
             taps, sum(vectors) + entered, classes, entered, max(sizes), sum(sizes), watch.norms, tuple(own),
             sum(own.values()),
@@ -270,7 +306,8 @@ class _Watch(TorchFunctionMode):
         if isinstance(found, Tensor):
             self.size(found.numel() * found.element_size())
             if func is F.linear:
-                self.entered, self.head, self.left = args[0], args[1], found
+                given = dict(zip(_LINEAR, args, strict=False)) | kwargs
+                self.entered, self.head, self.left = given["input"], given["weight"], found
             elif func in _NONLINEAR and found.dim() == 4 and found.shape[2] * found.shape[3] > 1:
                 self.look(self.activations, found)
                 self.activations += 1

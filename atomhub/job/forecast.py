@@ -19,7 +19,7 @@ from atomhub.data.real import RealData, Split
 from atomhub.data.sources import open_source
 from atomhub.errors import SourceError, check_installed, check_whole
 from atomhub.job.banks import find_bank, lacking, teacher_of
-from atomhub.job.matchers import Matching, engine_for, find_matcher
+from atomhub.job.matchers import Matching, engine_for, find_matcher, name_of
 from atomhub.memory import free_memory
 from atomhub.recipe import Recipe, choose_recipe
 from atomhub.training.bank import BATCH, train_bank
@@ -58,12 +58,14 @@ class Forecast:
 
 def asked(
     source: object, recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None, device: str,
-    memory: int | str | None,
+    memory: int | str | None, matcher: Callable[[], nn.Module] | None,
 ) -> tuple[Recipe, torch.device, int | None]:  # fmt: skip
     """Return the recipe, the device and the limit of memory that arguments of a run mean."""
     check_installed("Distilling", "distill", "matplotlib", "sklearn")
     limit = None if memory is None else devices.parse_size(memory)
     given = source.info.id if isinstance(source, RealData) else source if isinstance(source, str | Path) else ""
+    if matcher is not None:
+        overrides = {**(overrides or {}), "matcher": name_of(matcher)}
     return choose_recipe(recipe, str(given), overrides), devices.find_device(device), limit
 
 
@@ -91,7 +93,7 @@ def resolved_for(
         recipe = recipe.replace(matcher=matching.spec, weights=matching.weights)
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
-        # on CPUs bfloat16 gains only where it is compiled: the norm layers PyTorch has for it are slow, and a bank of
+        # on CPUs bfloat16 gains most where it is compiled: the norm layers PyTorch has for it are slow, and a bank of
         # other networks is trained as they are
         operations = convnet_flops(resolved, real.info.channels, real.info.size) if matching is None else 0
         long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, operations, device)
@@ -145,7 +147,7 @@ def forecast(
         UsageError, AtomhubError: what that would raise before its work.
     """
     check_whole("ipc", ipc, 1)
-    chosen, where, limit = asked(source, recipe, overrides, device, memory)
+    chosen, where, limit = asked(source, recipe, overrides, device, memory, matcher)
     real = source if isinstance(source, RealData) else open_source(source, **options)
     resolved, matching = resolved_for(chosen, real, ipc, where, matcher)
     with devices.enough_memory("set a limit (`memory=2GiB`), lower real_batch or width, or use a smaller size"):

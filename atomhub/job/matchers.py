@@ -44,6 +44,11 @@ class Matching:
     network: str
 
 
+def name_of(function: Callable[[], nn.Module]) -> str:
+    """Return what a recipe calls a function that makes matchers: its name and brackets."""
+    return f"{getattr(function, '__name__', 'matcher').strip('<>')}()"
+
+
 def engine_for(
     real: RealData, recipe: Recipe, ipc: int, *given: Any, matching: Matching | None = None, **named: Any
 ) -> Iterations:  # fmt: skip
@@ -76,7 +81,7 @@ def find_matcher(
     inputs = InputSpec(real.info.channels, len(real.class_names), real.info.size)
     plain = f"convnet:norm={recipe.norm}"
     if function is not None:
-        spec, build, usual = f"{getattr(function, '__name__', 'matcher').strip('<>')}()", function, plain
+        spec, build, usual = name_of(function), function, plain
         pretrained = None
     elif recipe.convnet:
         return None

@@ -88,7 +88,7 @@ def distill(
     check_whole("measure_every", measure_every, 0)
     check_whole("checkpoint_every", checkpoint_every, 1)
     kinds = check_kinds([track] if isinstance(track, str) else track)
-    chosen, where, limit = asked(source, recipe, overrides, device, memory)
+    chosen, where, limit = asked(source, recipe, overrides, device, memory, matcher)
     if isinstance(source, RealData) and options:
         raise UsageError(f"The source is open already, so {min(options)!r} comes too late.", "Give it to open_source.")
 

@@ -90,6 +90,10 @@ _METHODS = {
     "spatial": 'A. Sajedi et al., "DataDAM: Efficient Dataset Distillation with Attention Matching", ICCV 2023 '
     "([arXiv 2310.00093](https://arxiv.org/abs/2310.00093)).",
     "feature": 'B. Zhao and H. Bilen, "Dataset Condensation with Distribution Matching", WACV 2023 ([arXiv 2110.04181](https://arxiv.org/abs/2110.04181)).',
+    "gradient": 'B. Zhao, K. R. Mopuri and H. Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021 '
+    "([arXiv 2006.05929](https://arxiv.org/abs/2006.05929)).",
+    "linear": 'G. Cazenavette, A. Torralba and V. Sitzmann, "Dataset Distillation for Pre-Trained Self-Supervised '
+    'Vision Models", NeurIPS 2025 ([arXiv 2511.16674](https://arxiv.org/abs/2511.16674)).',
     "bank": 'H. Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024.',
     "formation": 'J. Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022.',
     "tiles": 'P. Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation '
@@ -104,9 +108,9 @@ def _methods(p: Provenance) -> list[Markup]:
         for r in (p.recipe, *(part.recipe for part in p.parts)) if isinstance(r, Recipe)
         for part, used in (
             ("channel", r.channel), ("spatial", r.spatial and not r.channel),
-            ("feature", not (r.channel or r.spatial)), ("bank", r.bank), ("formation", r.formation > 1),
-            ("tiles", r.init == "tiles"),
-        ) if used and (r.iterations or part in ("formation", "tiles"))
+            ("feature", r.feature and not (r.channel or r.spatial)), ("gradient", r.gradient), ("linear", r.linear),
+            ("bank", r.bank), ("formation", r.formation > 1 or r.gradient), ("tiles", r.init == "tiles"),
+        ) if used and (r.iterations or (part == "formation" and r.formation > 1) or part == "tiles")
     )  # fmt: skip
     return [Markup(text) for text in found]
 

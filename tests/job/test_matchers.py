@@ -196,3 +196,11 @@ def test_what_cannot_be_is_one_sentence(home, settings, message):
     done = CliRunner().invoke(cli, ["distill", "digits", "--ipc", "1", "--recipe", "atom", *given])
     assert done.exit_code
     assert message in " ".join((done.stderr + str(done.exception or "")).split())
+
+
+def test_rules_of_convnets_are_not_those_of_a_function(home):
+    fields = FIELDS | {"gradient": 1.0, "spatial": 0, "channel": 0}
+    with pytest.raises(UsageError, match="set statistics=real, or norm=instance"):
+        atomhub.distill("digits", 1, "atom", fields)
+    one = atomhub.distill("digits", 1, "atom", fields, matcher=small_net)
+    assert "--set 'matcher=small_net()'" in one.manifest.provenance.command
