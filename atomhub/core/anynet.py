@@ -61,8 +61,7 @@ class AnyEngine(Iterations):
         )
         if recipe.gradient:
             self.matcher.check_slope(shape)
-            compiled = False  # torch.compile has no gradient of a gradient
-        elif compiled is None:
+        if compiled is None:
             compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
         # elsewhere: what is compiled on a GPU would have to be seen there; where processes share what classes there are
         # at an iteration, every number of them is a shape to compile
@@ -248,27 +247,24 @@ class AnyEngine(Iterations):
             pieces: Of the synthetic images, each of one class.
         """
         factor = self.recipe.loss_scale * self.recipe.gradient
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
-
-        def found(part: Piece, graph: bool) -> tuple[Tensor, Tensor]:
-            with torch.set_grad_enabled(graph):
-                seen = self._seen(draw, part[0]).requires_grad_(graph)
-                views = self._views(seen, part[1], draw.augmentation[part[0]])
-                return seen, self.matcher.slope(weights, given, views, self._labels(draw, part), graph) / self.views
-
+        total, matcher = torch.zeros((), dtype=self.dtype, device=self.device), self.matcher
         for k, target in enumerate(wanted):
-            own, apart = [part for part in pieces if part[0].start == k], -target
+            own, apart = [part for part in pieces if part[0].start == k], -self.views * target
             alone = len(own) == 1
+            for part in own[: 0 if alone else None]:
+                views = self._views(self._seen(draw, part[0]), part[1], draw.augmentation[part[0]])
+                apart += matcher.slope(weights, given, views, self._labels(draw, part))
             for part in own:
-                seen, slope = found(part, alone)
-                apart += slope.detach()
-            total += factor * apart.square().sum()
-            apart *= 2 * factor
-            for part in own:
-                if not alone:
-                    seen, slope = found(part, True)
-                self.gradients[draw.rows(part[0])] += torch.autograd.grad(slope, seen, apart)[0]
-                del seen, slope  # before the next ones
+                with torch.enable_grad():
+                    seen = self._seen(draw, part[0]).requires_grad_()
+                    views = self._views(seen, part[1], draw.augmentation[part[0]])
+                labels = self._labels(draw, part)
+                apart, pulled = matcher.pull(
+                    weights, given, views.detach(), labels, apart, apart.new_tensor(float(alone))
+                )
+                pulled = 2 * factor / self.views**2 * pulled
+                self.gradients[draw.rows(part[0])] += torch.autograd.grad(views, seen, pulled)[0]
+            total += factor * (apart / self.views).square().sum()
         return total
 
     @property

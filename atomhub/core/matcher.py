@@ -108,11 +108,13 @@ class Matcher:
         self.fixed = self._flat(dict(self.model.named_parameters())) if fixed else None
         self.heads = (self.look.classes, self.look.features) if head else (0, 0)
         self.model.to(device, dtype).requires_grad_(False)
-        self._seen, self._found = self._see, self._moments
+        self._seen, self._found, self._sloped, self._pulled = self._see, self._moments, self._slope, self._pull
 
     def compile(self, compiler: Compiler) -> None:
         """Run networks compiled, where the compiler is wanted."""
         self._seen, self._found = compiler.traced(self._see), compiler.traced(self._moments)
+        # with their backward passes, as torch.compile has no gradient of a gradient
+        self._sloped, self._pulled = compiler.traced(self._slope), compiler.traced(self._pull)
 
     def draw(self, seed: int, iteration: int, trained: bool = False) -> tuple[int, Tensor, Tensor | None]:
         """Draw the weights of an iteration, as :meth:`atomhub.core.embedding.Embedding.draw`; (n,) float32.
@@ -179,9 +181,7 @@ class Matcher:
         assert watch.entered is not None
         return [*found, blocks.at_least_float32(watch.entered).flatten(1)], blocks.at_least_float32(logits)
 
-    def slope(
-        self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor, graph: bool = False
-    ) -> Tensor:  # fmt: skip
+    def slope(self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor) -> Tensor:
         """Return the gradient of the summed cross-entropy of images by the weights of :class:`Look`, (n,).
 
         Args:
@@ -189,14 +189,41 @@ class Matcher:
             moments: What its batch norms take.
             images: (N, C, H, W), augmented.
             labels: (N,) class numbers.
-            graph: Whether a gradient is to be taken of the result.
         """
+        return self._sloped(weights, moments, images, labels)
+
+    def pull(
+        self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor, apart: Tensor, alone: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return what a gradient is apart from a wanted one, (n,), and the gradient of half its square by the images.
+
+        Args:
+            weights: As for :meth:`slope`, as are the next three.
+            moments: Of batch norms.
+            images: Augmented.
+            labels: Theirs.
+            apart: (n,) what gradients are apart, less that of these images where they are ``alone``.
+            alone: 1 if it is to be added, 0 if it is a part of ``apart``.
+        """
+        return self._pulled(weights, moments, images, labels, apart, alone)
+
+    def _slope(
+        self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor, graph: bool = False
+    ) -> Tensor:  # fmt: skip
         own = {name: weights[name].detach().requires_grad_() for name in self.look.weights}
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the attention that has a gradient of a gradient
             _, logits = self._see(weights | own, moments, images)
             loss = F.cross_entropy(logits, labels, reduction="sum")
             found = torch.autograd.grad(loss, list(own.values()), create_graph=graph, materialize_grads=True)
-        return torch.cat([g.flatten() for g in found])
+            return torch.cat([g.flatten() for g in found])
+
+    def _pull(
+        self, weights: Weights, moments: list[Moments], images: Tensor, labels: Tensor, apart: Tensor, alone: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        images = images.detach().requires_grad_()
+        slope = self._slope(weights, moments, images, labels, graph=True)
+        apart = apart + alone * slope.detach()
+        return apart, torch.autograd.grad(slope, images, apart)[0]
 
     def check_slope(self, shape: tuple[int, int, int]) -> None:
         """Raise UsageError if images cannot be moved by the gradient of a gradient through this network.
@@ -211,7 +238,7 @@ class Matcher:
             weights = self.weights(self._flat(self.bank.weights(0, self.reach)))
         moments = self.moments(weights, images) if self.norms else []
         try:
-            slope = self.slope(weights, moments, images.requires_grad_(), torch.arange(2).to(self.device), graph=True)
+            slope = self._slope(weights, moments, images.requires_grad_(), torch.arange(2).to(self.device), graph=True)
             torch.autograd.grad(slope.sum(), images)
         except RuntimeError as error:
             if is_out_of_memory(error):

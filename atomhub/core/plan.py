@@ -14,7 +14,7 @@ from atomhub.recipe import Recipe
 _WORTH_COMPILING = {"cpu": 10**13, "cuda": 10**15}
 """Floating point operations of a run from which compiling (some 20 s) pays: about 40 s of work of two cores."""
 _LAYERS = 8
-"""The same, as a multiple, of networks that are no ConvNets: they have many layers, and compile for minutes."""
+"""The same, as a multiple, of networks that are no ConvNets, and of gradients: that is much to compile, for minutes."""
 _CACHED = 5 * 2**20
 """Bytes of the largest feature map that a piece of work has for every CPU core, where it should stay in the caches."""
 _LARGE = 4 * 2**30
@@ -32,12 +32,24 @@ Piece = tuple[slice, slice]
 """Classes, and the images of each."""
 
 
-def worth_compiling(recipe: Recipe, classes: int, ipc: int, operations: int, device: torch.device) -> bool:
-    """Return whether a run is long enough for ``torch.compile`` to pay, from a network's operations for one image."""
+def worth_compiling(
+    recipe: Recipe, classes: int, ipc: int, operations: int, device: torch.device, gradients: bool = True
+) -> bool:
+    """Return whether a run is long enough for ``torch.compile`` to pay.
+
+    Args:
+        recipe: Of the run.
+        classes: Of the set.
+        ipc: Images per class.
+        operations: Of a network for one image.
+        device: Where it runs.
+        gradients: Whether gradients of gradients are to be compiled as well, if they are matched.
+    """
     passes = 6 if recipe.calibration else 3  # forward and backward, once or twice
     images = min(classes, recipe.classes_per_iteration or classes)
     images *= recipe.real_batch + passes * ipc * recipe.views_per_image
-    least = _WORTH_COMPILING["cuda" if device.type == "cuda" else "cpu"] * (1 if recipe.convnet else _LAYERS)
+    least = _WORTH_COMPILING["cuda" if device.type == "cuda" else "cpu"]
+    least *= _LAYERS if not recipe.convnet or (gradients and recipe.gradient) else 1
     return recipe.iterations * images * operations >= least
 
 

@@ -94,9 +94,10 @@ def resolved_for(
     resolved = recipe.resolved(ipc, real.info.size, real.info.flip)
     if resolved.precision == "auto":
         # on CPUs bfloat16 gains most where it is compiled: the norm layers PyTorch has for it are slow, and a bank of
-        # other networks is trained as they are
+        # other networks is trained as they are; gradients are matched under the networks of other recipes' banks
         operations = convnet_flops(resolved, real.info.channels, real.info.size) if matching is None else 0
-        long = device.type == "cuda" or worth_compiling(resolved, len(counts), ipc, operations, device)
+        run = (resolved, len(counts), ipc, operations, device)
+        long = device.type == "cuda" or worth_compiling(*run, gradients=False)
         resolved = resolved.replace(precision="bfloat16" if long and devices.fast_bfloat16(device) else "float32")
     return resolved, matching
 

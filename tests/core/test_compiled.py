@@ -25,14 +25,22 @@ class Small(nn.Module):
         return self.head(F.relu(self.second(x)).mean((2, 3)))
 
 
+GRADIENTS = {"gradient": 2.0, "spatial": 0, "channel": 0, "feature": 0}
+
+
 @pytest.mark.parametrize(
-    ("precision", "backend", "near"), [("float32", "inductor", 1e-3), ("bfloat16", "aot_eager", 0.2)]
-)
-def test_compiled_work_agrees_with_eager_work(precision, backend, near, monkeypatch):
+    ("matched", "precision", "backend", "near"),
+    [
+        ({}, "float32", "inductor", 1e-3), ({}, "bfloat16", "aot_eager", 0.2),
+        (GRADIENTS, "float32", "aot_eager", 1e-3), (GRADIENTS, "bfloat16", "aot_eager", 0.2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_compiled_work_agrees_with_eager_work(matched, precision, backend, near, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     slow, fast = (
-        engine_of(Small),
-        engine_of(Small, dtype=torch.float32, precision=precision, options={"compiled": True}),
+        engine_of(Small, **matched),
+        engine_of(Small, dtype=torch.float32, precision=precision, options={"compiled": True}, **matched),
     )
     for iteration in (0, 1):  # compiled with the weights of one, run with those of another
         assert fast.gradient(iteration).item() == pytest.approx(slow.gradient(iteration).item(), rel=near)
