@@ -57,6 +57,9 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     for part in text.split(",") if colon else ():
         key, sign, value = part.partition("=")
+        if not sign and list(options)[-1:] == ["weights"]:  # the name of a file may have commas
+            options["weights"] += f",{part}"
+            continue
         if not sign or not key.strip() or not value.strip() or key.strip() in options:
             raise UsageError(
                 f"The network {spec!r} cannot be read at {part!r}.",

@@ -1,6 +1,7 @@
 """Networks by name: the sizes of the literature, options, torchvision's, and what does not fit."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +121,9 @@ class TestProbe:
             assert torch.equal(model(images), model.head(weights(images)))  # in training as in use
         assert find_network(found.spec, CIFAR).spec == found.spec
         assert found.parameters() == 11_181_642
+        Path("mine.safetensors").rename("mine, too.safetensors")
+        other = find_network(found.spec.replace("mine", "mine, too"), CIFAR)
+        assert other.spec == found.spec.replace("mine", "mine, too")
 
     def test_other_weights_are_not_taken_for_them(self, weights):
         spec = find_network("probe/torchvision/resnet18:weights=mine.safetensors", CIFAR).spec
