@@ -60,7 +60,7 @@ class AnyEngine(Iterations):
             self.build, kind, shape, self.device, self.dtype, half, bank, running, head, fixed, recipe.bank_reach
         )
         if recipe.gradient:
-            self.matcher.check_slope(shape)
+            self.matcher.check_slope(shape, bool(recipe.bank))
         if compiled is None:
             compiled = worth_compiling(recipe, self.classes, self.ipc, flops(self.build, shape), self.device)
         # elsewhere: what is compiled on a GPU would have to be seen there; where processes share what classes there are

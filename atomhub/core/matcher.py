@@ -225,20 +225,20 @@ class Matcher:
         apart = apart + alone * slope.detach()
         return apart, torch.autograd.grad(slope, images, apart)[0]
 
-    def check_slope(self, shape: tuple[int, int, int]) -> None:
+    def check_slope(self, shape: tuple[int, int, int], learnt: bool) -> None:
         """Raise UsageError if images cannot be moved by the gradient of a gradient through this network.
 
         Args:
             shape: (C, H, W) of an image.
+            learnt: Whether networks are those of a bank, which may be trained later.
         """
         name = type(self.model).__name__
         images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
-        weights = {n: p.detach() for n, p in self.model.named_parameters()}
-        if self.bank is not None:  # whose networks have learnt
-            weights = self.weights(self._flat(self.bank.weights(0, self.reach)))
+        weights: Weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        labels = torch.zeros(2, dtype=torch.long, device=self.device)
         moments = self.moments(weights, images) if self.norms else []
         try:
-            slope = self._slope(weights, moments, images.requires_grad_(), torch.arange(2).to(self.device), graph=True)
+            slope = self._slope(weights, moments, images.requires_grad_(), labels, graph=True)
             torch.autograd.grad(slope.sum(), images)
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -247,7 +247,7 @@ class Matcher:
                 f"The network {name} has no gradient of a gradient: {first_line(error)}",
                 "Set gradient to 0, or use another matcher, such as resnet18.",
             ) from error
-        if not slope.any():
+        if not learnt and not slope.any():
             raise UsageError(
                 f"No gradient reaches the weights of {name}, as that of a last layer that begins at 0.",
                 "Set bank above 0, whose networks have learnt, or use another matcher.",

@@ -56,8 +56,10 @@ class KeptNetworks(Halfway):
         if stop or begun >= self.next:
             about = self.about | {"seconds": str(begun - self.start)}
             tensors = {name: tensor.contiguous().cpu() for name, tensor in state().items()}
-            with suppress(AtomhubError):
+            try:
                 replace_file(self.path, save(tensors, about))
+            except AtomhubError:  # then a network comes to its end
+                stop = False
             now = time.perf_counter()
             self.next = now + max(_EVERY, 20 * (now - begun))
         return stop

@@ -142,6 +142,10 @@ def test_networks_that_move_no_image_are_refused_before_the_work(build, message)
         engine_of(build, **ALONE)
 
 
+def test_networks_that_a_bank_will_train_may_begin_at_zero():
+    engine_of(ZeroHead, bank=2, **ALONE)
+
+
 def test_given_weights_have_another_last_layer_in_every_iteration():
     engine = engine_of(convnet, matcher="resnet18", weights="some.safetensors", **ALONE)
     head = convnet().head.weight.numel()
