@@ -78,11 +78,12 @@ def imported(folder, *names):
             stand_in.__dict__.update(dict.fromkeys(attributes, lambda iterable=None, *_, **__: iterable))
             sys.modules[name] = stand_in
     sys.path.insert(0, str(folder))
-    sys.argv = [sys.argv[0]]
+    ours, sys.argv = sys.argv, sys.argv[:1]  # which the papers' code reads
     try:
         return [__import__(name) for name in names]
     finally:
         sys.path.remove(str(folder))
+        sys.argv = ours
 
 
 def dc(folder, protocol):

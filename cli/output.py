@@ -182,7 +182,8 @@ class Steps:
             self.bar.update(self.task, completed=done, total=total, rate=rate, note=note)
         elif done * 10 // total > self.shown or now - self.said >= MINUTE:
             self.shown, self.said = done * 10 // total, now
-            say("  ".join(filter(None, (f"{self.what}: {f'{done:.1f}'.removesuffix('.0')}/{total}", note, rate, left))))
+            whole = f"{int(10 * done + 1e-6) / 10:.1f}".removesuffix(".0")  # never more than there is
+            say("  ".join(filter(None, (f"{self.what}: {whole}/{total}", note, rate, left))))
 
     def losses(self, kind: str, done: float, total: int, loss: float | None) -> None:
         """Show the progress of a distillation."""

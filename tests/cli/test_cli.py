@@ -237,11 +237,13 @@ def test_a_long_run_writes_a_line_every_minute(capsys, monkeypatch):
             steps(done, 10000, "loss 1")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].split("/")[0] for line in lines] == [" 10", " 40", " 70"]
-    clock = iter([0, 70])
+    clock = iter([0, 70, 140])
     with Steps("Evaluating", unit="networks") as steps:
-        steps(1, 3, "distilled")
-        steps(2, 3, "distilled")
-    assert "2/3  distilled  70 s/network  70 s left" in capsys.readouterr().err
+        for done in (1, 2, 2.97):
+            steps(done, 3, "distilled")
+    said = capsys.readouterr().err
+    assert "2/3  distilled  70 s/network  70 s left" in said
+    assert "2.9/3" in said
 
 
 def test_a_list_shows_convnets_in_a_column_for_each_protocol_and_norm_and_ones_own_sets_first(run):
