@@ -260,7 +260,7 @@ class AnyEngine(Iterations):
                     views = self._views(seen, part[1], draw.augmentation[part[0]])
                 labels = self._labels(draw, part)
                 apart, pulled = matcher.pull(
-                    weights, given, views.detach(), labels, apart, apart.new_tensor(float(alone))
+                    weights, given, views.detach(), labels, apart, apart.new_full((), float(alone))
                 )
                 pulled = 2 * factor / self.views**2 * pulled
                 self.gradients[draw.rows(part[0])] += torch.autograd.grad(views, seen, pulled)[0]

@@ -58,13 +58,13 @@ def shown(page):
 
 
 def test_sets_are_filtered_and_ordered_and_the_address_remembers_how(page):
-    names = ["cifar10-ipc1", "cifar10-ipc10", "cifar100-ipc1", "digits-ipc1", "digits-ipc10"]
+    names = ["cifar10-ipc1", "cifar10-ipc10", "cifar10-ipc50", "cifar100-ipc1", "digits-ipc1", "digits-ipc10"]
     assert shown(page) == names
     page.get_by_label("Source").select_option("digits")
-    assert shown(page) == names[3:]
+    assert shown(page) == names[4:]
     page.get_by_label("Order").select_option("accuracy")
     assert shown(page) == ["digits-ipc10", "digits-ipc1"]
-    assert page.get_by_role("status").inner_text() == "2 of 5 sets"
+    assert page.get_by_role("status").inner_text() == "2 of 6 sets"
     page.reload()
     assert shown(page) == ["digits-ipc10", "digits-ipc1"]
     page.get_by_label("Images per class").select_option("1")

@@ -17,7 +17,7 @@ def completed(words, incomplete):
 @pytest.mark.parametrize(
     ("words", "incomplete", "values", "paths"),
     [
-        (["evaluate"], "cifar10-ipc", ["cifar10-ipc1", "cifar10-ipc10"], {"dir"}),
+        (["evaluate"], "cifar10-ipc", ["cifar10-ipc1", "cifar10-ipc10", "cifar10-ipc50"], {"dir"}),
         (["distill"], "cifar", ["cifar10", "cifar100"], {"dir"}),
         (["distill", "digits", "--recipe"], "da", ["dance", "datadam"], {"file"}),
         (["recipes"], "ch", ["channel"], {"file"}),

@@ -83,7 +83,6 @@ def weights_of(network):
         (layered, {}),
         (attentive, {}),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("together", [128, 3])
 def test_the_step_is_that_of_whole_classes(build, fields, together, monkeypatch):
