@@ -107,7 +107,7 @@ def test_all_is_reached_by_keys(page):
     page.keyboard.press("Tab")
     assert page.locator(":focus").inner_text() == "Skip to the content"
     reached = set()
-    for _ in range(13):  # pages, five choices, five sets
+    for _ in range(14):  # pages, five choices, six sets
         page.keyboard.press("Tab")
         reached.add(page.locator(":focus").evaluate("e => e.name || e.textContent"))
     assert {"source", "sort", "cifar10-ipc1", "digits-ipc10"} <= reached
