@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atomhub.core import draws
-from atomhub.core.matcher import look
 from atomhub.core.real import RealImages
 from atomhub.core.synthetic import arranged, from_views
+from atomhub.core.watch import look
 from atomhub.recipe import Recipe
 
 

@@ -9,63 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from inspect import signature
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from atomhub.core import blocks, draws
 from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
 from atomhub.core.passes import Compiler
+from atomhub.core.watch import Watch, dry_run
 from atomhub.errors import UsageError, first_line, is_out_of_memory
 
 Build = Callable[[], nn.Module]
 """Makes a classifier with fresh weights, from torch's global generator."""
 Weights = dict[str, Tensor]
 """Parameter name to value."""
-_NONLINEAR = frozenset({
-    F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu,
-    F.silu, F.mish, F.hardswish, F.prelu, F.softplus, torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh,
-})  # fmt: skip
-"""What makes an activation, as modules call it."""
-_BATCH_NORM = tuple(signature(F.batch_norm).parameters)
-_LINEAR = ("input", "weight", "bias")
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
-"""Whose weights' gradients may be matched."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a dry run of a network has shown.
-
-    Attributes:
-        taps: Which of its activations, counted as they come, are the last before the resolution changes.
-        vectors: Numbers that are matched of an image.
-        classes, features: Numbers that the last linear layer gives and gets.
-        largest: Bytes of the largest tensor of an image, in float32.
-        total: Bytes of all of them.
-        norms: How many times it applies batch norm.
-        weights: Names of the parameters whose gradients may be matched: weights of layers, but for the last linear one.
-        numbers: How many numbers these have.
-    """
-
-    taps: tuple[int, ...]
-    vectors: int
-    classes: int
-    features: int
-    largest: int
-    total: int
-    norms: int
-    weights: tuple[str, ...]
-    numbers: int
 
 
 class Matcher:
@@ -102,7 +64,7 @@ class Matcher:
         self.model = _still(_fresh(build, 0))
         self.parameters = [(name, p.shape) for name, p in self.model.named_parameters()]
         self.lock = Lock()  # several threads may draw
-        self.look = self._look(shape)
+        self.look = dry_run(self.model, kind, shape)
         self.norms = 0 if running else self.look.norms
         """Batch norms whose statistics are those of real images."""
         self.fixed = self._flat(dict(self.model.named_parameters())) if fixed else None
@@ -159,7 +121,7 @@ class Matcher:
             found.append((mean, variance))
             return found[-1]
 
-        with self._computing(), _Watch(norm=norm):
+        with self._computing(), Watch(norm=norm):
             functional_call(self.model, weights, (images,))
         return found
 
@@ -176,7 +138,7 @@ class Matcher:
                 found.extend(blocks.attention(blocks.at_least_float32(z).abs(), self.kind))
 
         norm = (lambda count, _: moments[count]) if self.norms else None
-        with self._computing(), _Watch(look, norm=norm) as watch:
+        with self._computing(), Watch(look, norm=norm) as watch:
             logits = functional_call(self.model, weights, (images,))
         assert watch.entered is not None
         return [*found, blocks.at_least_float32(watch.entered).flatten(1)], blocks.at_least_float32(logits)
@@ -258,96 +220,6 @@ class Matcher:
         # a cache of converted weights would outlive them
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
             yield
-
-    def _look(self, shape: tuple[int, int, int]) -> Look:
-        sides, sizes, widths = list[tuple[int, int]](), list[int](), list[int]()
-
-        def look(_: int, z: Tensor) -> None:
-            sides.append((z.shape[2], z.shape[3]))
-            widths.append(z.shape[1])
-
-        with torch.no_grad(), _Watch(look, sizes.append) as watch:
-            logits = self.model(torch.zeros(1, *shape))
-        name = type(self.model).__name__
-        if watch.entered is None or watch.left is not logits:
-            raise UsageError(
-                f"The network {name} does not end in a linear layer, whose input would be matched.",
-                "Use another matcher, such as resnet18.",
-            )
-        ends = [i for i, side in enumerate(sides) if i + 1 == len(sides) or sides[i + 1] != side][:-1]
-        if (self.kind.spatial or self.kind.channel) and not ends:
-            raise UsageError(
-                f"The network {name} has no activations of two resolutions, so there is no attention to match.",
-                "Set spatial and channel to 0, or use another matcher, such as resnet18.",
-            )
-        vectors = [sides[i][0] * sides[i][1] * self.kind.spatial + widths[i] * self.kind.channel for i in ends]
-        taps = tuple(ends) if self.kind.maps else ()
-        entered, classes = watch.entered.numel(), logits.shape[1]
-        # as IDC's code: neither biases and norms, nor the classifier
-        own = {
-            f"{name}.{n}".lstrip("."): p.numel()
-            for name, layer in self.model.named_modules() if isinstance(layer, _LAYERS)
-            for n, p in layer.named_parameters(recurse=False) if p.dim() > 1 and p is not watch.head
-        }  # fmt: skip
-        return Look(
-            taps, sum(vectors) + entered, classes, entered, max(sizes), sum(sizes), watch.norms, tuple(own),
-            sum(own.values()),
-        )  # fmt: skip
-
-
-class _Watch(TorchFunctionMode):
-    """Sees every function of tensors that is called.
-
-    Args:
-        look: Called with the number of an activation of images, from 0, and the activation, (N, C, H, W).
-        size: Called with the bytes of every new tensor.
-        norm: Called with the number of a batch norm, from 0, and what enters it; gives the moments to use. None: those
-            of the module.
-
-    Attributes:
-        entered, head, left: What the last linear layer got, its weight, and what it gave.
-        norms: Batch norms so far.
-    """
-
-    def __init__(
-        self, look: Callable[[int, Tensor], None] = lambda count, z: None,
-        size: Callable[[int], None] = lambda size: None, norm: Callable[[int, Tensor], Moments] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.look, self.size, self.norm = look, size, norm
-        self.activations, self.norms = 0, 0
-        self.entered: Tensor | None = None
-        self.head: Tensor | None = None
-        self.left: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
-            if self.norm is not None:
-                mean, variance = self.norm(self.norms, given["input"])
-                given |= {"running_mean": mean, "running_var": variance, "training": False}
-            self.norms += 1
-            args, kwargs = (), given
-        found = func(*args, **kwargs)
-        if isinstance(found, Tensor):
-            self.size(found.numel() * found.element_size())
-            if func is F.linear:
-                given = dict(zip(_LINEAR, args, strict=False)) | kwargs
-                self.entered, self.head, self.left = given["input"], given["weight"], found
-            elif func in _NONLINEAR and found.dim() == 4 and found.shape[2] * found.shape[3] > 1:
-                self.look(self.activations, found)
-                self.activations += 1
-        return found
-
-
-@torch.no_grad()
-def look(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features of images, which enter the last linear layer of a network, and its logits."""
-    with _Watch() as watch:
-        logits = model(images)
-    assert watch.entered is not None
-    return watch.entered, logits
 
 
 def flops(build: Build, shape: tuple[int, int, int]) -> int:
