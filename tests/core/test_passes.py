@@ -126,6 +126,8 @@ ALIKE = [
     {"norm": "batch", "statistics": "real", "bank": 2, "calibration": 0.3},
     {"norm": "batch", "classes_per_iteration": 1},
 ]
+TIGHT = 3 * 2**19
+"""Bytes that cut the work in pieces, and leave room for what an allocator takes meanwhile."""
 
 
 def last_images(overrides, memory=None):
@@ -138,7 +140,7 @@ def share_of(rank, size, folder):
     """One of several processes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
-    found = [last_images(overrides, memory) for overrides in ALIKE for memory in (None, 2**20)]
+    found = [last_images(overrides, memory) for overrides in ALIKE for memory in (None, TIGHT)]
 
     def refuse():
         raise UsageError("The first process says no.")
@@ -158,7 +160,7 @@ def test_processes_and_limits_change_nothing_but_rounding(tmp_path):
     for process in processes:
         process.start()
     alone = [last_images(overrides) for overrides in ALIKE]
-    tight = [last_images(overrides, 2**20) for overrides in ALIKE]
+    tight = [last_images(overrides, TIGHT) for overrides in ALIKE]
     for process in processes:
         process.join()
         assert process.exitcode == 0
