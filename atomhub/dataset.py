@@ -106,7 +106,8 @@ class DistilledDataset:
     def test_transform(self, size: int | None = None) -> Callable[[Any], Tensor]:
         """Return the transform that brings a real PIL image of any size and mode to a normalised (C, H, W) tensor.
 
-        It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.pictures.to_pixels`).
+        It converts, crops and resizes exactly as the training images were (:func:`atomhub.data.pictures.to_pixels`). A
+        JPEG that is decoded already is not decoded smaller first, as large ones are: pixels differ by two levels or so.
 
         Args:
             size: Side in pixels to resize to then, as :meth:`loader` does; None: that of the set.

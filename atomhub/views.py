@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from atomhub.core.augment import augment_batch
 from atomhub.core.whitening import Normalization
 from atomhub.data.pictures import to_pixels
+from atomhub.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +30,20 @@ class PictureTransform:
     side: int | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the tensor of a picture: brought to the set's size, and from there to another one."""
-        own = self.normalization.apply(torch.tensor(to_pixels(image, self.size, self.channels)))
+        """Return the tensor of a picture: brought to the set's size, and from there to another one.
+
+        Raises:
+            UsageError: it is no PIL image, or one whose pixels have no known range.
+        """
+        if not hasattr(image, "convert"):
+            raise UsageError(
+                f"A picture cannot be of type {type(image).__name__} here.", "Give a PIL image: `PIL.Image.fromarray`."
+            )
+        try:
+            pixels = to_pixels(image, self.size, self.channels)
+        except ValueError as error:
+            raise UsageError(f"Cannot use the picture: {error}.") from None
+        own = self.normalization.apply(torch.tensor(pixels))
         return own if self.side is None else resized(own[None], self.side)[0]
 
 

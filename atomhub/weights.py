@@ -44,14 +44,16 @@ def with_weights(
         UsageError: they are not those of such a network.
     """
     prefix = "model."  # of grey networks of torchvision, which give theirs three channels
-    state = {n.removeprefix(prefix) if all(n.startswith(prefix) for n in state) else n: t for n, t in state.items()}
+    bare = {n.removeprefix(prefix): t for n, t in state.items()} if all(n.startswith(prefix) for n in state) else state
 
     def loaded() -> nn.Module:
         whole = build()
         model = getattr(whole, "coloured", whole)
+        own_prefix = all(name.startswith(prefix) for name, _ in model.named_parameters())
+        weights = state if own_prefix else bare
         last = last_linear(model)
         for name, own in model.named_parameters():
-            given = state.get(name)
+            given = weights.get(name)
             if given is not None and given.shape == own.shape:
                 own.data.copy_(given)
             elif name.rpartition(".")[0] != last:
@@ -62,7 +64,7 @@ def with_weights(
                     f"The weights {source!r} are not those of this network: {name} {found}.",
                     "Use those of the network that is named.",
                 )
-        for name in sorted(state.keys() - model.state_dict().keys()):
+        for name in sorted(weights.keys() - model.state_dict().keys()):
             # what counts batches, and the additional heads of torchvision's, say nothing of the network
             if name.rpartition(".")[0] != last and not re.match(r"aux|.*num_batches_tracked$", name, re.IGNORECASE):
                 raise UsageError(
@@ -70,7 +72,7 @@ def with_weights(
                     "Use those of the network that is named, norm and all.",
                 )
         for name, buffer in model.named_buffers():
-            given = state.get(name)
+            given = weights.get(name)
             if given is not None and given.shape == buffer.shape:
                 buffer.copy_(given)
             elif running and name.rpartition(".")[2] in ("running_mean", "running_var"):

@@ -147,6 +147,11 @@ def decode(found: Survey, folder: Path, size: int | None, set_aside: bool) -> De
     written = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in splits}
     twice_note = ""
     if "test" in written and (again := _in_both(written["train"], written["test"])).any():
+        if set_aside and again.all():
+            raise SourceError(
+                "All images that were set aside for tests are exact copies of training images.",
+                "Remove the copies, or go without tests: `test_fraction=0`.",
+            )
         twice_note = f"{again.sum()} test images are training images as well"
         if set_aside:
             twice_note += ", and were left out"

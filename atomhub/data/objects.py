@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,12 @@ class Given:
 
     def stamp(self) -> list[str]:
         """Return what changes with the images: ``datasets``' own fingerprints, or a digest of all, which reads them."""
-        return [f"{name} {_stamp(split)}" for name, split in self.splits.items()]
+        return [f"{name} {digest}" for name, (digest, _) in self.looked.items()]
+
+    @cached_property
+    def looked(self) -> dict[str, tuple[str, list[int | str]]]:
+        """Split name to its part of the stamp, and the labels of its items; of a table none are asked for here."""
+        return {name: _look(split) for name, split in self.splits.items()}
 
 
 def given(source: object) -> Given:
@@ -81,8 +88,9 @@ def read(found: Given, columns: Columns) -> Raw:
             raise SourceError(f"No train split among {', '.join(splits)}.", "Name it with `train_split`.")
         train = train or next(iter(splits))
         test = pick(columns.test, TEST_NAMES, {name: None for name in splits if name != train}, "test split")
-        names, number = _classes(splits[train])
-        rows = [_rows(splits[name], name, number) if name else None for name in (train, test)]
+        labels = {name: labels for name, (_, labels) in found.looked.items()}
+        names, number = _classes(splits[train], labels[train])
+        rows = [_rows(splits[name], name, labels[name], number) if name else None for name in (train, test)]
         raw = without_unused(Raw(names, rows[0], rows[1], train, test))  # type: ignore[arg-type]
     return replace(raw, notes=(*raw.notes, f"The images were given as {found.kind}."))
 
@@ -91,6 +99,8 @@ class _Pairs:
     """Arrays of images and of labels as (image, label) by number."""
 
     def __init__(self, images: Any, labels: Any) -> None:
+        # a Series of pandas has an index of its own, which is not the place of an item
+        images, labels = (x.to_numpy() if hasattr(x, "iloc") else x for x in (images, labels))
         if not all(hasattr(x, "__len__") and hasattr(x, "__getitem__") for x in (images, labels)):
             raise UsageError("A source of two parts must be (images, labels).", _KNOWN)
         if len(images) != len(labels):
@@ -117,8 +127,10 @@ def _split(source: object) -> Any:
 
 
 def _innermost(dataset: Any) -> Any:
-    """Return the dataset below ``torch.utils.data.Subset`` and its like."""
-    while getattr(dataset, "dataset", None) is not None:
+    """Return the dataset below ``torch.utils.data.Subset``; other wrappers may give other labels."""
+    from torch.utils.data import Subset
+
+    while isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
         dataset = dataset.dataset
     return dataset
 
@@ -127,35 +139,44 @@ def _name(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "images"
 
 
-def _stamp(split: Any) -> str:
+def _look(split: Any) -> tuple[str, list[int | str]]:
+    """Return what changes with a split, and the labels of what is no table: those of its items, whatever it lists."""
     from datasets import Dataset
 
     if isinstance(split, Dataset):
-        return str(split._fingerprint)
-    digest = hashlib.sha256(repr(getattr(_innermost(split), "classes", None)).encode())
-    for i, (image, label) in enumerate(_items(split)):
+        return hashlib.sha256(repr([split._fingerprint, *_files(split)]).encode()).hexdigest(), []
+    digest, labels = hashlib.sha256(repr(getattr(_innermost(split), "classes", None)).encode()), list[int | str]()
+    for i in range(len(split)):
+        image, label = _item(split, i)
         picture = _picture(image, i)
         digest.update(f"{picture.mode} {picture.size} {label!r}".encode() + picture.tobytes())
-    return digest.hexdigest()
+        labels.append(label)
+    return digest.hexdigest(), labels
 
 
-def _items(split: Any) -> Iterator[tuple[Any, int | str]]:
-    for i in range(len(split)):
-        yield _item(split, i)
+def _files(table: Any) -> Iterator[tuple[str, int, int]]:
+    """Yield name, bytes and time of the files that a table names in place of images."""
+    from datasets import Image
 
-
-def _labels(split: Any) -> list[int | str]:
-    """Return all labels; torchvision's datasets list them, so that no image is decoded for it."""
-    listed = getattr(split, "targets", None)
-    if listed is not None and len(listed) == len(split) and getattr(split, "target_transform", None) is None:
-        return [_label(label, i) for i, label in enumerate(listed)]
-    return [label for _, label in _items(split)]
+    for name, feature in table.features.items():
+        if isinstance(feature, Image):
+            for chunk in table.data.column(name).chunks:
+                fields = getattr(chunk, "storage", chunk)
+                named = fields.field("path").filter(fields.field("bytes").is_null()).drop_null().to_pylist()
+                for path in dict.fromkeys(named):
+                    if Path(path).is_file():
+                        at = Path(path).stat()
+                        yield path, at.st_size, at.st_mtime_ns
 
 
 def _label(label: Any, i: int) -> int | str:
-    label = label.item() if hasattr(label, "item") else label
+    with suppress(ValueError, RuntimeError):  # of several numbers
+        label = label.item() if hasattr(label, "item") else label
     if isinstance(label, bool) or not isinstance(label, int | str):
-        raise SourceError(f"The label of item {i} is {str(label)[:80]!r}, not a class number or name.")
+        raise SourceError(
+            f"The label of item {i} is {' '.join(str(label).split())[:80]!r}, not a class number or name.",
+            "Give one for each image; of one-hot labels, where the 1 is.",
+        )
     return label
 
 
@@ -166,23 +187,22 @@ def _item(split: Any, i: int) -> tuple[Any, int | str]:
     return item[0], _label(item[1], i)
 
 
-def _classes(split: Any) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _classes(split: Any, labels: list[int | str]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Return class names, and the class numbers of labels: those that the dataset names, or else that occur."""
-    names = getattr(_innermost(split), "classes", None)
-    if names is not None:
+    given = getattr(_innermost(split), "classes", None)
+    names = list(given) if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) else []
+    if names and all(isinstance(name, str) for name in names):
         return tuple(map(str, names)), {k: k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
-    values = sorted(set(_labels(split)), key=lambda v: (isinstance(v, str), v))
+    values = sorted(set(labels), key=lambda v: (isinstance(v, str), v))
     return tuple(map(str, values)), {value: k for k, value in enumerate(values)}
 
 
-def _rows(split: Any, name: str, number: Mapping[Any, int]) -> Rows:
-    labels = np.array([number.get(label, -1) for label in _labels(split)], dtype=np.int64)
-    if (labels < 0).any():
-        row = int((labels < 0).argmax())
-        raise SourceError(
-            f"Item {row} of the split {name!r} has the label {_item(split, row)[1]!r}, which is no class."
-        )
-    return Rows(labels, lambda i: _picture(split[i][0], i), lambda i: f"item {i} of the split {name!r}")
+def _rows(split: Any, name: str, labels: list[int | str], number: Mapping[Any, int]) -> Rows:
+    numbers = np.array([number.get(label, -1) for label in labels], dtype=np.int64)
+    if (numbers < 0).any():
+        row = int((numbers < 0).argmax())
+        raise SourceError(f"Item {row} of the split {name!r} has the label {labels[row]!r}, which is no class.")
+    return Rows(numbers, lambda i: _picture(split[i][0], i), lambda i: f"item {i} of the split {name!r}")
 
 
 def _picture(image: Any, i: int) -> Image.Image:
@@ -191,8 +211,8 @@ def _picture(image: Any, i: int) -> Image.Image:
 
     if isinstance(image, Image.Image):
         return image
-    tensor = hasattr(image, "numpy")
-    pixels: NDArray[Any] = image.numpy() if tensor else np.asarray(image)
+    tensor = hasattr(image, "detach")
+    pixels: NDArray[Any] = image.detach().cpu().numpy() if tensor else np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[0 if tensor else 2] not in (1, 3):  # the other way round
         tensor = not tensor
     if pixels.ndim == 3 and tensor:

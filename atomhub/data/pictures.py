@@ -29,7 +29,9 @@ CHUNK = 64
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "PPM")
 _PLAIN = ("PNG", "BMP", "GIF", "PPM")
 """Those that say by ``info`` alone whether they could have an orientation."""
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, struct.error)
+_BROKEN = (
+    OSError, ValueError, SyntaxError, TypeError, AttributeError, EOFError, OverflowError, RuntimeError, struct.error,
+)  # fmt: skip
 """What Pillow raises for files that are not what they seem."""
 
 Read = tuple[tuple[int, int], str, NDArray[np.uint8] | None]
@@ -79,7 +81,7 @@ def _read(rows: Rows, i: int, content: Any, like: tuple[int, int] | None, load: 
         if like is None and not load:
             return shape, mode, None
         if like is not None:
-            image.draft(None, (2 * like[0],) * 2)  # a large JPEG is decoded smaller, and still twice what is wanted
+            _draft(image, like[0])
         image.load()
         return shape, "RGBA" if _has_alpha(image) else mode, None if like is None else to_pixels(image, *like)
     except SourceError as error:
@@ -88,12 +90,13 @@ def _read(rows: Rows, i: int, content: Any, like: tuple[int, int] | None, load: 
         return _unreadable(rows, i, error)
 
 
-def open_picture(file: str | Path) -> Image.Image:
-    """Open and decode a picture of a file; UsageError for anything else."""
+def open_picture(file: str | Path, side: int) -> Image.Image:
+    """Open and decode a picture of a file for images of that side; UsageError for anything else."""
     from PIL import Image
 
     try:
         image = Image.open(io.BytesIO(read_regular(user_path(file), PICTURE)), formats=formats())
+        _draft(image, side)
         image.load()
     except (*_BROKEN, Image.DecompressionBombError) as error:
         reason = "not a picture" if "cannot identify" in str(error) else first_line(error)
@@ -110,9 +113,7 @@ def _open(rows: Rows, i: int, encoded: Any) -> Image.Image:
             raise encoded
         if not isinstance(encoded, Image.Image):
             encoded = Image.open(io.BytesIO(encoded), formats=formats())
-        # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
-        if encoded.mode == "F" or (encoded.mode == "I" and encoded.format not in ("PNG", "PPM")):
-            raise ValueError(f"pixels of mode {encoded.mode} (32 bits) have no known range; save it with 8 or 16 bits")
+        _check_range(encoded)
         return encoded
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise _unreadable(rows, i, error) from error
@@ -129,6 +130,17 @@ def _unreadable(rows: Rows, i: int, error: Exception) -> SourceError:
     return SourceError(f"Cannot read {rows.where(i)}: {reason}.", hint)
 
 
+def _check_range(image: Image.Image) -> None:
+    # the range of 32-bit and float pixels is anybody's guess; PNG and PGM files of mode I have 16 bits
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known range; save it with 8 or 16 bits")
+
+
+def _draft(image: Image.Image, side: int) -> None:
+    """Have a large JPEG that is not decoded yet decoded smaller, and still twice what is wanted."""
+    image.draft(None, (2 * side,) * 2)
+
+
 def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
@@ -137,14 +149,21 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> NDArray[np.uint8]
     """Convert any image to uint8 (channels, size, size) as training and test images are.
 
     Upright (EXIF), 16 bits to their high 8, transparency over white, greyscale or RGB, centre square, bicubic.
+
+    Raises:
+        ValueError: its pixels have no known range.
     """
     from PIL import Image, ImageOps
 
+    _check_range(image)
+    _draft(image, size)
     if image.format not in _PLAIN or any("exif" in str(key) or "xmp" in str(key).lower() for key in image.info):
         with suppress(*_BROKEN):  # a broken orientation tag: as it is stored
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        deep, clear = np.asarray(image), image.info.get("transparency")
+        deep = np.where(deep == clear, 2**16 - 1, deep) if isinstance(clear, int) else deep
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
     if _has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

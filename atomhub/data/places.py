@@ -1,5 +1,7 @@
 """Where a source is: a name, a path or a Hub id becomes a place that can be read."""
 
+import csv
+import json
 import os
 import re
 import warnings
@@ -11,10 +13,12 @@ from typing import Any
 
 from atomhub.data import objects
 from atomhub.data.cache import SMALLEST
+from atomhub.data.readers import is_image, is_set
 from atomhub.data.real import SourceOptions, decoded_before
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES
 from atomhub.errors import AtomhubError, AtomhubWarning, NotFoundError, SourceError, UsageError, closest
 from atomhub.files import snapshot_of, user_path
+from atomhub.manifest import MANIFEST
 from atomhub.requests import call_hub, hub_api
 
 
@@ -90,13 +94,13 @@ def locate(source: object, options: SourceOptions) -> Place:
     if not isinstance(source, str | Path):
         found = objects.given(source)
         return Place(f"memory:{found.name}", "memory", Alias(""), found.stamp(), given=found)
-    source = str(source)
+    meant, source = isinstance(source, Path), str(source)
     try:
         source.encode()
     except UnicodeEncodeError:
         raise UsageError(f"The name {source!r} is not UTF-8 text.", "Rename the folder.") from None
     path = user_path(source)
-    if named := locate_named(source, options):
+    if not (meant and path.exists()) and (named := locate_named(source, options)):
         return named
     if path.exists():
         return _locate_folder(f"folder:{path.resolve().name}", path.resolve(), Alias(""))
@@ -125,15 +129,26 @@ def locate_named(name: str, options: SourceOptions) -> Place | None:
 
 
 def _locate_folder(name: str, path: Path, alias: Alias) -> Place:
-    def hidden(file: Path) -> bool:
-        return any(part.startswith(".") for part in file.relative_to(path).parts)
+    everything = [] if path.is_file() else sorted(path.rglob("*"))
+    sets = {p.parent for p in everything if p.name == MANIFEST and is_set(p.parent)} - {path}
 
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not hidden(p))
+    def skipped(file: Path) -> bool:  # hidden, or of a distilled set that was saved here
+        return any(p.startswith(".") for p in file.relative_to(path).parts) or not sets.isdisjoint(file.parents)
+
+    below = [p for p in everything if not skipped(p) and p not in sets]
+    found = [p for p in below if p.is_file()] or [path] * path.is_file()
     tables = [p for p in found if p.suffix == ".parquet"]
     root = snapshot_of(path if path.is_dir() else path.parent) or (path if path.is_dir() else path.parent)
     if out := next((p for p in tables if not p.resolve().is_relative_to(root.resolve())), None):
         raise SourceError(f"{out} is a link that leads out of its folder, and is not read.", "Copy the file there.")
-    stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found]]
+    stamp = [str(path), [(str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in found],
+             [(str(p), p.is_symlink()) for p in below if p.is_dir()]]  # fmt: skip
+    classes = {p.parent for p in found if is_image(p)} - {path}
+    if tables and len(classes) > 1 and path.is_dir():
+        raise SourceError(
+            f"{path} has the table {tables[0].relative_to(path)}, and images in {len(classes)} folders.",
+            "Give the one or the other, in a folder of its own.",
+        )
     if tables:
         files: dict[str, list[str]] = {}
         for table in tables:
@@ -143,8 +158,30 @@ def _locate_folder(name: str, path: Path, alias: Alias) -> Place:
         raise SourceError(f"{path} is not a parquet file.", "Give a .parquet file or a folder.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return Place(name, "arrow", alias, stamp, path)
-    listed = any(p.name in METADATA for p in found)
+    metadata = [p for p in found if p.name in METADATA]
+    listed = bool(metadata) and (not classes or any(_lists_files(p) for p in metadata))
     return Place(name, "metadata" if listed else "images", alias, stamp, path)
+
+
+def _lists_files(metadata: Path) -> bool:
+    """Whether a table names images, as ``datasets``' imagefolder wants it; others may lie beside folders of classes.
+
+    Raises:
+        SourceError: it does, and is not separated by commas.
+    """
+    with metadata.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        first = file.readline()
+    if metadata.suffix == ".csv":
+        columns = next(csv.reader([first]), [])
+    else:
+        try:
+            columns = list(json.loads(first))
+        except (ValueError, TypeError):
+            columns = []
+    listed = any(re.fullmatch(r"(.*_)?file_names?", str(name)) for name in columns)
+    if not listed and metadata.suffix == ".csv" and "file_name" in first:
+        raise SourceError(f"{metadata} is not separated by commas: it begins with {first.strip()[:80]!r}.")
+    return listed
 
 
 def _split_of(table: Path, root: Path) -> str:

@@ -1,22 +1,25 @@
 """Readers: digits, image folders, parquet, arrow and Hub datasets as rows of encoded images with class numbers."""
 
 import glob
+import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atomhub.data.tables import TEST_NAMES, TRAIN_NAMES, Columns, Raw, Rows, pick, quiet_datasets, tables
-from atomhub.errors import SourceError, check_installed, first_line
+from atomhub.errors import SourceError, UsageError, check_installed, first_line
 from atomhub.files import read_regular
 from atomhub.limits import PICTURE
+from atomhub.manifest import MANIFEST, TENSORS
 
-IMAGE_SUFFIXES = frozenset(
-    f".{s}" for s in ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "avif", "ppm", "pgm")
-)
+IMAGE_SUFFIXES = frozenset((
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+))  # fmt: skip
 
 
 def digits() -> Raw:
@@ -36,28 +39,82 @@ def images(root: Path, columns: Columns) -> Raw:
     root = root.resolve()
     # a folder without folders is a class that happens to be called train, not a split
     folders = {p.name: p for p in _folders(root) if _folders(p)}
-    seen = _Seen(Counter(), {})
+    seen = _Seen()
     train_name = pick(columns.train, TRAIN_NAMES, folders, "train folder")
     if train_name is None:
+        if columns.test is not None:
+            raise UsageError(
+                f"{root} has no train folder beside which {columns.test!r} could be the test split.",
+                "Name it with `train_split`, or set images aside with `test_fraction`.",
+            )
         return Raw(*_image_rows(root, root, seen), None, "all", None, notes=seen.notes())
     class_names, train = _image_rows(folders.pop(train_name), root, seen)
     test_name = pick(columns.test, TEST_NAMES, folders, "test folder")
     test = _image_rows(folders[test_name], root, seen, class_names)[1] if test_name else None
+    for folder in _folders(root):
+        if folder.name not in (train_name, test_name) and any(is_image(p) for p in pictured(folder, root)):
+            seen.unused.append(folder.name)
+    seen.outside.extend(sorted(str(p.relative_to(root.parent)) for p in root.iterdir() if is_image(p)))
     return Raw(class_names, train, test, train_name, test_name, notes=seen.notes())
+
+
+def is_set(folder: Path) -> bool:
+    """Whether a folder is a distilled set, whose pictures and tables are nobody's real images."""
+    return (folder / MANIFEST).is_file() and (folder / TENSORS).is_file()
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is called like an image, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def pictured(folder: Path, source: Path) -> Iterator[Path]:
+    """Yield all files below a folder of a source but hidden ones, those of hidden folders and of distilled sets.
+
+    Raises:
+        SourceError: a folder below cannot be read, or is a link, and would be left out without a word.
+    """
+
+    def fail(error: OSError) -> None:
+        raise SourceError(f"Cannot read the folder {error.filename}: {error.strerror}.", "Make it readable.")
+
+    for at, inner, names in os.walk(folder, onerror=fail):
+        inner[:] = [n for n in inner if not n.startswith(".") and not is_set(Path(at, n))]
+        if linked := next((n for n in inner if Path(at, n).is_symlink()), None):
+            raise SourceError(
+                f"{Path(at, linked).relative_to(source.parent)} is a link to a folder, and is not read.",
+                "Copy what it leads to into the folder.",
+            )
+        yield from (Path(at, n) for n in names if not n.startswith("."))
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a user may not expect: suffixes of files that are no images, and folders inside of those of classes."""
+    """What a user may not expect.
 
-    other: Counter[str]
-    inner: dict[str, None]
+    Attributes:
+        other: Suffixes of files that are no images.
+        inner: Folders inside of those of classes.
+        unused: Folders beside those of splits.
+        outside: Images in no folder of a class.
+    """
+
+    other: Counter[str] = field(default_factory=Counter)
+    inner: dict[str, None] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
         found = []
         if self.other:
             kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(self.other.items()))
             found.append(f"Files that are not images were left out: {kinds}.")
+        if self.unused:
+            which = "folders" if len(self.unused) > 1 else "folder"
+            found.append(f"Images of the {which} {', '.join(self.unused)} beside the splits were left out.")
+        if self.outside:
+            count = f"{len(self.outside)} images" if len(self.outside) > 1 else "An image"
+            found.append(f"Left out, as no class folder has them: {count}, such as {self.outside[0]}.")
         if self.inner:
             some = f"such as {next(iter(self.inner))}, are" if len(self.inner) > 1 else f"{next(iter(self.inner))}, is"
             count = f"{len(self.inner)} folders" if len(self.inner) > 1 else "folder"
@@ -66,7 +123,7 @@ class _Seen:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and not is_set(p))
 
 
 def _image_rows(
@@ -79,11 +136,12 @@ def _image_rows(
     names = class_names or tuple(p.name for p in folders)
     files: list[Path] = []
     labels: list[int] = []
+    seen.outside.extend(sorted(str(p.relative_to(source.parent)) for p in root.iterdir() if is_image(p)))
     for folder in folders:
         if folder.name not in names:
             raise SourceError(f"{root} has the class {folder.name!r}, which the training images do not have.")
-        found = []
-        for path in sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and not p.is_dir()):
+        found, others = [], Counter[str]()
+        for path in sorted(pictured(folder, source)):
             try:
                 str(path).encode()
             except UnicodeEncodeError:
@@ -93,9 +151,11 @@ def _image_rows(
                 if path.parent != folder:
                     seen.inner[str(path.parent.relative_to(root))] = None
             else:
-                seen.other[path.suffix.lower()] += 1
+                others[path.suffix.lower()] += 1
+        seen.other.update(others)
         if not found:
-            raise SourceError(f"The class folder {folder} has no images.", "Add some, or remove the folder.")
+            suffixes = f": its files end in {', '.join(sorted(others))}" if others else ""
+            raise SourceError(f"The class folder {folder} has no images{suffixes}.", "Add some, or remove the folder.")
         files += found
         labels += [names.index(folder.name)] * len(found)
     return names, Rows(
@@ -115,7 +175,10 @@ def listed(folder: Path, columns: Columns, workspace: Path) -> Raw:
     except Exception as error:  # datasets wraps many errors in its own
         reason = first_line(error.__cause__ or error)
         raise SourceError(f"Cannot read the images that metadata lists in {folder}: {reason}.") from error
-    return tables(splits, columns, folder)
+    raw = tables(splits, columns, folder)
+    others = sum(map(is_image, pictured(folder, folder))) - sum(len(table) for table in splits.values())
+    note = f"Images that no metadata lists were left out: {others}."
+    return replace(raw, notes=(*raw.notes, note)) if others > 0 else raw
 
 
 def parquet(files: Mapping[str, list[str]], columns: Columns, workspace: Path) -> Raw:

@@ -57,8 +57,9 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.size is not None:
             check_whole("The size", self.size, SMALLEST, LARGEST)
-        if self.test_fraction is not None and not 0 <= self.test_fraction < 1:
-            raise UsageError(f"The test fraction cannot be {self.test_fraction}: use 0 to below 1, such as 0.2.")
+        part = self.test_fraction
+        if part is not None and not (isinstance(part, int | float) and 0 <= part < 1):
+            raise UsageError(f"The test fraction cannot be {part!r}: use a number from 0 to below 1, such as 0.2.")
 
     def chosen(self) -> dict[str, Any]:
         """Return the options that were given, by name."""

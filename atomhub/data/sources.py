@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,12 @@ def _prepare(place: Place, options: SourceOptions, folder: Path, workspace: Path
     if faults := found.faults + _untestable(place, found, fraction):
         raise _together(place, faults)
     raw = found.raw
+    if twice := [name for name, n in Counter(raw.class_names).items() if n > 1]:
+        raise SourceError(f"{place.id} has several classes called {twice[0]!r}.", "Give each a name of its own.")
     train, test = _set_aside(raw, fraction) if fraction else (raw.train, raw.test)
     decoded = decode(replace(found, raw=replace(raw, train=train, test=test)), folder, side, bool(fraction))
     usual = len(place.alias.mean) == decoded.channels
-    notes = (*raw.notes, *decoded.notes)
+    notes = (*raw.notes, *decoded.notes, *_untested(raw))
     if fraction:
         notes = (*notes, f"{decoded.counts['test']} images were set aside as the test split (stratified, seed 0).")
     info = SourceInfo(
@@ -172,6 +175,16 @@ def _untestable(place: Place, found: Survey, fraction: float | None) -> list[Sou
             "tests at once.", "Add images of it, or leave it out.",
         )]  # fmt: skip
     return []
+
+
+def _untested(raw: tables.Raw) -> list[str]:
+    """Return a note on the classes that a given test split leaves out."""
+    if raw.test is None:
+        return []
+    counts = np.bincount(raw.test.labels, minlength=len(raw.class_names))
+    missing = [name for name, n in zip(raw.class_names, counts, strict=True) if n == 0]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return [f"No test image is of the classes {', '.join(missing[:3])}{more}."] * bool(missing)
 
 
 def _together(place: Place, faults: list[SourceError]) -> SourceError:

@@ -109,7 +109,7 @@ def tables(splits: Mapping[str, Any], columns: Columns, root: Path | None = None
     train = splits[train_name]
     image = _image_column(train.features, columns)
     label = _label_column(train.features, columns)
-    class_names, number = _classes(train, label)
+    class_names, number = _classes(train, label, columns.label is not None)
     return without_unused(Raw(
         class_names, _table_rows(train, train_name, image, label, number, root),
         _table_rows(splits[test_name], test_name, image, label, number, root) if test_name else None, train_name,
@@ -200,8 +200,11 @@ def _label_column(features: Mapping[str, Any], columns: Columns) -> str:
     return _only(candidates, columns.preferred, LABEL_NAMES, features, "label")
 
 
-def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Return class names, and the class numbers of labels, by name as well as by value."""
+def _classes(table: Any, label: str, chosen: bool) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Return class names, and the class numbers of labels, by name as well as by value.
+
+    ``chosen``: the user named the column.
+    """
     from datasets import ClassLabel, Value
 
     feature = table.features[label]
@@ -209,13 +212,18 @@ def _classes(table: Any, label: str) -> tuple[tuple[str, ...], dict[Any, int]]:
         names = tuple(feature.names)
         return names, {i: i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
+    if kind == "float64":  # whole numbers that pandas read beside an empty cell
+        cells = table.select_columns([label])[label]
+        empty = next((i for i, v in enumerate(cells) if v is None or v != v), None)
+        if empty is not None:
+            raise SourceError(f"Row {empty} of the column {label!r} has no label.", "Give it one, or leave it out.")
     if not (kind.startswith(("int", "uint")) or kind in ("string", "large_string", "bool")):
         raise SourceError(f"The column {label!r} holds {kind}, not classes.", "Name the classes with `label_column`.")
     values = sorted({v for v in table.select_columns([label])[label] if v is not None})
     if len(values) * 2 > max(len(table), 4):
         raise SourceError(
             f"The column {label!r} has {len(values)} values in {len(table)} rows: that is not a class.",
-            "Name the classes with `label_column`.",
+            "Classes have two images or more each." if chosen else "Name the classes with `label_column`.",
         )
     return tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
 

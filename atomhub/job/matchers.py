@@ -81,6 +81,11 @@ def find_matcher(
     inputs = InputSpec(real.info.channels, len(real.class_names), real.info.size)
     plain = f"convnet:norm={recipe.norm}"
     if function is not None:
+        if isinstance(function, nn.Module) or not callable(function):
+            raise UsageError(
+                f"The matcher cannot be of type {type(function).__name__}: it is a function that makes networks.",
+                "Give one, such as `lambda: MyNetwork()`, or name a network: overrides={'matcher': 'resnet18'}.",
+            )
         spec, build, usual = name_of(function), function, plain
         pretrained = None
     elif recipe.convnet:

@@ -86,9 +86,13 @@ def accuracy(model: nn.Module, distilled: DistilledDataset, *, source: object = 
     Raises:
         NotFoundError: the source or its test split is not at hand.
         SourceError: the source has other classes than the set.
-        UsageError: the model does not give K logits for every image.
+        UsageError: the model is no network, or does not give K logits for every image.
         AtomhubError: it gives values that are not finite.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"The model cannot be of type {type(model).__name__}.", "Give a torch.nn.Module; `evaluate` takes names."
+        )
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     classes = len(distilled.class_names)
     return right(model, *distilled.test_split(source), distilled.normalization, where, classes)
@@ -157,18 +161,18 @@ class Classifier:
         if isinstance(image, list | tuple):
             return [self.predict(one) for one in image]
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        pixels = self.transform(_picture(image))[None].to(device)
+        pixels = self.transform(_picture(image, self.config.size))[None].to(device)
         found = logits(self.model.eval(), pixels)[0].float().softmax(0).cpu()
         return {self.class_names[k]: float(found[k]) for k in found.argsort(descending=True).tolist()}
 
 
-def _picture(image: Any) -> Image.Image:
+def _picture(image: Any, side: int) -> Image.Image:
     from PIL import Image
 
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
-        return open_picture(image)
+        return open_picture(image, side)
     array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)

@@ -1,11 +1,14 @@
 """Folders of pictures, as people have them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import image_folder
 from PIL import Image as Pil, features
+from rows import table
 
 import atomhub
 from atomhub.data.pictures import to_pixels
@@ -60,6 +63,36 @@ def test_a_folder_may_have_pictures_of_many_kinds(home, tmp_path, suffix):
     assert len(atomhub.open_source(root).train.images) == 4
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_avif_is_named_like_any_other(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 3})
+    damaged = root / "cat" / "0.avif"
+    Pil.new("RGB", (20, 20)).save(damaged)
+    damaged.write_bytes(damaged.read_bytes().replace(b"pitm", b"xxxx"))
+    with pytest.raises(SourceError, match=r"Cannot read photos/cat/0\.avif"):
+        atomhub.open_source(root, test_fraction=0)
+    assert len(atomhub.open_source(root, test_fraction=0, skip_unreadable=True).train.images) == 6
+
+
+def test_suffixes_that_are_no_images_are_named(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 3})
+    (root / "cat" / "0.png").rename(root / "cat" / "0.jfif")  # plain JPEGs, to Windows; the content decides
+    assert len(atomhub.open_source(root, test_fraction=0).train.images) == 6
+    for file in list((root / "cat").iterdir()):
+        file.rename(file.with_suffix(".heic"))
+    with pytest.raises(SourceError, match=r"class folder .*cat has no images: its files end in \.heic"):
+        atomhub.open_source(root, test_fraction=0)
+
+
+def test_transparent_grey_of_16_bits_is_white(tmp_path):
+    deep = np.full((20, 20), 40 * 256, dtype=np.uint16)
+    deep[:10] = 7
+    Pil.fromarray(deep).save(tmp_path / "deep.png", transparency=7)
+    pixels = to_pixels(Pil.open(tmp_path / "deep.png"), 20, 1)
+    assert (pixels[0, :10] == 255).all()
+    assert (pixels[0, 10:] == 40).all()
+
+
 def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
     root = image_folder(tmp_path / "pets", {None: 3}, classes=("cat/tabby", "cat/siamese", "dog"))
     with pytest.warns(AtomhubWarning) as said:
@@ -67,6 +100,79 @@ def test_folders_inside_of_classes_are_said_to_be_one_class(home, tmp_path):
     assert real.class_names == ("cat", "dog")
     note = "Classes are the outer folders: the 2 folders inside them, such as cat/siamese, are not told apart."
     assert note in [str(warning.message) for warning in said]
+
+
+def test_pictures_that_are_not_used_are_counted(home, tmp_path):
+    """Beside the splits, and in no folder of a class; what is hidden, wherever it lies, is nobody's picture."""
+    root = image_folder(tmp_path / "photos", {"train": 2, "test": 2, "val": 2})
+    picture = (root / "train" / "cat" / "0.png").read_bytes()
+    (root / "train" / "cat" / ".thumbs").mkdir()
+    for place in ("train/cat/.thumbs/0.png", "train/loose.png", "cover.png"):
+        (root / place).write_bytes(picture)
+    real = atomhub.open_source(root)
+    assert real.info.notes == (
+        "Images of the folder val beside the splits were left out.",
+        "Left out, as no class folder has them: 2 images, such as photos/train/loose.png.",
+    )
+    assert len(real.train.images) == 4
+
+
+def test_a_folder_that_is_a_link_is_not_left_out_in_silence(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 2})
+    assert len(atomhub.open_source(root, test_fraction=0).train.images) == 4
+    (root / "cat" / "more").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match="photos/cat/more is a link to a folder, and is not read"):
+        atomhub.open_source(root, test_fraction=0)
+
+
+def test_a_set_that_was_saved_among_the_photos_is_none_of_them(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 4})
+    before = atomhub.open_source(root, test_fraction=0)
+    fields = {"width": 4, "real_batch": 2, "iterations": 1}
+    atomhub.distill(before, 1, "dm", fields, save=root / "out")
+    after = atomhub.open_source(root, test_fraction=0)
+    assert after.info.fingerprint == before.info.fingerprint
+    assert after.class_names == ("cat", "dog")
+
+
+def test_tables_beside_folders_of_classes(home, tmp_path):
+    """One that lists no files is nobody's list; of a table with images of its own it is not clear what is meant."""
+    root = image_folder(tmp_path / "photos", {None: 4})
+    (root / "metadata.csv").write_text("camera,year\nx,2020\n")
+    assert atomhub.open_source(root, test_fraction=0).class_names == ("cat", "dog")
+    (root / "metadata.csv").write_text("file_name;label\n0.png;cat\n")
+    with pytest.raises(SourceError, match="metadata.csv is not separated by commas: it begins with 'file_name;label'"):
+        atomhub.open_source(root, test_fraction=0)
+    (root / "metadata.csv").unlink()
+    table(4).to_parquet(root / "embeddings.parquet")
+    with pytest.raises(SourceError, match="has the table embeddings.parquet, and images in 2 folders"):
+        atomhub.open_source(root, test_fraction=0)
+
+
+def test_a_path_is_a_path_whatever_its_name(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder(tmp_path / "here" / "digits", {None: 2}).parent)
+    assert len(atomhub.open_source(Path("digits"), test_fraction=0).train.images) == 4
+    assert len(atomhub.open_source("digits").train.images) > 1000
+
+
+def test_a_test_split_is_part_of_a_folder_with_splits(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 4})
+    with pytest.raises(UsageError, match="no train folder beside which 'holdout' could be the test split"):
+        atomhub.open_source(root, test_split="holdout", test_fraction=0.5)
+
+
+def test_classes_without_test_images_are_named(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {"train": 2, "test": 2})
+    shutil.rmtree(root / "test" / "dog")
+    assert atomhub.open_source(root).info.notes[-1] == "No test image is of the classes dog."
+
+
+def test_tests_of_copies_alone_are_no_tests(home, tmp_path):
+    root = image_folder(tmp_path / "photos", {None: 4})
+    for file in root.rglob("*.png"):
+        file.write_bytes((root / file.parent.name / "0.png").read_bytes())
+    with pytest.raises(SourceError, match="All images that were set aside for tests are exact copies"):
+        atomhub.open_source(root, test_fraction=0.5)
 
 
 def test_no_image_is_for_training_and_for_tests(home, tmp_path):
@@ -138,6 +244,9 @@ def test_classes_may_be_listed_beside_the_images(home, tmp_path, kind, splits):
     assert real.class_names == ("persian", "siamese")
     assert real.train.images[:, 0, 0, 0].tolist() == [10, 30, 50, 0, 20, 40]
     assert (real.test is None) == (len(splits) == 1)
+    Pil.new("RGB", (20, 20)).save(folder / "another.png")
+    again = atomhub.open_source(tmp_path / "cats", label_column="breed", **alone)
+    assert again.info.notes[0] == "Images that no metadata lists were left out: 1."
 
     (folder / f"metadata.{kind}").write_text("nonsense")
     with pytest.raises(SourceError, match="Cannot read the images that metadata lists in"):

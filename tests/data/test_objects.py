@@ -1,6 +1,7 @@
 """Sources that are Python objects: what people have in a notebook is distilled as it is."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -47,6 +48,7 @@ OBJECTS = {
     "a part of a torch dataset": lambda: torch.utils.data.Subset(Photos(), range(len(LABELS))),
     "arrays, (H, W, C)": lambda: (PIXELS, LABELS),
     "tensors, (C, H, W)": lambda: (torch.tensor(PIXELS).permute(0, 3, 1, 2), torch.tensor(LABELS)),
+    "tensors with gradients": lambda: (torch.tensor(PIXELS / 255).permute(0, 3, 1, 2).requires_grad_(), LABELS),
     "floats in 0..1": lambda: (PIXELS.astype(np.float32) / 255, LABELS),
     "pictures and names": lambda: (PICTURES, [NAMES[label] for label in LABELS]),
 }
@@ -101,6 +103,75 @@ def test_classes_that_a_filtered_table_has_left_are_enough(home):
     assert real.train.labels.tolist() == sorted(LABELS)
 
 
+class Halves(Listed):
+    """Its items have other labels than it lists, as a class that maps them anew has."""
+
+    classes = None
+
+    def __getitem__(self, i):
+        return PICTURES[i], i // 4
+
+
+class Wrapped(torch.utils.data.Dataset):
+    """A wrapper that gives other labels than what it wraps, whose classes are not its own."""
+
+    dataset = Photos()
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, i):
+        return PICTURES[i], i // 4
+
+
+class Numbered(Photos):
+    """Its classes are numbers, and begin with 1; its labels begin with 0."""
+
+    classes = (1, 2, 3)
+
+    def __getitem__(self, i):
+        return PICTURES[i], i % 3
+
+
+@pytest.mark.filterwarnings("ignore::atomhub.errors.AtomhubWarning")
+@pytest.mark.parametrize(
+    ("kind", "names", "labels"),
+    [
+        (Halves, ("0", "1"), [0] * 4 + [1] * 4),
+        (Wrapped, ("0", "1"), [0] * 4 + [1] * 4),
+        (Numbered, ("0", "1", "2"), [i % 3 for i in range(8)]),
+    ],
+)
+def test_the_labels_of_items_are_those_that_count(home, kind, names, labels):
+    real = atomhub.open_source(kind(), test_fraction=0)
+    assert real.class_names == names
+    assert real.train.labels.tolist() == sorted(labels)
+    assert np.array_equal(real.train.images, PIXELS[np.argsort(labels, kind="stable")].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.filterwarnings("ignore::atomhub.errors.AtomhubWarning")
+def test_labels_of_pandas_go_by_their_place(home):
+    """As train_test_split leaves them: in another order than their index, and with gaps in it."""
+    order = [6, 0, 3, 1, 7]
+    labels = pd.Series(LABELS)[order]
+    real = atomhub.open_source((PIXELS[order], labels), test_fraction=0)
+    assert np.array_equal(
+        real.train.images, PIXELS[order][np.argsort(LABELS[order], kind="stable")].transpose(0, 3, 1, 2)
+    )
+
+
+@pytest.mark.filterwarnings("ignore::atomhub.errors.AtomhubWarning")
+def test_files_that_a_table_names_are_read_anew_when_they_change(home, tmp_path):
+    names = [str(tmp_path / f"{i}.png") for i in range(4)]
+    means = []
+    for level in (10, 200):
+        for name in names:
+            Pillow.new("L", (20, 20), level).save(name)
+        rows = Dataset.from_dict({"image": names, "label": [0, 1, 0, 1]}).cast_column("image", Image())
+        means.append(atomhub.open_source(rows, test_fraction=0).train.images.mean())
+    assert means == [10, 200]
+
+
 def test_the_same_object_is_decoded_once(home, recwarn):
     for _ in range(2):
         atomhub.open_source(Photos(), test_fraction=0)
@@ -118,6 +189,9 @@ def test_the_same_object_is_decoded_once(home, recwarn):
         ((PIXELS * 2.0 - 1, LABELS), r"Image 0 has pixels of float64 that are not in 0 to 1"),
         ((PIXELS[..., :2], LABELS), r"Image 0 has the shape \(20, 20, 2\)"),
         ((PIXELS, LABELS + 0.5), "The label of item 0 is '1.5', not a class number or name"),
+        ((PIXELS, np.eye(2)[LABELS]), "The label of item 0 is '\\[0. 1.\\]', not a class number or name"),
+        ((PIXELS, torch.eye(2)[torch.tensor(LABELS)]), "The label of item 0 is 'tensor"),
+        ((PIXELS, [1, "1"] * 4), "several classes called '1'"),
         ([PIXELS, PIXELS, PIXELS], r"Item 0 is of type ndarray, not \(image, label\)"),
         ({"train": (PIXELS, LABELS), "test": (PIXELS, LABELS + 5)}, "has the label 6, which is no class"),
         ({"a": (PIXELS, LABELS), "b": (PIXELS, LABELS)}, "No train split among a, b"),

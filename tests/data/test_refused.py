@@ -58,7 +58,8 @@ def test_image_folders_that_cannot_be_used(home, photos, change, message):
     ("options", "message"),
     [
         ({"label_column": "score"}, "'score' holds float64, not classes"),
-        ({"label_column": "id"}, "'id' has 12 values in 12 rows: that is not a class"),
+        ({"label_column": "id"}, r"(?s)'id' has 12 values in 12 rows: that is not a class.*two images or more"),
+        ({"label_column": "gaps"}, "Row 2 of the column 'gaps' has no label"),
         ({"label_column": "lable"}, "no label column 'lable': the columns are"),
         ({"image_column": "score"}, "'score' holds .*, not images"),
         ({"test_split": "dev"}, "no test split 'dev': found"),
@@ -66,11 +67,13 @@ def test_image_folders_that_cannot_be_used(home, photos, change, message):
         ({"size": 8}, "size cannot be 8: use a whole number, 16 to 512"),
         ({"revision": "v1"}, "no use for the option revision"),
         ({"test_fraction": 1.5}, "test fraction cannot be 1.5"),
+        ({"test_fraction": "0.2"}, "test fraction cannot be '0.2': use a number"),
         ({"colour": 1}, "no source option 'colour'"),
     ],
 )
 def test_impossible_options(home, tmp_path, options, message):
     data = table(12).add_column("score", [0.5] * 12).add_column("id", list(range(12)))
+    data = data.add_column("gaps", [1.0, 0.0, None] * 4)
     data.to_parquet(tmp_path / "train.parquet")
     data.to_parquet(tmp_path / "test.parquet")
     with pytest.raises((SourceError, UsageError), match=message):

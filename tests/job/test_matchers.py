@@ -92,6 +92,7 @@ ONE = small_net()
     ("function", "message"),
     [
         (lambda: 3, "gives int"),
+        (ONE, "The matcher cannot be of type Sequential"),
         (lambda: ONE, "gives the same network every time"),
         (lambda: nn.Linear(3, 3), "cannot take images of 1x16x16"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 7)), r"gives \(1, 7\)"),
@@ -100,6 +101,8 @@ ONE = small_net()
 def test_a_function_is_asked_for_a_new_network_that_fits(home, function, message):
     with pytest.raises(UsageError, match=message):
         distil(function, spatial=0)
+    with pytest.raises(UsageError, match=r"(?s)The matcher cannot be of type str.*overrides=\{'matcher'"):
+        atomhub.distill("digits", 1, "atom", matcher="resnet18")
 
 
 class TestWeights:
@@ -118,6 +121,21 @@ class TestWeights:
         state = lenet(InputSpec(1, 10, 16)).state_dict()
         save_file(state, weights)
         assert not torch.equal(distil(weights=str(weights)).images, one.images)
+
+    def test_they_may_be_those_of_a_network_that_calls_itself_model(self, home, tmp_path, recwarn):
+        class Wrapped(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = small_net()
+
+            def forward(self, images):
+                return self.model(images)
+
+        torch.manual_seed(1)
+        save_file(Wrapped().state_dict(), tmp_path / "mine.safetensors")
+        fields = {"weights": str(tmp_path / "mine.safetensors"), "iterations": 1, "real_batch": 8, "spatial": 0}
+        one = atomhub.distill("digits", 1, "atom", fields, matcher=Wrapped)
+        assert one.manifest.provenance.recipe.matcher == "Wrapped()"
 
     def test_those_of_another_network_are_refused(self, home, weights):
         with pytest.raises(UsageError, match=r"are not those of this network: 0.weight has the shape \(6, 1, 5, 5\)"):

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atomhub
@@ -199,6 +201,33 @@ def test_a_folder_of_another_model_is_never_replaced(classifier, tmp_path):
 def test_a_picture_may_be_a_file(classifier, tmp_path, digits1):
     digits1.pictures()[4].save(tmp_path / "four.png")
     assert classifier.predict(tmp_path / "four.png") == classifier.predict(digits1.pictures()[4])
+
+
+def test_a_large_photo_is_seen_as_training_images_are(classifier, tmp_path):
+    """Which decode a JPEG near their size: from a file, or a picture that is not decoded yet."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((600, 600)).save(tmp_path / "large.jpg")
+    file, picture = tmp_path / "large.jpg", Image.open(tmp_path / "large.jpg")
+    seen = classifier.transform(Image.open(file))
+    assert classifier.predict(file) == classifier.predict(picture)
+    decoded = Image.open(file)
+    decoded.load()
+    assert not torch.equal(seen, classifier.transform(decoded))  # so that this tests something
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_picture_without_a_known_range_is_refused(classifier, digits1, mode):
+    picture = digits1.pictures()[3].convert(mode)
+    for refused in (classifier.predict, digits1.test_transform()):
+        with pytest.raises(UsageError, match=f"Cannot use the picture: pixels of mode {mode} .* have no known range"):
+            refused(picture)
+    with pytest.raises(UsageError, match="A picture cannot be of type ndarray here"):
+        digits1.test_transform()(np.zeros((8, 8), dtype=np.uint8))
+
+
+def test_a_name_is_no_model_to_measure(digits1):
+    with pytest.raises(UsageError, match="The model cannot be of type str"):
+        atomhub.accuracy("lenet", digits1)
 
 
 class Flat(torch.nn.Module):
