@@ -13,6 +13,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
+from atomhub.core.blocks import exact_float32
 from atomhub.core.parallel import Team
 from atomhub.errors import AtomhubError, UsageError, is_out_of_memory
 
@@ -38,6 +39,8 @@ def find_device(device: str) -> torch.device:
         )
     if index and int(index) >= torch.cuda.device_count():
         raise UsageError(f"There is no device {device!r}: this machine has {torch.cuda.device_count()} GPUs.")
+    if kind == "cuda":
+        exact_float32()  # whatever ran before in this process
     return torch.device(device)
 
 

@@ -26,6 +26,7 @@ from common import RESULTS, environment, held_out
 
 import atomhub
 from atomhub.core import initial
+from atomhub.devices import find_device
 from atomhub.errors import NotFoundError
 from atomhub.training.protocols import PROTOCOLS, find_protocol
 
@@ -138,7 +139,7 @@ def main():
                 rows = [*(r for r in rows if r not in own), *found]
                 for r in found:
                     print(f"{line}, ipc {ipc}, seed {seed}, {r['protocol']}, {r['network']}: {shown([r])}", flush=True)
-                about = environment(torch.device("cpu")) | {"question": config["question"]}
+                about = environment(find_device("auto")) | {"question": config["question"]}
                 kept.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     table = f"{config['question']}\n\n{markdown(config, rows)}\n"
     kept.with_suffix(".md").write_text(table)

@@ -22,6 +22,7 @@ from protocols import OnCpu, imported
 
 import atomhub
 from atomhub.core.whitening import Normalization
+from atomhub.devices import find_device
 from atomhub.interop.importing import import_set
 
 NETWORKS = ("convnet:norm=batch", "convnet:norm=instance")
@@ -54,7 +55,7 @@ def main():
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--results", type=Path, metavar="DIR", default=RESULTS)
     o = parser.parse_args()
-    about = environment(torch.device("cpu"))  # now: their code has options of its own
+    about = environment(find_device("auto"))  # now: their code has options of its own
     git = ["git", "-C", o.code, "rev-parse", "HEAD"]
     commit = o.commit or subprocess.check_output(git, text=True).strip()
     real = atomhub.open_source("cifar10")

@@ -24,6 +24,7 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",
     ATOMHUB_HOME=f"{_WORK.name}/atomhub",
     MPLCONFIGDIR=f"{_WORK.name}/matplotlib",
+    CUDA_VISIBLE_DEVICES="",  # the same everywhere: `benchmarks/gpu.py` tests a GPU
 )
 LIVE_TOKEN = os.environ.get("HF_TOKEN", "")
 """For the one test that may talk to the real Hub."""

@@ -185,7 +185,8 @@ def part(u: Tensor) -> Tensor:
     area = PART + (1 - PART) * u[:, _ZOOM_X]
     ratio = ((2 * u[:, _ZOOM_Y] - 1) * math.log(RATIO)).exp()
     sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)
-    return torch.cat([u[:, [_SHIFT_X, _SHIFT_Y]] * (1 - sides), sides], 1)
+    # by a slice: a list of columns would be copied to the device, which a recording may not wait for
+    return torch.cat([u[:, _SHIFT_X : _SHIFT_Y + 1] * (1 - sides), sides], 1)
 
 
 def enlarge(x: Tensor, parts: Tensor) -> Tensor:

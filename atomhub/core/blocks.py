@@ -170,8 +170,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def exact_float32(fast: bool = False) -> None:
-    """Let float32 mean float32 in this process's work on a GPU, and not TF32, unless ``fast``; repeat results."""
-    torch.backends.cuda.matmul.allow_tf32 = fast
+    """Let float32 mean float32 in this process's work on a GPU, and repeat results; ``fast``: TF32 in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = False  # whitening is a product
     torch.backends.cudnn.allow_tf32 = fast
     torch.backends.cudnn.benchmark = False  # it would choose other algorithms in another run
     torch.backends.cudnn.deterministic = True

@@ -7,7 +7,7 @@ synthetic images go through it, with one augmentation draw per class; the images
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -101,18 +101,19 @@ class Iterations(ABC):
         on_gpu = self.device.type == "cuda"
         limit = budget(memory, free_memory(self.device), used_memory(self.device), resident, 0 if on_gpu else LIBRARIES)
 
-        @cache
-        def planned(count: int) -> Plan:
-            return self._planned(count, compute.itemsize, limit)
-
-        self.plan: Callable[[int], Plan] = planned
-        """Gives how the work on some classes is cut."""
+        self._plans, self._fits = dict[int, Plan](), (compute.itemsize, limit)
         self.plan(min(each, len(self.owned)))  # now, if the memory is too small
         self.normalization = self.real.normalization
         start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed, teacher)
         self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
         self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
         self._clipped = torch.zeros((), device=self.device)
+
+    def plan(self, count: int) -> Plan:
+        """Return how the work on some classes is cut."""
+        if count not in self._plans:
+            self._plans[count] = self._planned(count, *self._fits)
+        return self._plans[count]
 
     @abstractmethod
     def _networks(

@@ -197,3 +197,4 @@ class Run:
             found = measure(snapshot, protocol="quick", runs=1, baseline=None, device=self.device, source=self.real)
             self.accuracies.append((done, found.score.mean))
             self.start += time.perf_counter() - before
+        self.engine.team.wait()  # in the group that waits for hours; that of the GPUs would give up

@@ -1,5 +1,6 @@
 """From real images to a distilled set: the main job, and the one place where it is set up."""
 
+import gc
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -130,6 +131,7 @@ def distill(
             if taught.bank:
                 # too little memory is said now, not after hours of training networks
                 make(resolved.replace(init="noise"), ipc, normalization, seed, where)
+                gc.collect()  # what holds itself would keep real images on a GPU
                 arguments = (real, taught, normalization, where, matching)
                 # those of another machine would not be the same, bit for bit
                 bank = team.lead(lambda: find_bank(*arguments, told("networks")))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretended import GPU, Copies
 from torchvision.transforms import InterpolationMode, functional as TF
 
 from atomhub.core import augment
@@ -143,3 +144,13 @@ def test_a_batch_has_one_operation_and_every_image_its_own_numbers():
         assert all(bool((image == 0).any()) == kind for image in out)
         assert len({tuple(image.flatten().tolist()) for image in out}) > 2
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("name", augment.OPERATIONS)
+def test_nothing_is_copied_to_a_gpu_meanwhile(pretended_gpu, name):
+    """A step that is recorded may not wait for a copy."""
+    images, u = torch.empty(G, 2, 3, 8, 8, device=GPU), torch.empty(G, augment.DRAWS, device=GPU)
+    augment.augment_static(images, u, [[name]])  # tables are made once
+    with Copies() as copies:
+        augment.augment_static(images, u, [[name]])
+    assert not copies.found

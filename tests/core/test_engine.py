@@ -1,5 +1,7 @@
 """The engine agrees with the slow reference, and behaves as its docstrings say."""
 
+import gc
+import weakref
 from collections import Counter
 from functools import partial
 
@@ -314,7 +316,20 @@ def test_views_start_from_real_images_and_come_back_in_order():
 
 def test_float32_is_float32_unless_tf32_is_asked_for():
     make_engine(dtype=torch.float32, precision="tf32")
-    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32  # whitening stays exact
     make_engine(dtype=torch.float32)
     assert not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+
+
+def test_an_engine_leaves_memory_with_its_last_user():
+    """And does not wait for the collector: its real images may lie on a GPU."""
+    engine = make_engine()
+    engine.step(0)
+    known = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert known() is None
+    finally:
+        gc.enable()
