@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def find_bank(
         progress(len(found), recipe.bank)
         if device.type == "cuda":
             del images
-            torch.cuda.empty_cache()  # the engine asks how much is free
+            with suppress(RuntimeError):  # torch 2.11's, where a network could not be recorded
+                torch.cuda.empty_cache()  # the engine asks how much is free
     return Bank.joined([found[member] for member in range(recipe.bank)])
 
 
