@@ -168,12 +168,14 @@ class DistilledDataset:
             options: For ``torch.utils.data.DataLoader`` (``num_workers``, ``generator``, ...).
 
         Raises:
-            UsageError: an augmentation, or labels, that do not exist.
+            UsageError: an augmentation, or labels, that do not exist, or a temperature of 0 or less.
             NotFoundError: the set has no stored labels, or they were not downloaded.
         """
         if size is not None:
             check_whole("size", size, 1)
         if labels == "stored":
+            if not 0 < temperature < float("inf"):
+                raise UsageError(f"The temperature cannot be {temperature}.", "Use about 1 to 20.")
             stored = self.stored_labels()
             if options.get("num_workers"):
                 raise UsageError("Stored labels are played in order, by one process.", "Leave `num_workers` out.")

@@ -191,12 +191,12 @@ class Manifest(BaseModel, extra="allow", frozen=True, allow_inf_nan=False):
         """Return a copy with a result added, in place of one of the same network, protocol, labels and teacher.
 
         Unless that has more runs, of the same revision of the protocol. Baselines of the old one that were not measured
-        again stay.
+        again stay where the seed is the same.
         """
         same = (new.network, new.protocol, new.labels, new.teacher)
         old = self.results.measured
         for r in old:
-            if (r.network, r.protocol, r.labels, r.teacher, r.revision) == (*same, new.revision):
+            if (r.network, r.protocol, r.labels, r.teacher, r.revision, r.seed) == (*same, new.revision, new.seed):
                 new = new.model_copy(update={"baseline": {**r.baseline, **new.baseline}})
         kept = (
             r for r in old

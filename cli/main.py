@@ -26,7 +26,8 @@ EPILOG = (
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "ATOMHUB"}, epilog=EPILOG)
 @click.version_option(package_name="atomhub", prog_name="atomhub")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when something fails.")
+@click.option("--debug", is_flag=True, expose_value=False, allow_from_autoenv=False,  # main reads it: anything is on
+              help="Show a traceback when something fails.")  # fmt: skip
 def cli() -> None:
     """Distil image datasets into a few images per class, and train on them.
 

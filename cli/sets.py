@@ -52,6 +52,10 @@ def list_sets(
     """
     if remote and update:
         raise click.UsageError("--update is about names, which --remote does not need.")
+    from atomhub.training.protocols import columns, find_protocol
+
+    if protocol:
+        find_protocol(protocol)
     if remote:
         _list_remote(author, source, ipc, sort or "downloads", protocol or "dm", as_json)
         return
@@ -61,10 +65,7 @@ def list_sets(
     from atomhub.hub.pull import pulled
     from atomhub.job.cleaning import unfinished
     from atomhub.storage import formats, store
-    from atomhub.training.protocols import columns, find_protocol
 
-    if protocol:
-        find_protocol(protocol)
     changes = index.refresh() if update else {}
     # where bare names mean one's own, the index has no say
     named = {} if os.environ.get("ATOMHUB_NAMESPACE") else names.known().sets
@@ -219,10 +220,13 @@ def preview(name: str, output: Path | None, ipc: int, as_json: bool) -> None:
     import io
 
     import atomhub
+    from atomhub.errors import UsageError
     from atomhub.files import replace_file
 
     distilled = atomhub.load(name)
     target = output or Path(f"{distilled.name}.png")
+    if target.is_file() and not target.read_bytes().startswith(b"\x89PNG"):
+        raise UsageError(f"{target} is there already, and is no PNG.", "Choose another file.")
     buffer = io.BytesIO()
     picture = distilled.preview(ipc)
     picture.save(buffer, "PNG")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, NotFoundError, closest
-from atomhub.files import cannot_write, home, locked, put_back, temporary_folder, user_path
+from atomhub.files import cannot_write, home, locked, put_back, snapshot_of, temporary_folder, user_path
 from atomhub.manifest import Manifest, check_name
 from atomhub.storage import formats
 
@@ -55,13 +55,17 @@ def starters() -> list[str]:
 
 def missing(name: str, others: Iterable[str] = ()) -> NotFoundError:
     """Return the error for a set that is not on this machine; ``others``: names that are known besides."""
-    hint = closest(name, {*names(), *starters(), *others})
+    here = {*names(), *starters()}
+    if name in here:
+        return NotFoundError(f"{name!r} is a set on this machine, and none of the Hub.", "Sets there are user/name.")
+    hint = closest(name, {*here, *others})
     return NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
 
 
 def keeps_results(distilled: DistilledDataset) -> bool:
     """Whether results may be written beside a set: not in the Hub's cache, nor in the installed package."""
-    return distilled.path is not None and not distilled.path.resolve().is_relative_to(STARTER)
+    path = distilled.path
+    return path is not None and not path.resolve().is_relative_to(STARTER) and snapshot_of(path) is None
 
 
 def manifests() -> tuple[dict[Path, Manifest], list[AtomhubError]]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atomhub import limits
 from atomhub.errors import UsageError
-from atomhub.files import replace_file
+from atomhub.files import locked, replace_file
 from atomhub.manifest import Manifest
 from atomhub.results import Score
 
@@ -92,16 +92,17 @@ def add(path: Path, manifest: Manifest, new: list[Verification]) -> None:
         UsageError: there are too many.
         AtomhubError: it cannot be written.
     """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        if content:
-            _File.model_validate_json(content)
-    except (OSError, ValidationError, ValueError):
-        raise UsageError(
-            f"{path} cannot be read.", "Mend it, or move it away: it may hold what others measured."
-        ) from None
-    same = {_claim(v) for v in new}
-    kept = [v for v in parse(content, manifest) if _claim(v) not in same]
-    if len(kept) + len(new) > _MOST:
-        raise UsageError(f"{path} has {len(kept)} records already, of at most {_MOST}.", "Remove some.")
-    replace_file(path, _File(verified=(*kept, *new)).model_dump_json(indent=1).encode())
+    with locked(path):
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            if content:
+                _File.model_validate_json(content)
+        except (OSError, ValidationError, ValueError):
+            raise UsageError(
+                f"{path} cannot be read.", "Mend it, or move it away: it may hold what others measured."
+            ) from None
+        same = {_claim(v) for v in new}
+        kept = [v for v in parse(content, manifest) if _claim(v) not in same]
+        if len(kept) + len(new) > _MOST:
+            raise UsageError(f"{path} has {len(kept)} records already, of at most {_MOST}.", "Remove some.")
+        replace_file(path, _File(verified=(*kept, *new)).model_dump_json(indent=1).encode())

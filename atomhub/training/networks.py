@@ -85,7 +85,7 @@ def find_network(spec: str | None, inputs: InputSpec, usual: str = "convnet", tr
         UsageError: an unknown name or option (with the closest match), a value that is not possible, or a network that
             cannot take images of that size.
     """
-    name, given = split_spec(spec or usual)
+    name, given = split_spec(usual if spec is None else spec)
     if name.startswith(PROBE):
         return _probe(name.removeprefix(PROBE), given, inputs, usual, tried)
     make = NETWORKS.get(name)

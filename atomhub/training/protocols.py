@@ -125,6 +125,6 @@ def column(protocol: str, network: str) -> str | None:
 
 
 def columns(measured: Iterable[Measurement]) -> dict[str, Measurement]:
-    """Return those of a set's results that a table of sets shows, by :func:`column`; of each the latest."""
-    good = [r for r in measured if r.labels == "hard" and r.revision == REVISION]
+    """Return those of a set's results that a table of sets shows, by :func:`column`; of each that of most networks."""
+    good = sorted((r for r in measured if r.labels == "hard" and r.revision == REVISION), key=lambda r: r.score.runs)
     return {name: r for r in good if (name := column(r.protocol, r.network))}

@@ -78,6 +78,8 @@ def soften(
         name=chosen,
         format={"labels": "soft"},
         provenance={"teacher": record, "command": chain(before or "", made)},
+        # what was measured with other soft labels is not of these
+        results={"measured": tuple(r for r in distilled.manifest.results.measured if r.labels != "soft" or r.teacher)},
         files={},
     )
     return replace(distilled, manifest=manifest, soft_labels=soft, path=None, repo=None)

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import yaml
 from conftest import LIVE_TOKEN, ROOT
 from datasets import load_dataset
 from hub_server import HubServer
-from huggingface_hub import DatasetCard, HfApi, ModelCard
+from huggingface_hub import DatasetCard, HfApi, ModelCard, snapshot_download
 from published import FILES
 
 import atomhub
@@ -46,6 +47,14 @@ class TestPush:
         assert torch.equal(again.images, saved.images)
         assert again.manifest == saved.manifest
         assert again.path is None  # the cache is not ours to write to
+
+    def test_results_are_not_written_to_the_cache_by_its_folder_either(self, hub, saved):
+        saved.push_to_hub()
+        folder = Path(snapshot_download(f"alice/{saved.name}", repo_type="dataset"))
+        before = (folder / "manifest.json").read_bytes()
+        atomhub.evaluate(atomhub.load(folder), "mlp:width=8", "quick", runs=1, baseline=None)
+        assert (folder / "manifest.json").read_bytes() == before
+        assert (folder / "manifest.json").is_symlink()
 
     def test_unchanged_content_makes_no_commit(self, hub, saved):
         assert push(saved).changed

@@ -96,6 +96,8 @@ def test_a_loader_gives_the_next_epoch_in_every_pass_and_begins_again(labelled):
     assert (images.shape, labels.shape, len(loader)) == ((10, 1, 20, 20), (10, 10), 1)
     assert torch.allclose(labels, labelled.stored.logits[0].float().softmax(1))
     assert not torch.equal(images, passes[1][0]) and torch.equal(images, passes[3][0])
+    with pytest.raises(UsageError, match="The temperature cannot be 0"):
+        labelled.loader(labels="stored", temperature=0)
     soft = next(iter(labelled.loader(labels="stored", temperature=20.0)))[1]  # another loader goes on as well
     assert torch.allclose(soft, (labelled.stored.logits[1].float() / 20).softmax(1))
     with pytest.raises(UsageError, match="by one process"):

@@ -19,7 +19,7 @@ from atomhub.training import fit as fitting
 from atomhub.training.accuracy import accuracy
 from atomhub.training.baselines import herding_real, random_real
 from atomhub.training.measure import summary
-from atomhub.training.protocols import PROTOCOLS, Protocol
+from atomhub.training.protocols import PROTOCOLS, Protocol, columns
 
 
 def test_distilled_digits_beat_as_many_random_real_ones(home):
@@ -96,6 +96,21 @@ def test_fewer_runs_never_take_the_place_of_more(home, digits1, short):
     for runs in (2, 1):
         atomhub.evaluate(saved, tiny, "quick", runs=runs, baseline=None)
     assert [r.score.runs for r in atomhub.load(saved.name).manifest.results.measured] == [2, 1]
+
+
+def test_baselines_stay_with_their_seeds_and_tables_show_most_networks(home, digits1, short):
+    saved = digits1.save()
+    for runs, seed in ((2, 0), (1, 0), (1, 5)):
+        atomhub.evaluate(saved, "convnet", "quick", runs=runs, seed=seed, baseline=None if runs == 1 else "random")
+    measured = atomhub.load(saved.name).manifest.results.measured
+    assert [(r.score.runs, r.seed, list(r.baseline)) for r in measured][-1] == (1, 5, [])
+    (shown,) = columns(measured).values()
+    assert shown.score.runs == 2
+
+
+def test_a_network_without_a_name_is_refused(digits1):
+    with pytest.raises(UsageError, match="There is no network ''"):
+        atomhub.evaluate(digits1, "", "quick", runs=1)
 
 
 def test_a_result_of_an_older_revision_gives_way_whatever_its_runs(home, digits1, short):

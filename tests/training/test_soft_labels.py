@@ -32,6 +32,15 @@ def test_a_teacher_softens_labels_and_they_are_kept_and_reported_apart(home, dig
     assert again.subset(ipc=1).manifest.provenance.teacher == soft.manifest.provenance.teacher
 
 
+def test_labels_made_anew_come_without_the_results_of_the_old_ones(home, digits1, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "brief", Protocol(2, 256, "test"))
+    first = atomhub.soften(digits1, "mlp:width=8", epochs=1, name="first").save()
+    for labels in ("hard", "soft"):
+        atomhub.evaluate(first, tiny, "brief", runs=1, labels=labels, baseline=None)
+    second = atomhub.soften(atomhub.load("first"), "mlp:width=8", epochs=2, name="second")
+    assert [r.labels for r in second.manifest.results.measured] == ["hard"]
+
+
 def test_the_recorded_command_makes_the_same_soft_labels(home, digits1, shell):
     soft = atomhub.soften(digits1, "mlp:width=8", epochs=1, temperature=2.0, seed=3)
     shell(soft.manifest.provenance.command)
