@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atomhub.command import expression, python_command
-from atomhub.dataset import DistilledDataset
+from atomhub.dataset import DistilledDataset, check_set
 from atomhub.errors import UsageError, check_whole, closest
 from atomhub.manifest import Format, Manifest, check_name
 from atomhub.provenance import Part, Provenance, joined
@@ -78,6 +78,9 @@ def concat(
     Raises:
         UsageError: sets that do not fit together; the sentence says where.
     """
+    sets = list(sets)
+    for one in sets:
+        check_set(one)
     if len(sets) < 2:
         raise UsageError(f"concat needs two sets or more, and was given {len(sets)}.")
     if by not in ("name", "offset"):

@@ -307,3 +307,13 @@ class DistilledDataset:
         from atomhub.combine import subset
 
         return subset(self, classes, ipc, name)
+
+
+def check_set(distilled: object) -> None:
+    """Refuse what is no set, such as the name of one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(distilled, DistilledDataset):
+        raise UsageError(f"A set cannot be of type {type(distilled).__name__}.", "Load it: `atomhub.load(name)`.")

@@ -268,7 +268,8 @@ def check_target(target: Path, overwrite: bool, marker: str) -> None:
         marker: What tells a folder of ours from any other.
 
     Raises:
-        AtomhubError: the target exists (an empty folder is fine), is something else, or lies where nobody may write.
+        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``),
+            or lies where nobody may write.
     """
     try:
         if target == Path.cwd():
@@ -282,6 +283,8 @@ def check_target(target: Path, overwrite: bool, marker: str) -> None:
                 raise AtomhubError(
                     f"{target} was not written by this command, so it is not replaced.", "Name another folder."
                 )
+            if more := next((p.name for p in sorted(target.iterdir()) if p.name.startswith(".") and p.is_dir()), None):
+                raise AtomhubError(f"{target} has {more}, which would be lost.", "Name another folder, or move it.")
         above = next(p for p in target.parents if p.exists())
         tempfile.TemporaryDirectory(prefix=_prefix(target), dir=above).cleanup()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -267,6 +268,24 @@ class TestHub:
         assert verified.parse(json.dumps(forged).encode(), one.manifest) == []
         for odd in (b"", b"[]", b"\xff", b'{"verified": [1]}', b'{"verified": ' + b"[" * 10_000):
             assert verified.parse(odd, one.manifest) == []
+
+    def test_two_verdicts_at_once_are_both_kept(self, saved, short, monkeypatch):
+        """The second comes between the first one's reading and its writing."""
+        atomhub.evaluate(saved, protocol="quick", runs=2, baseline=None)
+        one = atomhub.load(saved.name)
+        verdicts, threads, parse = atomhub.verify(one, runs=2), [], verified.parse
+
+        def interrupted(content, manifest):
+            if not threads:
+                threads.append(threading.Thread(target=record_verdicts, args=(one, verdicts, "Eve")))
+                threads[0].start()
+                threads[0].join(2)
+            return parse(content, manifest)
+
+        monkeypatch.setattr(verified, "parse", interrupted)
+        record_verdicts(one, verdicts, "Jane")
+        threads[0].join()
+        assert {v.by for v in verified.read(saved.path, one.manifest)} == {"Jane", "Eve"}
 
     def test_a_file_of_verdicts_that_cannot_be_read_is_not_replaced(self, saved):
         (saved.path / verified.VERIFIED).write_text('{"verified": [,]}')

@@ -94,13 +94,13 @@ def locate(source: object, options: SourceOptions) -> Place:
     if not isinstance(source, str | Path):
         found = objects.given(source)
         return Place(f"memory:{found.name}", "memory", Alias(""), found.stamp(), given=found)
-    meant, source = isinstance(source, Path), str(source)
+    is_path, source = isinstance(source, Path), str(source)
     try:
         source.encode()
     except UnicodeEncodeError:
         raise UsageError(f"The name {source!r} is not UTF-8 text.", "Rename the folder.") from None
     path = user_path(source)
-    if not (meant and path.exists()) and (named := locate_named(source, options)):
+    if not (is_path and path.exists()) and (named := locate_named(source, options)):
         return named
     if path.exists():
         return _locate_folder(f"folder:{path.resolve().name}", path.resolve(), Alias(""))

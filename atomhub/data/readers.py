@@ -54,7 +54,7 @@ def images(root: Path, columns: Columns) -> Raw:
     for folder in _folders(root):
         if folder.name not in (train_name, test_name) and any(is_image(p) for p in pictured(folder, root)):
             seen.unused.append(folder.name)
-    seen.outside.extend(sorted(str(p.relative_to(root.parent)) for p in root.iterdir() if is_image(p)))
+    seen.look_outside(root, root)
     return Raw(class_names, train, test, train_name, test_name, notes=seen.notes())
 
 
@@ -104,6 +104,10 @@ class _Seen:
     unused: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
 
+    def look_outside(self, folder: Path, source: Path) -> None:
+        """Add the images that lie in a folder of class folders itself."""
+        self.outside.extend(sorted(str(p.relative_to(source.parent)) for p in folder.iterdir() if is_image(p)))
+
     def notes(self) -> tuple[str, ...]:
         found = []
         if self.other:
@@ -136,7 +140,7 @@ def _image_rows(
     names = class_names or tuple(p.name for p in folders)
     files: list[Path] = []
     labels: list[int] = []
-    seen.outside.extend(sorted(str(p.relative_to(source.parent)) for p in root.iterdir() if is_image(p)))
+    seen.look_outside(root, source)
     for folder in folders:
         if folder.name not in names:
             raise SourceError(f"{root} has the class {folder.name!r}, which the training images do not have.")

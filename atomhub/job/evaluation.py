@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atomhub.data.real import check_again
-from atomhub.dataset import DistilledDataset
+from atomhub.dataset import DistilledDataset, check_set
 from atomhub.errors import AtomhubError, AtomhubWarning, MissingPackageError, NotFoundError, UsageError
 from atomhub.files import home
 from atomhub.interrupts import heeded
@@ -39,6 +39,7 @@ def evaluate(
     for ``rded``: it is trained on the real images as that of the recipe ``rded`` is, once per source, from fresh
     weights or those of ``NAME:weights=FILE``. None: that one.
     """
+    check_set(distilled)
     keep = partial(KeptFile, home() / "evaluations", distilled.name)
     options = taught(distilled, protocol, options)
     known = network is None or isinstance(network, str)

@@ -274,6 +274,8 @@ def rules_of(protocol: str, labels: str) -> Protocol:
     rules = find_protocol(protocol)
     if labels == "stored" and not rules.temperature:
         raise UsageError(f"Stored labels are for the protocol 'rded', not for {protocol!r}.")
+    if labels == "soft" and rules.temperature:
+        raise UsageError(f"Under {protocol!r} a teacher labels every batch.", "Leave `labels` out.")
     return rules
 
 

@@ -6,7 +6,7 @@ import torch
 
 from atomhub.command import chain, command
 from atomhub.core.draws import seeded
-from atomhub.dataset import DistilledDataset
+from atomhub.dataset import DistilledDataset, check_set
 from atomhub.devices import enough_memory, find_device, keep_large_buffers
 from atomhub.errors import UsageError, check_whole
 from atomhub.manifest import check_name
@@ -22,7 +22,7 @@ def soften(
     distilled: DistilledDataset, teacher: str | None = None, epochs: int = 20, *, temperature: float = 1.0,
     name: str | None = None, seed: int = 0, device: str = "auto", source: object = None,
 ) -> DistilledDataset:  # fmt: skip
-    """Return a copy of a set, in memory, with soft labels; its hard labels and results stay.
+    """Return a copy of a set, in memory, with soft labels; its hard labels, and results of them, stay.
 
     The teacher is trained on the whole real training set, with SGD and augmentation as in the ``dm`` protocol. Networks
     that learn from soft labels (``evaluate(..., labels="soft")``) are reported apart from those that learn classes.
@@ -42,6 +42,7 @@ def soften(
         NotFoundError: the source is not at hand.
         AtomhubError: the teacher's loss is not finite.
     """
+    check_set(distilled)
     check_whole("epochs", epochs, 1)
     check_whole("seed", seed, 0)
     if not 0 < temperature < float("inf"):

@@ -197,28 +197,6 @@ def test_a_set_is_listed_under_the_name_that_loads_it(run, home):
     assert run("info", entry["name"])[0] == 0
 
 
-def test_a_preview_replaces_pictures_and_nothing_else(run, tmp_path):
-    thesis, picture = tmp_path / "thesis.txt", tmp_path / "a.png"
-    thesis.write_text("years of work")
-    code, _, err = run("preview", "digits-ipc1", "--output", thesis)
-    assert code and "is there already, and is no PNG" in err
-    assert thesis.read_text() == "years of work"
-    assert [run("preview", "digits-ipc1", "--output", picture)[0] for _ in range(2)] == [0, 0]
-
-
-def test_a_set_of_this_machine_is_said_to_be_here(run, home):
-    code, _, err = run("pull", "digits-ipc1")
-    assert code
-    assert "'digits-ipc1' is a set on this machine, and none of the Hub" in err
-    assert "Did you mean 'digits-ipc1'" not in err
-
-
-def test_protocols_and_debugging_by_other_words(run, monkeypatch):
-    assert "There is no protocol 'nope'" in run("list", "--remote", "--protocol", "nope")[2]
-    monkeypatch.setenv("ATOMHUB_DEBUG", "verbose")
-    assert run("recipes")[0] == 0
-
-
 def test_a_rank_alone_does_not_make_a_second_process(home):
     process = spawn("recipes", env=os.environ | {"RANK": "1"})
     assert "atom" in process.communicate(timeout=60)[0]

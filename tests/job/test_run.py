@@ -12,6 +12,7 @@ from conftest import image_folder, small_limit
 
 import atomhub
 from atomhub.data.real import RealData, Split
+from atomhub.devices import find_device
 from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
 
 RUN = {"recipe": "atom", "overrides": {"iterations": 60, "width": 4, "real_batch": 4}, "checkpoint_every": 3}
@@ -250,6 +251,15 @@ class TestDistil:
     def test_cuda_without_cuda(self):
         with pytest.raises(UsageError, match="(?s)'cuda' was asked for.*device=.cpu"):
             atomhub.distill("digits", 1, device="cuda")
+
+    def test_every_job_on_a_gpu_begins_with_exact_float32(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        assert find_device("cpu") == torch.device("cpu")
+        assert torch.backends.cudnn.allow_tf32
+        assert find_device("cuda:0") == torch.device("cuda", 0)
+        assert not torch.backends.cudnn.allow_tf32
 
     def test_a_tuned_source_keeps_what_the_user_sets(self):
         from atomhub.recipe import choose_recipe

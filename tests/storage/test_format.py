@@ -290,6 +290,14 @@ class TestStore:
         (tmp_path / "empty").mkdir()
         digits1.save(tmp_path / "empty")
 
+    def test_a_clone_with_a_set_in_it_is_not_replaced(self, tmp_path, digits1):
+        saved = digits1.save(tmp_path / "clone")
+        (saved.path / ".DS_Store").touch()
+        digits1.save(tmp_path / "clone", overwrite=True)
+        (saved.path / ".git").mkdir()
+        with pytest.raises(AtomhubError, match=r"has \.git, which would be lost"):
+            digits1.save(tmp_path / "clone", overwrite=True)
+
     def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1):
         old = digits1.save()
         broken = dataclasses.replace(digits1, images=digits1.images[:7])

@@ -108,6 +108,17 @@ def test_baselines_stay_with_their_seeds_and_tables_show_most_networks(home, dig
     assert shown.score.runs == 2
 
 
+def test_a_name_is_no_set(home, digits1):
+    for given in (atomhub.evaluate, atomhub.soften, lambda name: atomhub.concat([name, digits1])):
+        with pytest.raises(UsageError, match=r"(?s)A set cannot be of type str.*atomhub\.load"):
+            given("digits-ipc1")
+
+
+def test_soft_labels_are_not_for_a_protocol_with_a_teacher(digits1):
+    with pytest.raises(UsageError, match="Under 'rded' a teacher labels every batch"):
+        atomhub.evaluate(digits1, "mlp:width=8", "rded", runs=1, labels="soft")
+
+
 def test_a_network_without_a_name_is_refused(digits1):
     with pytest.raises(UsageError, match="There is no network ''"):
         atomhub.evaluate(digits1, "", "quick", runs=1)
