@@ -117,8 +117,8 @@ class _Seen:
             which = "folders" if len(self.unused) > 1 else "folder"
             found.append(f"Images of the {which} {', '.join(self.unused)} beside the splits were left out.")
         if self.outside:
-            count = f"{len(self.outside)} images" if len(self.outside) > 1 else "An image"
-            found.append(f"Left out, as no class folder has them: {count}, such as {self.outside[0]}.")
+            count = f"{len(self.outside)} images, such as " if len(self.outside) > 1 else ""
+            found.append(f"Left out, as no class folder has them: {count}{self.outside[0]}.")
         if self.inner:
             some = f"such as {next(iter(self.inner))}, are" if len(self.inner) > 1 else f"{next(iter(self.inner))}, is"
             count = f"{len(self.inner)} folders" if len(self.inner) > 1 else "folder"

@@ -57,7 +57,7 @@ def missing(name: str, others: Iterable[str] = ()) -> NotFoundError:
     """Return the error for a set that is not on this machine; ``others``: names that are known besides."""
     here = {*names(), *starters()}
     if name in here:
-        return NotFoundError(f"{name!r} is a set on this machine, and none of the Hub.", "Sets there are user/name.")
+        return NotFoundError(f"{name!r} is a set on this machine, and none of the Hub.", "It needs no download.")
     hint = closest(name, {*here, *others})
     return NotFoundError(f"There is no distilled set {name!r} on this machine.", hint)
 
