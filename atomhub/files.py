@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -259,16 +259,17 @@ def read_regular(path: Path, most: int, inside: Path | None = None) -> bytes:
     return b"".join(parts)
 
 
-def check_target(target: Path, overwrite: bool, marker: str) -> None:
+def check_target(target: Path, overwrite: bool, marker: str, ours: Container[str] | None = None) -> None:
     """Refuse, before any work, a target that could not be written later.
 
     Args:
         target: Folder to be written; absolute.
         overwrite: Allow a folder that exists and holds the file ``marker``.
         marker: What tells a folder of ours from any other.
+        ours: Names that we write into such a folder, so that others' files are not lost; None: any.
 
     Raises:
-        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``),
+        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``, notes),
             or lies where nobody may write.
     """
     try:
@@ -283,8 +284,12 @@ def check_target(target: Path, overwrite: bool, marker: str) -> None:
                 raise AtomhubError(
                     f"{target} was not written by this command, so it is not replaced.", "Name another folder."
                 )
-            if more := next((p.name for p in sorted(target.iterdir()) if p.name.startswith(".") and p.is_dir()), None):
-                raise AtomhubError(f"{target} has {more}, which would be lost.", "Name another folder, or move it.")
+            for path in sorted(target.iterdir()):
+                hidden = path.name.startswith(".")
+                if path.is_dir() if hidden else ours is not None and path.name not in ours:
+                    raise AtomhubError(
+                        f"{target} has {path.name}, which would be lost.", "Name another folder, or move it."
+                    )
         above = next(p for p in target.parents if p.exists())
         tempfile.TemporaryDirectory(prefix=_prefix(target), dir=above).cleanup()
     except OSError as error:

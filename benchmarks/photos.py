@@ -1,6 +1,6 @@
 """Distilled photographs beside random and herded ones, under the same labels: a line for each recipe.
 
-    python benchmarks/photos.py FOLDER [--size 128] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...]
+    python benchmarks/photos.py SOURCE [--size 128] [--classes K] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...]
         [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--teacher resnet18]
         [--networks 2] [--whole] [--results DIR]
 
@@ -18,6 +18,15 @@ from common import RESULTS, environment, setting
 import atomhub
 from atomhub.devices import find_device
 from atomhub.training.protocols import PROTOCOLS
+
+
+def first_classes(real, k):
+    """Return the training and test images of the first k classes, as a source of their own."""
+    def split(images):
+        rows = images.labels < k
+        return images.images[rows], [real.class_names[label] for label in images.labels[rows]]
+
+    return atomhub.open_source({"train": split(real.train), "test": split(real.test)})
 
 
 def markdown(rows, o):
@@ -38,6 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--size", type=int)
+    parser.add_argument("--classes", type=int, help="the first K alone")
     parser.add_argument("--ipc", type=int, action="append")
     parser.add_argument("--recipe", action="append", metavar="NAME|FILE.toml")
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help="recipe fields")
@@ -50,6 +60,7 @@ def main():
     o = parser.parse_args()
     fields = dict(o.set)
     real = atomhub.open_source(o.source, size=o.size)
+    real = first_classes(real, o.classes) if o.classes else real
     o.results.mkdir(parents=True, exist_ok=True)
     kept = o.results / f"{o.source.name}.json"
     asked = {

@@ -40,7 +40,7 @@ def save_model(classifier: Classifier, folder: str | Path, overwrite: bool = Fal
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
     target = Path(folder).expanduser().absolute()
-    check_target(target, overwrite, CONFIG)
+    check_target(target, overwrite, CONFIG, _SIZES)
     with new_folder(target, overwrite) as temporary:
         for name, content in _content(classifier).items():
             (temporary / name).write_bytes(content)

@@ -42,6 +42,8 @@ _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 OPTIONAL = (VIEWS, WHITENING, CURVE, LABELS)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
+OURS = {Path(name).parts[0] for name in (MANIFEST, TENSORS, PARQUET, PREVIEW, CARD, *OPTIONAL)}
+"""What lies in the folder of a set."""
 
 
 def tag(version: int) -> str:
@@ -111,7 +113,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
     if distilled.stored is None and manifest.provenance.stored is not None:  # they were not downloaded
         manifest = manifest.replace(provenance={"stored": None})
     folder = folder.expanduser().absolute()
-    check_target(folder, overwrite, MANIFEST)
+    check_target(folder, overwrite, MANIFEST, OURS)
     with new_folder(folder, overwrite) as temporary:
         about = digest(manifest.model_dump(mode="json"))
         header = {"format": manifest.format.version, "name": manifest.name, "manifest": about}

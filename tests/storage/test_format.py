@@ -298,6 +298,15 @@ class TestStore:
         with pytest.raises(AtomhubError, match=r"has \.git, which would be lost"):
             digits1.save(tmp_path / "clone", overwrite=True)
 
+    def test_a_set_with_somebody_s_notes_is_not_replaced(self, tmp_path, digits1):
+        saved = digits1.save(tmp_path / "mine")
+        (saved.path / "notes.txt").write_text("lr 0.1 was better")
+        with pytest.raises(AtomhubError, match=r"has notes\.txt, which would be lost"):
+            digits1.save(tmp_path / "mine", overwrite=True)
+        with pytest.raises(AtomhubError, match=r"has notes\.txt, which would be lost"):
+            atomhub.distill("digits", 1, save=tmp_path / "mine", overwrite=True)  # before any work
+        assert (saved.path / "notes.txt").read_text() == "lr 0.1 was better"
+
     def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1):
         old = digits1.save()
         broken = dataclasses.replace(digits1, images=digits1.images[:7])
