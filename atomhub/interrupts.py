@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-_PATIENCE = 0.7
+_PATIENCE = 1.5
 """Seconds that a second Ctrl-C leaves Python to stop by itself: an operation of PyTorch's may take longer."""
 
 

@@ -89,11 +89,11 @@ def import_set(
             f"{clipped:.0%} of the pixel values in {path} would lie outside 0..1: they are not {chosen}.",
             "Say what they are: `space`: pixels, normalized or zca.",
         )
-    if clipped > 0.2:
+    if clipped > 0.01:
+        doubt = f": are they really {chosen}?" if clipped > 0.2 else ", so this set is not quite what the file holds."
         warnings.warn(
-            f"{clipped:.0%} of the pixel values lie outside 0..1 and are clipped: are they really {chosen}?",
-            AtomhubWarning, stacklevel=2,
-        )  # fmt: skip
+            f"{clipped:.0%} of the pixel values lie outside 0..1 and are clipped{doubt}", AtomhubWarning, stacklevel=2
+        )
     about = Imported(
         file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), layout=layout, space=chosen,
         formation=formation, clipped=clipped,
