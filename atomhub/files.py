@@ -269,8 +269,8 @@ def check_target(target: Path, overwrite: bool, marker: str, ours: Container[str
         ours: Names that we write into such a folder, so that others' files are not lost; None: any.
 
     Raises:
-        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``, notes),
-            or lies where nobody may write.
+        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``,
+            notes), or lies where nobody may write.
     """
     try:
         if target == Path.cwd():

@@ -22,11 +22,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all", "image_step": "normalized",
         "image_lr": 0.2, "image_schedule": "cosine",
     },
-    # linear gradient matching, NeurIPS 2025, by SGD and siamese augmentation; needs the weights of a trained network
+    # as FRePo, NeurIPS 2022, for one network that is not trained any more; needs its weights
     "probe": {
-        "linear": 1.0, "feature": 0.0, "matcher": "resnet18", "statistics": "running", "image_pyramid": True,
-        "iterations": 500, "real_batch": 64, "image_lr": 3.0, "image_step": "gradient", "image_schedule": "cosine",
-        "augmentation": ("color", "crop", "flip"), "augmentation_draw": "all",
+        "ridge": 1.0, "feature": 0.0, "loss_scale": 1.0, "matcher": "resnet18", "statistics": "running",
+        "image_pyramid": True, "iterations": 1000, "real_batch": 64, "image_lr": 0.05, "image_step": "normalized",
+        "image_schedule": "cosine",
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
     "rded": {"init": "tiles", "iterations": 0, "matcher": "resnet18", "bank": 1, "bank_epochs": 20},

@@ -29,13 +29,15 @@ class Recipe(BaseModel):
     """How a set is distilled. Immutable; the effective recipe is saved with every set.
 
     The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + linear * L_linear
-    + gradient * L_gradient + calibration * L_ce)``. The first three are sums over classes of squared distances
-    between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term). L_linear is 1 minus the cosine
-    between two gradients, of the mean cross-entropy of a random linear layer on the features of real and of
-    synthetic images (linear gradient matching, arXiv 2511.16674). L_gradient is the sum over classes of the squared
-    distance between two gradients by the weights of the network's layers, but for the last linear one, of the mean
-    cross-entropy of a class's real and of its synthetic images (DC, ICLR 2021, with the distance of IDC, ICML
-    2022). The last is the sum over classes of the mean cross-entropy of the synthetic images.
+    + ridge * L_ridge + gradient * L_gradient + calibration * L_ce)``. The first three are sums over classes of squared
+    distances between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term). L_linear is 1 minus
+    the cosine between two gradients, of the mean cross-entropy of a random linear layer on the features of real and
+    of synthetic images (linear gradient matching, arXiv 2511.16674). L_ridge is the mean cross-entropy on the
+    features of real images of the linear layer that ridge regression fits to those of synthetic ones (as KIP, ICLR
+    2021, and FRePo, NeurIPS 2022, do with kernels). L_gradient is the sum over classes of the squared distance
+    between two gradients by the weights of the network's layers, but for the last linear one, of the mean
+    cross-entropy of a class's real and of its synthetic images (DC, ICLR 2021, with the distance of IDC, ICML 2022).
+    The last is the sum over classes of the mean cross-entropy of the synthetic images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -47,6 +49,11 @@ class Recipe(BaseModel):
     linear: float = _knob(
         0.0, "weight of the linear gradient term; needs a matcher other than convnet", "-",
         "linear gradient matching (NeurIPS 2025)", ge=0, le=1e6, exclude_if=lambda value: value == 0,  # as before it
+    )  # fmt: skip
+    ridge: float = _knob(
+        0.0, "weight of the term that fits a linear layer to synthetic features and tries it on real ones; needs a "
+        "matcher other than convnet", "-", "KIP (ICLR 2021), FRePo (NeurIPS 2022)", ge=0, le=1e6,
+        exclude_if=lambda value: value == 0,  # as before it
     )  # fmt: skip
     gradient: float = _knob(
         0.0, "weight of the term that matches gradients of the network's weights", "-",
@@ -334,7 +341,7 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
     tuned = {} if str(recipe).endswith(".toml") else TUNED.get(source, {})
     own = PRESETS.get(str(recipe), {})
     # none of something stays none, and a network with weights of its own stays what it is
-    kept = {"matcher", "norm"} if own.get("linear") else set()
+    kept = {"matcher", "norm"} if own.get("linear") or own.get("ridge") else set()
     tuned = {key: value for key, value in tuned.items() if own.get(key) != 0 and key not in kept}
     return Recipe.named(recipe, {**tuned, **(overrides or {})})
 

@@ -5,10 +5,11 @@ from typing import Any
 
 RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (
-        lambda r: r.spatial == r.channel == r.feature == r.linear == r.gradient == 0,
-        "spatial, channel, feature, linear and gradient are all 0: nothing would be matched; set one above 0",
+        lambda r: r.spatial == r.channel == r.feature == r.linear == r.ridge == r.gradient == 0,
+        "spatial, channel, feature, linear, ridge and gradient are all 0: nothing would be matched; set one above 0",
     ),
     (lambda r: r.linear and r.convnet, "linear gradients need another matcher than convnet, such as resnet18: set one"),
+    (lambda r: r.ridge and r.convnet, "ridge needs another matcher than convnet, such as resnet18: set one"),
     (
         lambda r: r.statistics == "running" and r.bank,
         "running statistics are those of given weights, which a bank trains on: use one of them",

@@ -1,7 +1,7 @@
 """Distilled photographs beside random and herded ones, under the same labels: a line for each recipe.
 
-    python benchmarks/photos.py SOURCE [--size 128] [--classes K] [--ipc 1 ...] [--recipe rded ...] [--set KEY=VALUE ...]
-        [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--teacher resnet18]
+    python benchmarks/photos.py SOURCE [--size 128] [--classes K] [--ipc 1 ...] [--recipe rded ...]
+        [--set KEY=VALUE ...] [--protocol quick --protocol rded] [--network resnet18:norm=batch] [--teacher resnet18]
         [--networks 2] [--whole] [--results DIR]
 
 Protocols with a teacher give its labels to random images as well. Sets and accuracies are kept as they come, so that
@@ -22,6 +22,7 @@ from atomhub.training.protocols import PROTOCOLS
 
 def first_classes(real, k):
     """Return the training and test images of the first k classes, as a source of their own."""
+
     def split(images):
         rows = images.labels < k
         return images.images[rows], [real.class_names[label] for label in images.labels[rows]]

@@ -16,7 +16,7 @@ def test_presets_are_the_mixes_of_the_literature():
         "atom": (True, True, True),
         "dance": (False, False, True),
         "idc": (False, False, False),  # gradients of weights
-        "probe": (False, False, False),  # linear gradients
+        "probe": (False, False, False),  # a linear layer, tried on real features
         "atom-photo": (True, True, True),
         "rded": (False, False, True),  # for none of its 0 iterations
     }
@@ -31,7 +31,7 @@ def test_a_description_leaves_out_what_has_no_effect():
 
 
 def test_a_recipe_that_its_preset_could_not_be_is_described():
-    fields = {"linear": 0, "feature": 1, "matcher": "convnet", "statistics": "own", "image_pyramid": False}
+    fields = {"ridge": 0, "feature": 1, "matcher": "convnet", "statistics": "own", "image_pyramid": False}
     described = Recipe.named("probe", fields).resolved(1, 32).describe()
     assert described.startswith("probe with ")
     assert "matcher=convnet" in described
@@ -69,7 +69,7 @@ def test_normalized_steps_have_a_rate_of_their_own_for_any_number_of_images():
         ("dance", {"matcher": "vgg11"}, "gradient", "dance with matcher=vgg11"),  # whose rate grows with the images
         ("atom", {"image_step": "normalized"}, "normalized", "atom with image_step=normalized"),
         ("rded", {}, "normalized", "rded"),
-        ("probe", {}, "gradient", "probe"),
+        ("probe", {}, "normalized", "probe"),
     ],
 )  # fmt: skip
 def test_steps_are_normalized_under_networks_for_which_nobody_has_found_a_rate(name, fields, step, described):

@@ -1,5 +1,6 @@
 """Distillation under any network: the same iteration as :mod:`atomhub.core.engine`, with autograd for the gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ _COPIES = 5
 """Of a network's weights at once: as drawn, those of the next draw and of the trained network, and by name."""
 _LARGE = 2**30
 """Bytes of the largest tensor of a piece on a GPU, which is busy with less."""
+_CHUNK = 64
+"""Real images whose features are found together and kept: always the same ones, so that a run goes on bit for bit."""
 
 
 class AnyEngine(Iterations):
@@ -69,6 +72,10 @@ class AnyEngine(Iterations):
         self.compiler = Compiler(compiled and possible and self.dtype == torch.float32)
         self.matcher.compile(self.compiler)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
+        self.known: Tensor | None = None
+        """Features (N, D) of real images as they are; None: they change, or there is no room for them."""
+        self.there = np.zeros(-(-len(self.real.images) // _CHUNK), dtype=bool)
+        """Which chunks of them are known by now."""
         return self.matcher
 
     def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
@@ -83,6 +90,14 @@ class AnyEngine(Iterations):
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
+        if self.recipe.ridge:
+            of_all = (self.classes if self.team.size > 1 else count) * (each + self.views)
+            held += 4 * (_COPIES * of_all * look.features + 2 * min(self.together * self.views, look.features) ** 2)
+            known = 4 * look.features * len(self.real.images)
+            if matcher.fixed is not None and not matcher.norms and held + known <= limit // 2:
+                if self.known is None:
+                    self.known = torch.empty(len(self.real.images), look.features, dtype=self.dtype, device=self.device)
+                held += known
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
             real, both = both, 2 * both  # the backward pass has one of its own
@@ -120,19 +135,23 @@ class AnyEngine(Iterations):
         images = pixels  # of none, where others own the classes of an iteration
         if len(rows):
             images = augment.augment(pixels, draw.augmentation[rows.to(self.device)], self.recipe.stages)
-        if self.team.size > 1:
-            everyones = images.new_zeros(self.classes, *images.shape[1:])
-            there = images.new_zeros(self.classes)
-            numbers = torch.from_numpy(owned)[rows].to(self.device)
-            everyones[numbers], there[numbers] = images, 1
-            images = self.team.add(everyones)[self.team.add(there) > 0]
-        return images.flatten(0, 1)
+        return self._of_all(images, torch.from_numpy(owned)[rows].to(self.device))[0].flatten(0, 1)
+
+    def _of_all(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows (k, ...) of all processes' classes, and the class numbers (k,), of this one's; collective."""
+        if self.team.size == 1:
+            return x, numbers
+        everyones, there = x.new_zeros(self.classes, *x.shape[1:]), x.new_zeros(self.classes)
+        everyones[numbers], there[numbers] = x, 1
+        present = self.team.add(there) > 0
+        return self.team.add(everyones)[present], present.nonzero()[:, 0]
 
     @torch.no_grad()
     def real_side(self, draw: Draw) -> Targets:
         """Return what is to be matched of the real images of a draw, and what its networks' batch norms found.
 
-        Behind the class means come, for linear gradients, a random linear layer and its gradient, (K, D) each, and the
+        Behind the class means come, for ridge regression, the features (m, D) of all processes' images as they are, and
+        their class numbers (m,); for linear gradients a random linear layer and its gradient, (K, D) each; and the
         gradients of the weights for every class, (k, n).
         """
         weights = self.matcher.weights(draw.weights)
@@ -142,30 +161,32 @@ class AnyEngine(Iterations):
             moments = self.matcher.moments(weights, sample)
             if draw.trained is not None:
                 calibrating = self.matcher.moments(self.matcher.weights(draw.trained), sample)
-        means, features, labels = list[Tensor](), list[Tensor](), list[Tensor]()
+        means, features, recipe = list[Tensor](), self._room(draw) if self.recipe.linear else None, self.recipe
         slopes = torch.zeros(
             len(draw.indices), self.matcher.look.numbers if self.recipe.gradient else 0, dtype=self.dtype,
             device=self.device,
         )  # fmt: skip
-        for k, m in self.plan(len(draw.indices)).real:
+        for k, m in self.plan(len(draw.indices)).real if self._siamese or recipe.gradient else []:
             pixels = self.real[draw.indices[k, m]]
             views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
             if self.recipe.gradient:
                 own = self.matcher.slope(weights, moments, views, self._labels(draw, (k, m)))
                 slopes[k] += own / draw.indices.shape[1]
-            if not self._vectors:
+            if not self._siamese:
                 continue
             found, _ = self.matcher.see(weights, moments, views)
-            if self.recipe.linear:
-                features.append(found[-1])
-                labels.append(self._labels(draw, (k, m)))
+            if features is not None:
+                features[k, m] = found[-1].view(k.stop - k.start, m.stop - m.start, -1)
             share = (m.stop - m.start) / draw.indices.shape[1]
             for j, own in enumerate(self._means(found, k.stop - k.start)):
                 if len(means) <= j:
                     means.append(own.new_zeros(len(draw.indices), own.shape[1]))
                 means[j][k] += own * share
-        if self.recipe.linear:
-            means += self._linear(draw, features, labels)
+        if recipe.ridge:
+            everyones, numbers = self._of_all(self._plain(draw, weights, moments), self._numbers(draw))
+            means += [everyones.flatten(0, 1), numbers.repeat_interleave(recipe.real_batch)]
+        if features is not None:
+            means += self._linear(draw, features)
         means += [slopes] * bool(self.recipe.gradient)
         self._give_back(1 / 2)
         return means, [*moments, *calibrating]
@@ -182,9 +203,12 @@ class AnyEngine(Iterations):
             total += self._slopes(draw, weights, given, means.pop(), pieces)
         if self._vectors and pieces:
             total += self._matched(draw, weights, given, means, pieces)
-        elif recipe.linear:  # the others add up theirs
-            there = self._everyones(torch.zeros_like(means[-1]))
-            total += self._apart(there, means[-1]) / self.team.size
+        elif recipe.linear or recipe.ridge:  # the others add up theirs
+            if recipe.linear:
+                there = self._everyones(torch.zeros_like(means[-1]))
+                total += self._apart(there, means[-1]) / self.team.size
+            if recipe.ridge:
+                total += self._ridge(draw, [], [], means)[0]
         if draw.trained is not None:
             trained = matcher.weights(draw.trained)
             for k, m in pieces:
@@ -201,7 +225,7 @@ class AnyEngine(Iterations):
     def _matched(
         self, draw: Draw, weights: Weights, given: list[Moments], means: list[Tensor], pieces: list[Piece]
     ) -> Tensor:  # fmt: skip
-        """Add the gradient of what is matched of attention, features and linear layers; return the loss of it."""
+        """Add the gradient of what is matched of attention, features and linear layers; return the loss of them."""
         recipe, matcher = self.recipe, self.matcher
         alone = len(pieces) == 1
 
@@ -214,7 +238,9 @@ class AnyEngine(Iterations):
         with torch.enable_grad():
             leaves = [torch.cat(parts).detach().requires_grad_() for parts in zip(*(v for _, v in first), strict=True)]
             seen_means = self._means(leaves, len(draw.indices))
-            value = mixer.loss(means[: len(seen_means)], seen_means, recipe, len(matcher.look.taps) + 1)
+            value = torch.zeros((), dtype=self.dtype, device=self.device)
+            if self._siamese:
+                value = mixer.loss(means[: len(seen_means)], seen_means, recipe, len(matcher.look.taps) + 1)
         total = value.detach().clone()
         if recipe.linear:
             head, wanted = means[-2:]
@@ -226,6 +252,11 @@ class AnyEngine(Iterations):
                 (slope,) = torch.autograd.grad(term, there)
                 value = value + (slope * here).sum()  # whose gradient is that of the term
             total += term.detach() / self.team.size  # as all processes' losses are added up
+        if recipe.ridge:
+            lost, by_features = self._ridge(draw, leaves[-1].split([length(part) for part in pieces]), pieces, means)
+            with torch.enable_grad():
+                value = value + (by_features * leaves[-1]).sum()  # whose gradient is that of the term
+            total += lost
         gradients = [g.split([length(part) for part in pieces]) for g in torch.autograd.grad(value, leaves)]
         for i, part in enumerate(pieces):
             with torch.enable_grad():
@@ -270,24 +301,77 @@ class AnyEngine(Iterations):
     @property
     def _vectors(self) -> bool:
         """Whether attention, features or linear layers are matched."""
+        return self._siamese or bool(self.recipe.ridge)
+
+    @property
+    def _siamese(self) -> bool:
+        """Whether real images are augmented for it as the synthetic ones are."""
         recipe = self.recipe
         return bool(recipe.spatial or recipe.channel or recipe.feature or recipe.linear)
 
-    def _linear(self, draw: Draw, features: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
-        """Return a random linear layer for features of real images, and the gradient of its loss; collective.
+    def _room(self, draw: Draw) -> Tensor:
+        """Return zeros for the features of a draw's real images, (k, B, D)."""
+        return torch.zeros(*draw.indices.shape, self.matcher.look.features, dtype=self.dtype, device=self.device)
+
+    def _plain(self, draw: Draw, weights: Weights, moments: list[Moments]) -> Tensor:
+        """Return the features of a draw's real images as they are, not augmented, (k, B, D)."""
+        pieces = self.plan(len(draw.indices)).real
+        if self.known is None:
+            found = self._room(draw)
+            for k, m in pieces:
+                images = self.real[draw.indices[k, m]].flatten(0, 1)
+                own = self.matcher.see(weights, moments, images)[0][-1]
+                found[k, m] = own.view(k.stop - k.start, m.stop - m.start, -1)
+            return found
+        if not self.there.all():
+            chunks = np.unique(draw.indices.cpu().numpy() // _CHUNK)
+            for chunk in chunks[~self.there[chunks]]:
+                rows = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
+                parts = self.real[rows].split(max(map(length, pieces)))  # for which there is room
+                self.known[rows] = torch.cat([self.matcher.see(weights, [], part)[0][-1] for part in parts])
+                self.there[chunk] = True
+        return self.known[draw.indices.to(self.device)]
+
+    def _linear(self, draw: Draw, features: Tensor) -> list[Tensor]:
+        """Return a random linear layer for features (k, n, D) of real images, and the gradient of its loss; collective.
 
         Its logits are about 1 wide: its numbers are divided by the root mean square length of the features.
         """
         head = self.matcher.head(draw.weights)
-        found = torch.cat(features) if features else head.new_zeros(0, head.shape[1])
         count = self.together * self.recipe.real_batch
-        head = head / (self._everyones(found.square().sum()) / count).sqrt().clamp(min=1e-12)
-        numbers = torch.cat(labels) if labels else self.numbers[:0]
-        return [head, self._everyones(mixer.head_gradient(head, found, numbers)) / count]
+        head = head / (self._everyones(features.square().sum()) / count).sqrt().clamp(min=1e-12)
+        numbers = self._numbers(draw).repeat_interleave(self.recipe.real_batch)
+        return [head, self._everyones(mixer.head_gradient(head, features.flatten(0, 1), numbers)) / count]
 
     def _apart(self, there: Tensor, wanted: Tensor) -> Tensor:
         """Return the linear gradient term for the gradients of all processes' synthetic images and real ones."""
         return self.recipe.loss_scale * self.recipe.linear * mixer.apart(there, wanted)
+
+    def _ridge(
+        self, draw: Draw, features: Sequence[Tensor], pieces: list[Piece], means: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return this process's part of the ridge term, and the term's gradient by its images' features; collective.
+
+        Args:
+            draw: Of the iteration.
+            features: (n, D) of the images of every piece.
+            pieces: Of the synthetic images.
+            means: As :meth:`real_side` returns them.
+        """
+        recipe, own = self.recipe, self._numbers(draw)
+        real, labels = means[-4:-2] if recipe.linear else means[-2:]
+        found = real.new_zeros(len(own), self.views, real.shape[1])
+        for (k, m), part in zip(pieces, features, strict=True):
+            found[k, m] = part.detach().view(k.stop - k.start, m.stop - m.start, -1)
+        everyones, numbers = self._of_all(found, own)
+        with torch.enable_grad():
+            everyones.requires_grad_()
+            whose = numbers.repeat_interleave(self.views)
+            lost = mixer.ridge_loss(everyones.flatten(0, 1), whose, real, labels, self.classes)
+            (slope,) = torch.autograd.grad(recipe.loss_scale * recipe.ridge * lost, everyones)
+        here = slope[(numbers == own[:, None]).nonzero()[:, 1]]
+        parts = [here[k, m].flatten(0, 1) for k, m in pieces]
+        return recipe.loss_scale * recipe.ridge * lost.detach() / self.team.size, torch.cat(parts) if parts else here
 
     @property
     def together(self) -> int:
@@ -297,6 +381,10 @@ class AnyEngine(Iterations):
     def _everyones(self, x: Tensor) -> Tensor:
         """Return the sum over all processes; collective."""
         return self.team.add(x) if self.team.size > 1 else x
+
+    def _numbers(self, draw: Draw) -> Tensor:
+        """Return the class numbers of a draw that this process owns, (k,)."""
+        return self.numbers[draw.rows(slice(0, len(draw.indices)))]
 
     def _labels(self, draw: Draw, part: Piece) -> Tensor:
         """Return the class numbers of a piece's images."""

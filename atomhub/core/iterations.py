@@ -190,8 +190,9 @@ class Iterations(ABC):
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
             rows = draw.rows(k)
-            step = pyramid(gradient[rows]) if self.recipe.image_pyramid else gradient[rows]
-            if self.recipe.image_step == "normalized":
+            even = self.recipe.image_step == "normalized"
+            step = pyramid(gradient[rows], even) if self.recipe.image_pyramid else gradient[rows]
+            if even:
                 step = normalized(step)
             self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + step
             images[rows] -= draw.lr * self.momentum[rows]

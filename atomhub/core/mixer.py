@@ -51,6 +51,41 @@ def head_gradient(head: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return wrong.T @ features
 
 
+def ridge_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, classes: int) -> Tensor:
+    """Return the mean cross-entropy on real images of the linear layer that ridge regression fits to synthetic ones.
+
+    Features are divided by the root mean square length of the real ones and a 1 for the bias is appended; targets are
+    one-hot less 1/K (KIP, ICLR 2021; FRePo, NeurIPS 2022). The penalty is :data:`PENALTY` beside the mean square of the
+    synthetic features, and logits are multiplied by that power of the square root of 2 which fits the real images best.
+
+    Args:
+        synthetic: (n, D) what enters the layer.
+        labels: (n,) class numbers.
+        real: (m, D).
+        real_labels: (m,).
+        classes: K.
+    """
+    length = real.square().sum(1).mean().sqrt().clamp(min=1e-12)
+    f, r = (F.pad(x / length, (0, 1), value=1.0) for x in (synthetic, real))
+    wanted = F.one_hot(labels, classes).to(f) - 1 / classes
+    count, width = f.shape
+    penalty = PENALTY * torch.eye(min(count, width), dtype=f.dtype, device=f.device)
+    if count <= width:  # the smaller of two systems with the same solution
+        layer = f.T @ torch.linalg.solve(f @ f.T / count + penalty, wanted) / count
+    else:
+        layer = torch.linalg.solve(f.T @ f / count + penalty, f.T @ wanted / count)
+    logits = r @ layer
+    with torch.no_grad():
+        factors = torch.logspace(0, 10, 21, base=2, dtype=f.dtype, device=f.device)
+        fits = torch.stack([F.cross_entropy(factor * logits, real_labels) for factor in factors])
+        factor = factors[fits.argmin()]
+    return F.cross_entropy(factor * logits, real_labels)
+
+
+PENALTY = 0.03
+"""Of ridge regression, in units of the mean square of features of length 1."""
+
+
 def apart(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 minus the cosine between two tensors as vectors, 0 to 2 (linear gradient matching, arXiv 2511.16674)."""
     return 1 - F.cosine_similarity(a.flatten(), b.flatten(), dim=0)

@@ -101,7 +101,7 @@ def arranged(small: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def pyramid(gradient: Tensor) -> Tensor:
+def pyramid(gradient: Tensor, even: bool = False) -> Tensor:
     """Return the step of an image that is a sum of levels of 1, 2, 4 ... pixels a side, all of which step.
 
     A level's gradient is that of the image through bilinear enlargement, divided by the pixels that one of its own
@@ -109,18 +109,20 @@ def pyramid(gradient: Tensor) -> Tensor:
 
     Args:
         gradient: (k, n, C, H, W), by the pixels of images; unchanged.
+        even: Take of every level what :func:`normalized` makes of it: fine ones have the larger gradients otherwise.
 
     Returns:
         The step, in the same shape and units.
     """
     flat = gradient.flatten(0, 1)
-    total, size = flat.clone(), flat.shape[-2:]
+    total, size = (normalized(gradient).flatten(0, 1) if even else flat.clone()), flat.shape[-2:]
     side = 1
     while side < min(size):
         with torch.enable_grad():
             level = flat.new_zeros(*flat.shape[:2], side, side, requires_grad=True)
             (own,) = torch.autograd.grad(_enlarged(level, size), level, flat)
-        total += _enlarged(own, size) * side**2 / (size[0] * size[1])
+        own = normalized(own[None])[0] if even else own * side**2 / (size[0] * size[1])
+        total += _enlarged(own, size)
         side *= 2
     return total.view_as(gradient)
 

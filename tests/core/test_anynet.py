@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from atomhub.core.augment import augment
 from atomhub.core.convnet import ConvNet
 from atomhub.core.parallel import Team
-from atomhub.core.synthetic import pyramid
+from atomhub.core.synthetic import normalized, pyramid, to_views
 from atomhub.errors import AtomhubError, UsageError
 
 
@@ -98,8 +98,8 @@ def test_too_little_memory_is_said_with_what_would_be_enough():
     assert 'Give `memory="' in caught.value.hint
 
 
-def linear_reference(engine, iteration):
-    """Loss and gradient of linear gradient matching, by autograd through the cross-entropy's own gradient."""
+def features_of_both(engine, iteration):
+    """Class numbers and features of the real and of the synthetic images that networks see, and the stored images."""
     draw, recipe = engine.draw(iteration), engine.recipe
     network = Residual().double().eval()
     weights = engine.matcher.weights(draw.weights)
@@ -108,17 +108,26 @@ def linear_reference(engine, iteration):
         if isinstance(module, nn.BatchNorm2d):
             module.load_state_dict({**module.state_dict(), **dict(other.named_buffers())})
     seen = engine.synthetic.seen().requires_grad_()
-    labels = torch.arange(3) if draw.classes is None else draw.classes
-    features = []
-    for images in (engine.real[draw.indices], seen[labels]):
-        views = augment(images, draw.augmentation, recipe.stages).flatten(0, 1)
+    classes = torch.arange(3) if draw.classes is None else draw.classes
+    features, labels = [], []
+    for images in (engine.real[draw.indices], to_views(seen[classes], recipe.formation)):
+        views = images if recipe.ridge and not features else augment(images, draw.augmentation, recipe.stages)
+        views = views.flatten(0, 1)
         features.append(network.features(network.stages(views)[-1].mean((2, 3))))
-    drawn = engine.matcher.head(draw.weights)
+        labels.append(classes.repeat_interleave(images.shape[1]))
+    return labels, features, seen
+
+
+def linear_reference(engine, iteration):
+    """Loss and gradient of linear gradient matching, by autograd through the cross-entropy's own gradient."""
+    recipe = engine.recipe
+    labels, features, seen = features_of_both(engine, iteration)
+    drawn = engine.matcher.head(engine.draw(iteration).weights)
     length = features[0].square().sum(1).mean().sqrt()
     sides = []
-    for found in features:
+    for found, numbers in zip(features, labels, strict=True):
         head = (drawn / length).detach().requires_grad_()
-        loss = F.cross_entropy(found @ head.T, labels.repeat_interleave(len(found) // len(labels)))
+        loss = F.cross_entropy(found @ head.T, numbers)
         sides.append(torch.autograd.grad(loss, head, create_graph=True)[0].flatten())
     loss = recipe.loss_scale * recipe.linear * (1 - F.cosine_similarity(sides[0].detach(), sides[1], dim=0))
     return loss, torch.autograd.grad(loss, seen)[0]
@@ -152,6 +161,52 @@ def test_linear_gradients_agree_with_those_of_a_linear_layer(fields, together, m
         assert gradient.norm() > 0
 
 
+RIDGE = LINEAR | {"linear": 0, "ridge": 0.5}
+
+
+def ridge_reference(engine, iteration):
+    """Loss and gradient of the ridge term: least squares with rows for the penalty, and the best factor by trial."""
+    recipe = engine.recipe
+    labels, features, seen = features_of_both(engine, iteration)
+    length = features[0].square().sum(1).mean().sqrt()
+    (there, here), (real, own) = [F.pad(x / length, (0, 1), value=1.0) for x in features], labels
+    penalty = torch.eye(here.shape[1], dtype=torch.float64) * (0.03 * len(here)) ** 0.5
+    wanted = torch.cat([F.one_hot(own, 3).double() - 1 / 3, torch.zeros(len(penalty), 3, dtype=torch.float64)])
+    logits = there.detach() @ torch.linalg.lstsq(torch.cat([here, penalty]), wanted).solution
+    losses = [F.cross_entropy(2 ** (i / 2) * logits, real) for i in range(21)]
+    loss = recipe.loss_scale * recipe.ridge * min(losses)
+    return loss, torch.autograd.grad(loss, seen)[0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"classes_per_iteration": 2, "formation": 2}, {"formation": 4}], ids=str)
+@pytest.mark.parametrize("together", [128, 2])
+def test_the_ridge_term_agrees_with_least_squares(fields, together, monkeypatch):
+    monkeypatch.setattr("atomhub.core.anynet._TOGETHER", together)
+    engine = engine_of(with_statistics, matcher="resnet18", **RIDGE, **fields)
+    for iteration in range(2):
+        loss, gradient = ridge_reference(engine, iteration)
+        assert engine.gradient(iteration).item() == pytest.approx(loss.item(), rel=1e-9)
+        rows = engine.draw(iteration).classes
+        rows = slice(None) if rows is None else rows
+        assert (engine.gradients[rows] - gradient[rows]).norm() <= 1e-9 * gradient.norm()
+        assert gradient.norm() > 0
+
+
+def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bits(monkeypatch):
+    monkeypatch.setattr("atomhub.core.anynet._CHUNK", 7)
+    given = {"matcher": "resnet18", "iterations": 8, "seed": 3, **RIDGE}
+    engine, seen = engine_of(with_statistics, **given), []
+    see = engine.matcher.see
+    monkeypatch.setattr(engine.matcher, "see", lambda w, m, x: seen.append(len(x)) or see(w, m, x))
+    reports = list(engine.run(report_every=1))
+    assert sum(seen) == len(engine.real.images) + 8 * engine.synthetic.images[:, :, 0, 0, 0].numel()
+    first, again = engine_of(with_statistics, **given), engine_of(with_statistics, **given)
+    next(report for report in first.run(report_every=1) if report.done == 5)
+    again.restore(first.state())
+    assert list(again.run(5, report_every=1)) == reports[5:]
+    assert torch.equal(again.synthetic.images, engine.synthetic.images)
+
+
 def test_a_linear_layer_of_its_own_is_drawn_for_every_iteration():
     engine = engine_of(with_statistics, matcher="resnet18", **LINEAR)
     first, again, second = (engine.matcher.head(engine.draw(i).weights) for i in (0, 0, 1))
@@ -161,12 +216,14 @@ def test_a_linear_layer_of_its_own_is_drawn_for_every_iteration():
 
 
 def test_all_terms_are_added_up():
-    apart = engine_of(Residual, matcher="resnet18", linear=0.5, spatial=0, channel=0, feature=0)
+    fields = [{"linear": 0.5}, {"ridge": 2.0}]
+    apart = [engine_of(Residual, matcher="resnet18", spatial=0, channel=0, feature=0, **own) for own in fields]
     others = engine_of(Residual, matcher="resnet18")
-    whole = engine_of(Residual, matcher="resnet18", linear=0.5)
-    losses = [engine.gradient(1).item() for engine in (apart, others, whole)]
-    assert losses[2] == pytest.approx(losses[0] + losses[1], rel=1e-9)
-    assert (apart.gradients + others.gradients - whole.gradients).norm() <= 1e-9 * whole.gradients.norm()
+    whole = engine_of(Residual, matcher="resnet18", **fields[0], **fields[1])
+    losses = [engine.gradient(1).item() for engine in (*apart, others, whole)]
+    assert losses[-1] == pytest.approx(sum(losses[:-1]), rel=1e-9)
+    total = sum(engine.gradients for engine in (*apart, others))
+    assert (total - whole.gradients).norm() <= 1e-9 * whole.gradients.norm()
 
 
 def test_a_step_along_a_pyramid_is_that_of_all_its_levels():
@@ -184,14 +241,28 @@ def test_a_step_along_a_pyramid_is_that_of_all_its_levels():
     assert (pyramid(torch.ones_like(gradient)) - 4).abs().max() < 1e-12  # four levels, each as far
 
 
-def test_images_take_the_step_of_the_pyramid():
-    plain, other = (engine_of(Residual, pixels="float32", image_lr=1e-3, image_pyramid=p) for p in (False, True))
-    before = plain.synthetic.images.detach().clone()
-    for engine in (plain, other):
-        engine.step(0)
-    step = (plain.synthetic.images - before).detach()
-    inside = (pyramid(step) + before - other.synthetic.images).abs().detach()
+@pytest.mark.parametrize("step", ["gradient", "normalized"])
+def test_images_take_the_step_of_the_pyramid(step):
+    fields = {"pixels": "float32", "image_lr": 1e-3, "image_step": step}
+    engine = engine_of(Residual, image_pyramid=True, **fields)
+    before = engine.synthetic.images.detach().clone()
+    engine.step(0)
+    gradient = engine.gradients
+    wanted = normalized(pyramid(gradient, even=True)) if step == "normalized" else pyramid(gradient)
+    inside = (before - 1e-3 * wanted - engine.synthetic.images).abs().detach()
     assert inside.median() < 1e-12  # but for pixels that are clamped
+
+
+def test_even_levels_go_equally_far():
+    gradient = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = gradient / gradient.square().mean((2, 3, 4), keepdim=True).sqrt()
+    for side in (1, 2, 4):
+        own = torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+        enlarged = F.interpolate(own, (8, 8), mode="bilinear", align_corners=False)
+        (step,) = torch.autograd.grad(enlarged, own, gradient[0])
+        step = step / step.square().mean((1, 2, 3), keepdim=True).sqrt()
+        moved = moved + F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
+    assert (pyramid(gradient, even=True) - moved).abs().max() < 1e-12
 
 
 class Flat(nn.Module):
@@ -224,6 +295,8 @@ SHARED = [
     {"classes_per_iteration": None}, {"classes_per_iteration": 1},
     {"gradient": 1.0, "classes_per_iteration": 2},
     {"matcher": "resnet18", "linear": 1.0}, {"matcher": "resnet18", "linear": 1.0, "classes_per_iteration": 1},
+    {"matcher": "resnet18", "ridge": 1.0},
+    {"matcher": "resnet18", "ridge": 1.0, "linear": 1.0, "classes_per_iteration": 1},
 ]  # fmt: skip
 
 

@@ -178,14 +178,15 @@ class TestWeights:
         with pytest.raises(UsageError, match="have no statistics of batch norm: .*running_mean is missing"):
             atomhub.distill("digits", 1, "probe", {"matcher": "resnet18:norm=batch", "weights": str(path)})
 
-    def test_linear_gradients_need_another_matcher_than_the_convnet(self, home):
+    def test_linear_layers_need_another_matcher_than_the_convnet(self, home):
         given = {"matcher": "lenet", "weights": "a.safetensors", "bank": 1}
         with pytest.raises(UsageError, match="running statistics are those of given weights, which a bank trains on"):
             atomhub.distill("digits", 1, "probe", given)
         with pytest.raises(UsageError, match="The matcher cannot be 'probe/lenet:weights=a.safetensors': no gradient"):
             atomhub.distill("digits", 1, "atom", {"matcher": "probe/lenet:weights=a.safetensors"})
-        with pytest.raises(UsageError, match="linear gradients need another matcher than convnet"):
-            atomhub.distill("digits", 1, "probe", {"matcher": "convnet", "weights": "a.safetensors"})
+        for field, said in (("linear", "linear gradients need"), ("ridge", "ridge needs")):
+            with pytest.raises(UsageError, match=f"{said} another matcher than convnet"):
+                atomhub.distill("digits", 1, "atom", {field: 1.0})
 
     @pytest.mark.parametrize(
         ("weights", "message"),
