@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # as FRePo, NeurIPS 2022, for one network that is not trained any more; needs its weights
     "probe": {
         "ridge": 1.0, "feature": 0.0, "loss_scale": 1.0, "matcher": "resnet18", "statistics": "running",
-        "image_pyramid": True, "iterations": 1000, "real_batch": 64, "image_lr": 0.05, "image_step": "normalized",
+        "image_pyramid": True, "iterations": 1000, "real_batch": 64, "image_lr": 0.15, "image_step": "normalized",
         "image_schedule": "cosine",
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
