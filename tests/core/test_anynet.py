@@ -207,6 +207,15 @@ def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bi
     assert torch.equal(again.synthetic.images, engine.synthetic.images)
 
 
+def test_features_for_which_there_is_no_room_are_found_anew():
+    kept, anew = (engine_of(with_statistics, matcher="resnet18", **RIDGE) for _ in range(2))
+    assert kept.known is not None
+    anew.known = None
+    for iteration in range(2):
+        assert kept.gradient(iteration).item() == pytest.approx(anew.gradient(iteration).item(), rel=1e-9)
+        assert (kept.gradients - anew.gradients).norm() <= 1e-9 * anew.gradients.norm()
+
+
 def test_a_linear_layer_of_its_own_is_drawn_for_every_iteration():
     engine = engine_of(with_statistics, matcher="resnet18", **LINEAR)
     first, again, second = (engine.matcher.head(engine.draw(i).weights) for i in (0, 0, 1))
