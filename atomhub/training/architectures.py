@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
 from torch import Tensor
 
 from atomhub.core import draws
@@ -33,7 +33,7 @@ _VALIDATION = 2000
 """Most real training images that rank the candidates."""
 Progress = Callable[[str, int, int], None]
 """Called with ``candidates`` or ``checks``, how many are done, and how many there are."""
-Option = Annotated[list[str | int | float], Field(min_length=1)]
+Option = Annotated[list[StrictStr | StrictInt | StrictFloat], Field(min_length=1)]
 T = TypeVar("T", bound="Candidate | Check")
 
 

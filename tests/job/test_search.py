@@ -194,6 +194,7 @@ def test_what_cannot_be_trained_is_ranked_last_with_the_reason(home, digits1, tm
         ("network = ", "cannot be read"),
         ('network = "mlp:width=4"', "network is a name alone"),
         ('network = "mlp"\n[options]\nwidth = [4, 4]', "width has a value twice"),
+        ('network = "mlp"\n[options]\nwidth = [true]', r"options\.width\.0.*valid"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path, text, message):
