@@ -66,6 +66,21 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def carry_over(old: Path, new: Path, ours: Container[str]) -> None:
+    """Copy the files of a folder to the one that takes its place, but for ours and those that are there; or do nothing.
+
+    Args:
+        old: The folder, if there is one.
+        new: That of :func:`new_folder`.
+        ours: Names, relative to the folder, of what goes.
+    """
+    for path in old.rglob("*") if old.is_dir() else ():
+        name = path.relative_to(old)
+        if path.is_file() and name.as_posix() not in ours and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / name, follow_symlinks=False)
+
+
 _OLD = "old"
 
 
@@ -259,18 +274,17 @@ def read_regular(path: Path, most: int, inside: Path | None = None) -> bytes:
     return b"".join(parts)
 
 
-def check_target(target: Path, overwrite: bool, marker: str, ours: Container[str] | None = None) -> None:
+def check_target(target: Path, overwrite: bool, marker: str) -> None:
     """Refuse, before any work, a target that could not be written later.
 
     Args:
         target: Folder to be written; absolute.
         overwrite: Allow a folder that exists and holds the file ``marker``.
         marker: What tells a folder of ours from any other.
-        ours: Names that we write into such a folder, so that others' files are not lost; None: any.
 
     Raises:
-        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``,
-            notes), or lies where nobody may write.
+        AtomhubError: the target exists (an empty folder is fine), is something else or holds more (a clone's ``.git``),
+            or lies where nobody may write.
     """
     try:
         if target == Path.cwd():
@@ -284,12 +298,8 @@ def check_target(target: Path, overwrite: bool, marker: str, ours: Container[str
                 raise AtomhubError(
                     f"{target} was not written by this command, so it is not replaced.", "Name another folder."
                 )
-            for path in sorted(target.iterdir()):
-                hidden = path.name.startswith(".")
-                if path.is_dir() if hidden else ours is not None and path.name not in ours:
-                    raise AtomhubError(
-                        f"{target} has {path.name}, which would be lost.", "Name another folder, or move it."
-                    )
+            if more := next((p.name for p in sorted(target.iterdir()) if p.name.startswith(".") and p.is_dir()), None):
+                raise AtomhubError(f"{target} has {more}, which would be lost.", "Name another folder, or move it.")
         above = next(p for p in target.parents if p.exists())
         tempfile.TemporaryDirectory(prefix=_prefix(target), dir=above).cleanup()
     except OSError as error:

@@ -11,6 +11,10 @@ RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda r: r.linear and r.convnet, "linear gradients need another matcher than convnet, such as resnet18: set one"),
     (lambda r: r.ridge and r.convnet, "ridge needs another matcher than convnet, such as resnet18: set one"),
     (
+        lambda r: r.ridge and r.classes_per_iteration == 1,
+        "ridge tells the classes of an iteration apart: set classes_per_iteration to 2 or more",
+    ),
+    (
         lambda r: r.statistics == "running" and r.bank,
         "running statistics are those of given weights, which a bank trains on: use one of them",
     ),

@@ -27,7 +27,7 @@ _COPIES = 5
 _LARGE = 2**30
 """Bytes of the largest tensor of a piece on a GPU, which is busy with less."""
 _CHUNK = 64
-"""Real images whose features are found together and kept: always the same ones, so that a run goes on bit for bit."""
+"""Most real images whose features are found together and kept."""
 
 
 class AnyEngine(Iterations):
@@ -74,8 +74,8 @@ class AnyEngine(Iterations):
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
         self.known: Tensor | None = None
         """Features (N, D) of real images as they are; None: they change, or there is no room for them."""
-        self.there = np.zeros(-(-len(self.real.images) // _CHUNK), dtype=bool)
-        """Which chunks of them are known by now."""
+        self.chunk, self.there = _CHUNK, np.zeros(0, dtype=bool)
+        """How many are found together, always the same ones, so that a run goes on bit for bit; which are by now."""
         return self.matcher
 
     def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
@@ -91,13 +91,14 @@ class AnyEngine(Iterations):
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
         if self.recipe.ridge:
-            of_all = (self.classes if self.team.size > 1 else count) * (each + self.views)
-            held += 4 * (_COPIES * of_all * look.features + 2 * min(self.together * self.views, look.features) ** 2)
+            of_all = self.classes if self.team.size > 1 else count
+            held += 4 * _COPIES * of_all * ((each + self.views) * look.features + each * look.classes)
+            held += 4 * 2 * min(self.together * self.views, look.features) ** 2
             known = 4 * look.features * len(self.real.images)
-            if matcher.fixed is not None and not matcher.norms and held + known <= limit // 2:
-                if self.known is None:
-                    self.known = torch.empty(len(self.real.images), look.features, dtype=self.dtype, device=self.device)
-                held += known
+            fixed = matcher.fixed is not None and not matcher.norms
+            if not self._plans and fixed and held + known <= limit // 2:  # decided for most classes, which come first
+                self.known = torch.empty(len(self.real.images), look.features, dtype=self.dtype, device=self.device)
+            held += known * (self.known is not None)
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
             real, both = both, 2 * both  # the backward pass has one of its own
@@ -113,6 +114,9 @@ class AnyEngine(Iterations):
         one = bool(self.recipe.gradient)  # class in a piece
         parts = cut(count, each, max(1, min(most, free // real, each if one else most)))
         pieces = cut(count, self.views, max(1, min(most, free // both, self.views if one else most)))
+        if not self._plans:
+            self.chunk = min(_CHUNK, max(map(length, parts)))
+            self.there = np.zeros(-(-len(self.real.images) // self.chunk), dtype=bool)
         return Plan(parts, parts, frozenset(), 0, False, [pieces])
 
     def _statistics(self) -> tuple[int, int, int]:
@@ -315,20 +319,18 @@ class AnyEngine(Iterations):
 
     def _plain(self, draw: Draw, weights: Weights, moments: list[Moments]) -> Tensor:
         """Return the features of a draw's real images as they are, not augmented, (k, B, D)."""
-        pieces = self.plan(len(draw.indices)).real
         if self.known is None:
             found = self._room(draw)
-            for k, m in pieces:
+            for k, m in self.plan(len(draw.indices)).real:
                 images = self.real[draw.indices[k, m]].flatten(0, 1)
                 own = self.matcher.see(weights, moments, images)[0][-1]
                 found[k, m] = own.view(k.stop - k.start, m.stop - m.start, -1)
             return found
         if not self.there.all():
-            chunks = np.unique(draw.indices.cpu().numpy() // _CHUNK)
+            chunks = np.unique(draw.indices.cpu().numpy() // self.chunk)
             for chunk in chunks[~self.there[chunks]]:
-                rows = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-                parts = self.real[rows].split(max(map(length, pieces)))  # for which there is room
-                self.known[rows] = torch.cat([self.matcher.see(weights, [], part)[0][-1] for part in parts])
+                rows = slice(chunk * self.chunk, (chunk + 1) * self.chunk)
+                self.known[rows] = self.matcher.see(weights, [], self.real[rows])[0][-1]
                 self.there[chunk] = True
         return self.known[draw.indices.to(self.device)]
 

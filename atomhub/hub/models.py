@@ -14,7 +14,7 @@ from safetensors.torch import save
 from atomhub import limits
 from atomhub.core.whitening import Normalization, Whitening
 from atomhub.errors import IntegrityError, NotFoundError, UsageError, first_line
-from atomhub.files import check_target, new_folder, open_regular, read_regular, snapshot_of, user_path
+from atomhub.files import carry_over, check_target, new_folder, open_regular, read_regular, snapshot_of, user_path
 from atomhub.hub.pull import download, split_name
 from atomhub.hub.push import check_account, publish
 from atomhub.storage import cards
@@ -40,11 +40,12 @@ def save_model(classifier: Classifier, folder: str | Path, overwrite: bool = Fal
         AtomhubError: the folder exists and may not be replaced, or cannot be written.
     """
     target = Path(folder).expanduser().absolute()
-    check_target(target, overwrite, CONFIG, _SIZES)
+    check_target(target, overwrite, CONFIG)
     with new_folder(target, overwrite) as temporary:
         for name, content in _content(classifier).items():
             (temporary / name).write_bytes(content)
         (temporary / CARD).write_text(classifier.card, encoding="utf-8")
+        carry_over(target, temporary, _SIZES)
     return target
 
 

@@ -108,7 +108,7 @@ def distill(
         target = None
         if save is not False:
             target = (store.place(name) if save is True else Path(save)).expanduser().absolute()
-            check_target(target, overwrite, formats.MANIFEST, formats.OURS)
+            check_target(target, overwrite, formats.MANIFEST)
         kept = None
         if checkpoints is not False:
             folder = home() / "runs" / name if checkpoints is True else Path(checkpoints)

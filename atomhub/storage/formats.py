@@ -22,7 +22,7 @@ from atomhub import limits, stored
 from atomhub.data.tables import quiet_datasets
 from atomhub.dataset import DistilledDataset
 from atomhub.errors import AtomhubError, AtomhubWarning, IntegrityError, NotFoundError, first_line, installed
-from atomhub.files import check_target, locked, new_folder, open_regular, replace_file, snapshot_of
+from atomhub.files import carry_over, check_target, locked, new_folder, open_regular, replace_file, snapshot_of
 from atomhub.manifest import FORMAT_VERSION, MANIFEST, TENSORS, File, Format, Manifest, digest
 from atomhub.results import Measurement
 from atomhub.storage import cards
@@ -42,8 +42,6 @@ _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 """Names of pictures, which a set may have or not."""
 OPTIONAL = (VIEWS, WHITENING, CURVE, LABELS)
 """Files of ours that a set may have or not; a push deletes those of an earlier set."""
-OURS = {Path(name).parts[0] for name in (MANIFEST, TENSORS, PARQUET, PREVIEW, CARD, *OPTIONAL)}
-"""What lies in the folder of a set."""
 
 
 def tag(version: int) -> str:
@@ -113,7 +111,7 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
     if distilled.stored is None and manifest.provenance.stored is not None:  # they were not downloaded
         manifest = manifest.replace(provenance={"stored": None})
     folder = folder.expanduser().absolute()
-    check_target(folder, overwrite, MANIFEST, OURS)
+    check_target(folder, overwrite, MANIFEST)
     with new_folder(folder, overwrite) as temporary:
         about = digest(manifest.model_dump(mode="json"))
         header = {"format": manifest.format.version, "name": manifest.name, "manifest": about}
@@ -145,6 +143,10 @@ def write(distilled: DistilledDataset, folder: Path, overwrite: bool = False) ->
             (temporary / LABELS).write_bytes(distilled.stored.content())
         (temporary / MANIFEST).write_bytes(_as_json(manifest.model_dump(mode="json")))
         (temporary / CARD).write_text(cards.dataset_card(manifest), encoding="utf-8")
+        before: dict[str, File] = {}
+        with suppress(AtomhubError):
+            before = read_manifest(folder).files
+        carry_over(folder, temporary, {MANIFEST, TENSORS, PARQUET, PREVIEW, CARD, *OPTIONAL, *before})
     return replace(distilled, manifest=manifest, path=folder)
 
 

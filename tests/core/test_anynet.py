@@ -305,7 +305,8 @@ SHARED = [
     {"gradient": 1.0, "classes_per_iteration": 2},
     {"matcher": "resnet18", "linear": 1.0}, {"matcher": "resnet18", "linear": 1.0, "classes_per_iteration": 1},
     {"matcher": "resnet18", "ridge": 1.0},
-    {"matcher": "resnet18", "ridge": 1.0, "linear": 1.0, "classes_per_iteration": 1},
+    {"matcher": "resnet18", "ridge": 1.0, "linear": 1.0, "classes_per_iteration": 2},
+    {"matcher": "resnet18", **RIDGE, "classes_per_iteration": 2},
 ]  # fmt: skip
 
 

@@ -187,6 +187,8 @@ class TestWeights:
         for field, said in (("linear", "linear gradients need"), ("ridge", "ridge needs")):
             with pytest.raises(UsageError, match=f"{said} another matcher than convnet"):
                 atomhub.distill("digits", 1, "atom", {field: 1.0})
+        with pytest.raises(UsageError, match="ridge tells the classes of an iteration apart"):
+            atomhub.distill("digits", 1, "probe", {"weights": "a.safetensors", "classes_per_iteration": 1})
 
     @pytest.mark.parametrize(
         ("weights", "message"),

@@ -298,14 +298,18 @@ class TestStore:
         with pytest.raises(AtomhubError, match=r"has \.git, which would be lost"):
             digits1.save(tmp_path / "clone", overwrite=True)
 
-    def test_a_set_with_somebody_s_notes_is_not_replaced(self, tmp_path, digits1):
+    def test_what_others_have_put_beside_a_set_outlives_it(self, tmp_path, digits1):
         saved = digits1.save(tmp_path / "mine")
-        (saved.path / "notes.txt").write_text("lr 0.1 was better")
-        with pytest.raises(AtomhubError, match=r"has notes\.txt, which would be lost"):
-            digits1.save(tmp_path / "mine", overwrite=True)
-        with pytest.raises(AtomhubError, match=r"has notes\.txt, which would be lost"):
-            atomhub.distill("digits", 1, save=tmp_path / "mine", overwrite=True)  # before any work
-        assert (saved.path / "notes.txt").read_text() == "lr 0.1 was better"
+        theirs = ("notes.txt", "data/notes.txt", "drafts/old/1.txt", ".env")
+        for name in theirs:
+            (saved.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (saved.path / name).write_text("lr 0.1 was better")
+        ours = saved.path / "curve.png"
+        ours.touch()  # of a set that had a history
+        again = digits1.save(tmp_path / "mine", overwrite=True)
+        assert all((again.path / name).read_text() == "lr 0.1 was better" for name in theirs)
+        assert not ours.exists() or ours.stat().st_size
+        assert torch.equal(atomhub.load(again.path).images, digits1.images)
 
     def test_a_failed_write_leaves_nothing_and_keeps_the_old_set(self, home, digits1):
         old = digits1.save()
