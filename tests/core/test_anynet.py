@@ -118,6 +118,17 @@ def features_of_both(engine, iteration):
     return labels, features, seen
 
 
+def check_agreement(engine, wanted):
+    """Check loss and gradient of two iterations against those of a reference."""
+    for iteration in range(2):
+        loss, gradient = wanted(engine, iteration)
+        assert engine.gradient(iteration).item() == pytest.approx(loss.item(), rel=1e-9)
+        rows = engine.draw(iteration).classes
+        rows = slice(None) if rows is None else rows
+        assert (engine.gradients[rows] - gradient[rows]).norm() <= 1e-9 * gradient.norm()
+        assert gradient.norm() > 0
+
+
 def linear_reference(engine, iteration):
     """Loss and gradient of linear gradient matching, by autograd through the cross-entropy's own gradient."""
     recipe = engine.recipe
@@ -152,13 +163,7 @@ LINEAR = {"linear": 0.5, "feature": 0, "spatial": 0, "channel": 0, "statistics":
 def test_linear_gradients_agree_with_those_of_a_linear_layer(fields, together, monkeypatch):
     monkeypatch.setattr("atomhub.core.anynet._TOGETHER", together)
     engine = engine_of(with_statistics, matcher="resnet18", **LINEAR, **fields)
-    for iteration in range(2):
-        loss, gradient = linear_reference(engine, iteration)
-        assert engine.gradient(iteration).item() == pytest.approx(loss.item(), rel=1e-9)
-        rows = engine.draw(iteration).classes
-        rows = slice(None) if rows is None else rows
-        assert (engine.gradients[rows] - gradient[rows]).norm() <= 1e-9 * gradient.norm()
-        assert gradient.norm() > 0
+    check_agreement(engine, linear_reference)
 
 
 RIDGE = LINEAR | {"linear": 0, "ridge": 0.5}
@@ -183,13 +188,7 @@ def ridge_reference(engine, iteration):
 def test_the_ridge_term_agrees_with_least_squares(fields, together, monkeypatch):
     monkeypatch.setattr("atomhub.core.anynet._TOGETHER", together)
     engine = engine_of(with_statistics, matcher="resnet18", **RIDGE, **fields)
-    for iteration in range(2):
-        loss, gradient = ridge_reference(engine, iteration)
-        assert engine.gradient(iteration).item() == pytest.approx(loss.item(), rel=1e-9)
-        rows = engine.draw(iteration).classes
-        rows = slice(None) if rows is None else rows
-        assert (engine.gradients[rows] - gradient[rows]).norm() <= 1e-9 * gradient.norm()
-        assert gradient.norm() > 0
+    check_agreement(engine, ridge_reference)
 
 
 def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bits(monkeypatch):
@@ -205,6 +204,21 @@ def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bi
     again.restore(first.state())
     assert list(again.run(5, report_every=1)) == reports[5:]
     assert torch.equal(again.synthetic.images, engine.synthetic.images)
+
+
+def test_no_more_real_images_are_loaded_together_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr("atomhub.core.anynet._TOGETHER", 2)
+    engine, loaded = engine_of(with_statistics, matcher="resnet18", **RIDGE), []
+    pixels = engine.real.pixels
+
+    def counted(rows):
+        found = pixels(rows)
+        loaded.append(found[..., 0, 0, 0].numel())
+        return found
+
+    monkeypatch.setattr(engine.real, "pixels", counted)
+    engine.real_side(engine.draw(0))
+    assert max(loaded) == 2
 
 
 def test_features_for_which_there_is_no_room_are_found_anew():
