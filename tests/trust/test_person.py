@@ -136,7 +136,7 @@ class TestCtrlC:
             assert least < told[0] < share
         progress, told = self.at(9, None)
         result = atomhub.evaluate(digits1, progress=progress, **how)
-        assert 1 < told[0] < 1.5
+        assert 1 < told[0] < 1.51  # at most the epoch in which it was killed
         assert not list((home / "evaluations").iterdir())
         anew = measure(digits1, **how)
         assert result.score.accuracies == anew.score.accuracies
