@@ -13,6 +13,7 @@ from atomhub.core.bank import Bank
 from atomhub.core.blocks import Kind, Moments
 from atomhub.core.graphs import Targets
 from atomhub.core.iterations import Iterations
+from atomhub.core.known import Known
 from atomhub.core.matcher import Build, Matcher, Weights, flops
 from atomhub.core.passes import Compiler
 from atomhub.core.plan import Piece, Plan, cut, length, too_small, worth_compiling
@@ -26,8 +27,6 @@ _COPIES = 5
 """Of a network's weights at once: as drawn, those of the next draw and of the trained network, and by name."""
 _LARGE = 2**30
 """Bytes of the largest tensor of a piece on a GPU, which is busy with less."""
-_CHUNK = 64
-"""Most real images whose features are found together and kept."""
 
 
 class AnyEngine(Iterations):
@@ -72,10 +71,8 @@ class AnyEngine(Iterations):
         self.compiler = Compiler(compiled and possible and self.dtype == torch.float32)
         self.matcher.compile(self.compiler)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
-        self.known: Tensor | None = None
-        """Features (N, D) of real images as they are; None: they change, or there is no room for them."""
-        self.chunk, self.there = _CHUNK, np.zeros(0, dtype=bool)
-        """How many are found together, always the same ones, so that a run goes on bit for bit; which are by now."""
+        self.known: Known | None = None
+        """Features of real images as they are; None: they change, or there is no room for them."""
         return self.matcher
 
     def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
@@ -97,7 +94,7 @@ class AnyEngine(Iterations):
             known = 4 * look.features * len(self.real.images)
             fixed = matcher.fixed is not None and not matcher.norms
             if not self._plans and fixed and held + known <= limit // 2:  # decided for most classes, which come first
-                self.known = torch.empty(len(self.real.images), look.features, dtype=self.dtype, device=self.device)
+                self.known = Known(self.real, look.features, self.dtype, self.device)
             held += known * (self.known is not None)
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
@@ -114,9 +111,8 @@ class AnyEngine(Iterations):
         one = bool(self.recipe.gradient)  # class in a piece
         parts = cut(count, each, max(1, min(most, free // real, each if one else most)))
         pieces = cut(count, self.views, max(1, min(most, free // both, self.views if one else most)))
-        if not self._plans:
-            self.chunk = min(_CHUNK, max(map(length, parts)))
-            self.there = np.zeros(-(-len(self.real.images) // self.chunk), dtype=bool)
+        if self.known and not self._plans:
+            self.known.limit(max(map(length, parts)))
         return Plan(parts, parts, frozenset(), 0, False, [pieces])
 
     def _statistics(self) -> tuple[int, int, int]:
@@ -139,16 +135,8 @@ class AnyEngine(Iterations):
         images = pixels  # of none, where others own the classes of an iteration
         if len(rows):
             images = augment.augment(pixels, draw.augmentation[rows.to(self.device)], self.recipe.stages)
-        return self._of_all(images, torch.from_numpy(owned)[rows].to(self.device))[0].flatten(0, 1)
-
-    def _of_all(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows (k, ...) of all processes' classes, and the class numbers (k,), of this one's; collective."""
-        if self.team.size == 1:
-            return x, numbers
-        everyones, there = x.new_zeros(self.classes, *x.shape[1:]), x.new_zeros(self.classes)
-        everyones[numbers], there[numbers] = x, 1
-        present = self.team.add(there) > 0
-        return self.team.add(everyones)[present], present.nonzero()[:, 0]
+        numbers = torch.from_numpy(owned)[rows].to(self.device)
+        return self.team.of_all(images, numbers, self.classes)[0].flatten(0, 1)
 
     @torch.no_grad()
     def real_side(self, draw: Draw) -> Targets:
@@ -187,7 +175,8 @@ class AnyEngine(Iterations):
                     means.append(own.new_zeros(len(draw.indices), own.shape[1]))
                 means[j][k] += own * share
         if recipe.ridge:
-            everyones, numbers = self._of_all(self._plain(draw, weights, moments), self._numbers(draw))
+            own = self._plain(draw, weights, moments)
+            everyones, numbers = self.team.of_all(own, self._numbers(draw), self.classes)
             means += [everyones.flatten(0, 1), numbers.repeat_interleave(recipe.real_batch)]
         if features is not None:
             means += self._linear(draw, features)
@@ -209,7 +198,7 @@ class AnyEngine(Iterations):
             total += self._matched(draw, weights, given, means, pieces)
         elif recipe.linear or recipe.ridge:  # the others add up theirs
             if recipe.linear:
-                there = self._everyones(torch.zeros_like(means[-1]))
+                there = self.team.add(torch.zeros_like(means[-1]))
                 total += self._apart(there, means[-1]) / self.team.size
             if recipe.ridge:
                 total += self._ridge(draw, [], [], means)[0]
@@ -251,7 +240,7 @@ class AnyEngine(Iterations):
             labels = torch.cat([self._labels(draw, part) for part in pieces])
             with torch.enable_grad():
                 here = mixer.head_gradient(head, leaves[-1], labels) / (self.together * self.views)
-                there = self._everyones(here.detach()).requires_grad_()
+                there = self.team.add(here.detach()).requires_grad_()
                 term = self._apart(there, wanted)
                 (slope,) = torch.autograd.grad(term, there)
                 value = value + (slope * here).sum()  # whose gradient is that of the term
@@ -326,13 +315,7 @@ class AnyEngine(Iterations):
                 own = self.matcher.see(weights, moments, images)[0][-1]
                 found[k, m] = own.view(k.stop - k.start, m.stop - m.start, -1)
             return found
-        if not self.there.all():
-            chunks = np.unique(draw.indices.cpu().numpy() // self.chunk)
-            for chunk in chunks[~self.there[chunks]]:
-                rows = slice(chunk * self.chunk, (chunk + 1) * self.chunk)
-                self.known[rows] = self.matcher.see(weights, [], self.real[rows])[0][-1]
-                self.there[chunk] = True
-        return self.known[draw.indices.to(self.device)]
+        return self.known.take(draw.indices, lambda images: self.matcher.see(weights, [], images)[0][-1])
 
     def _linear(self, draw: Draw, features: Tensor) -> list[Tensor]:
         """Return a random linear layer for features (k, n, D) of real images, and the gradient of its loss; collective.
@@ -341,9 +324,9 @@ class AnyEngine(Iterations):
         """
         head = self.matcher.head(draw.weights)
         count = self.together * self.recipe.real_batch
-        head = head / (self._everyones(features.square().sum()) / count).sqrt().clamp(min=1e-12)
+        head = head / (self.team.add(features.square().sum()) / count).sqrt().clamp(min=1e-12)
         numbers = self._numbers(draw).repeat_interleave(self.recipe.real_batch)
-        return [head, self._everyones(mixer.head_gradient(head, features.flatten(0, 1), numbers)) / count]
+        return [head, self.team.add(mixer.head_gradient(head, features.flatten(0, 1), numbers)) / count]
 
     def _apart(self, there: Tensor, wanted: Tensor) -> Tensor:
         """Return the linear gradient term for the gradients of all processes' synthetic images and real ones."""
@@ -365,7 +348,7 @@ class AnyEngine(Iterations):
         found = real.new_zeros(len(own), self.views, real.shape[1])
         for (k, m), part in zip(pieces, features, strict=True):
             found[k, m] = part.detach().view(k.stop - k.start, m.stop - m.start, -1)
-        everyones, numbers = self._of_all(found, own)
+        everyones, numbers = self.team.of_all(found, own, self.classes)
         with torch.enable_grad():
             everyones.requires_grad_()
             whose = numbers.repeat_interleave(self.views)
@@ -379,10 +362,6 @@ class AnyEngine(Iterations):
     def together(self) -> int:
         """Classes of an iteration, of all processes."""
         return min(self.recipe.classes_per_iteration or self.classes, self.classes)
-
-    def _everyones(self, x: Tensor) -> Tensor:
-        """Return the sum over all processes; collective."""
-        return self.team.add(x) if self.team.size > 1 else x
 
     def _numbers(self, draw: Draw) -> Tensor:
         """Return the class numbers of a draw that this process owns, (k,)."""

@@ -89,11 +89,28 @@ class Team:
         return bool(flag > 0)
 
     def add(self, x: Tensor) -> Tensor:
-        """Return the sum over all processes; collective."""
+        """Return the sum over all processes, or what is given where this one is alone; collective."""
+        if self.size == 1:
+            return x
         x = x.clone()
         with _together():
             dist.all_reduce(x, group=self.gpus if x.is_cuda else None)
         return x
+
+    def of_all(self, x: Tensor, numbers: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """Return the rows of all processes' classes, (m, ...), and their class numbers, (m,); collective.
+
+        Args:
+            x: (k, ...) the rows of this one's.
+            numbers: (k,) their class numbers; no other process has one of them.
+            classes: K.
+        """
+        if self.size == 1:
+            return x, numbers
+        everyones, there = x.new_zeros(classes, *x.shape[1:]), x.new_zeros(classes)
+        everyones[numbers], there[numbers] = x, 1
+        present = self.add(there) > 0
+        return self.add(everyones)[present], present.nonzero()[:, 0]
 
     def total(self, values: list[float]) -> list[float]:
         """Return sums over all processes, number by number; collective."""

@@ -192,7 +192,7 @@ def test_the_ridge_term_agrees_with_least_squares(fields, together, monkeypatch)
 
 
 def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bits(monkeypatch):
-    monkeypatch.setattr("atomhub.core.anynet._CHUNK", 7)
+    monkeypatch.setattr("atomhub.core.known._CHUNK", 7)
     given = {"matcher": "resnet18", "iterations": 8, "seed": 3, **RIDGE}
     engine, seen = engine_of(with_statistics, **given), []
     see = engine.matcher.see
