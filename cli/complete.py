@@ -14,7 +14,7 @@ from atomhub.presets import PRESETS
 _LARGEST = 2**22
 """Most bytes of an index, as :data:`atomhub.limits.MANIFEST`, whose module takes long to import."""
 _PACKAGE = Path(str(atomhub.__file__)).parent
-PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "rded", "quick")
+PROTOCOLS = ("dm", "datadam", "idc", "dance", "ncfm", "rded", "quick", "probe")
 """As in :data:`atomhub.training.protocols.PROTOCOLS`, which loads torch; a test compares them."""
 
 

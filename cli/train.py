@@ -74,8 +74,8 @@ def train(
 @click.argument("name", shell_complete=complete.sets)
 @click.option("--teacher", metavar="NETWORK",
               help="Network that gives the labels.  [default: the one that the set was distilled with]")  # fmt: skip
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
-              help="Epochs of the teacher's training on the real images.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(min=1), metavar="N",
+              help="Epochs of the teacher's training on real images.  [default: 20; of a probe 300]")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="T",
               help="Temperature of the teacher's softmax; higher is softer.")  # fmt: skip
 @click.option("--name", "new", metavar="NEW", help="Name of the new set.  [default: NAME-soft]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol as Interface
@@ -20,6 +21,7 @@ from atomhub.errors import AtomhubError, UsageError
 from atomhub.memory import free_memory
 from atomhub.stored import StoredLabels, batch_sizes
 from atomhub.training.accuracy import check_shape
+from atomhub.training.probes import OnFeatures
 from atomhub.training.protocols import Protocol
 from atomhub.training.together import Alone, NotVectorised, Together
 
@@ -98,9 +100,16 @@ def fit(
 
     Raises:
         Paused: ``halfway`` said so.
-        UsageError: a network that cannot take the images, or gives something else than (B, K).
+        UsageError: a network that cannot take the images, or gives something else than (B, K); or is no probe, where
+            the protocol is for probes.
         AtomhubError: a loss is not finite (names the network and the epoch).
     """
+    if protocol.frozen:
+        probes = OnFeatures(models, images, len(labels))
+        rules = replace(protocol, frozen=False)
+        fit(probes.layers, probes.features, labels, rules, (), classes, seeds, place, record, None, told, halfway)
+        probes.finish()
+        return
     arguments = (images, labels, protocol, stages, classes, seeds)
     halfway = halfway or Halfway()
     first, total = place or (0, len(models))

@@ -24,7 +24,8 @@ from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.baselines import herding_real, random_real, whole_real
 from atomhub.training.fit import Halfway, Paused, fastest_group, fit
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import Network, check_claimed, find_network
+from atomhub.training.networks import PROBE, Network, check_claimed, find_network
+from atomhub.training.probes import Probe
 from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 
@@ -93,8 +94,8 @@ def measure(
             function without arguments that returns a new untrained model from normalised (B, C, H, W) to (B, K) logits;
             None: the protocol's own, a ConvNet with the norm that its published figures are of; ``quick`` has none, and
             takes the network that the set was distilled with.
-        protocol: ``dm``, ``datadam``, ``idc``, ``dance``, ``ncfm``, ``rded`` or ``quick``
-            (:data:`atomhub.training.protocols.PROTOCOLS`).
+        protocol: ``dm``, ``datadam``, ``idc``, ``dance``, ``ncfm``, ``rded``, ``quick`` or ``probe``, for linear
+            probes (:data:`atomhub.training.protocols.PROTOCOLS`).
         runs: Networks to train; the literature asks for 5 or more.
         baseline: ``random``: as many random real images per class, drawn anew for every run; ``herding``: those whose
             mean is closest to the class mean; ``whole``: the whole training set; empty: none of them; None: not
@@ -153,12 +154,13 @@ def measure(
         start = time.perf_counter() - seconds
         trained += len(found)
         images, target = training_set(seed)
-        group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2)
+        pixels = 1 if rules.frozen else images.shape[-1] ** 2
+        group = together or fastest_group(where, min(rules.batch, len(images)) * pixels)
         with enough_memory("use a smaller network, or train fewer at once (together=1)"):
             target = target.to(where)
             for first in range(len(found), runs, group):
                 seeds = [seed + run for run in range(first, min(first + group, runs))]
-                models = _models(build, seeds, last, where)
+                models = _models(build, seeds, last, where, rules.frozen)
                 last = models[-1]
                 # one tensor for all networks, but where every run has images of its own
                 same = [images.to(where)] * len(seeds) if kind != "random" else []
@@ -228,13 +230,15 @@ def _begun(before: Score | None, runs: int) -> tuple[list[float], float, Tensor]
 
 
 def _models(
-    build: Callable[[], object], seeds: Sequence[int], last: nn.Module | None, device: torch.device
+    build: Callable[[], object], seeds: Sequence[int], last: nn.Module | None, device: torch.device, frozen: bool
 ) -> list[nn.Module]:
-    """Return a new network for each seed, other ones than the last of those before."""
+    """Return a new network for each seed, other ones than the last of those before; probes share what is frozen."""
     models: list[nn.Module] = []
     for seed in seeds:
         with seeded(seed, device):
             models.append(_new(build(), [*models, last], device))
+        if frozen and isinstance(model := models[-1], Probe) and isinstance(models[0], Probe):
+            model.body = models[0].body
     return models
 
 
@@ -340,4 +344,13 @@ def network_for(
     usual = (rules and rules.usual) or distilled.manifest.results.network
     if spec is None:
         check_claimed(usual)
+    if rules:
+        check_probe(usual if spec is None else spec, rules)
     return find_network(spec, inputs, usual, tried)
+
+
+def check_probe(spec: str, rules: Protocol) -> None:
+    """Raise a UsageError where a protocol is for linear probes and a name is not that of one."""
+    if rules.frozen and not spec.startswith(PROBE):
+        hint = "Name one: probe/NETWORK:weights=FILE"
+        raise UsageError(f"The protocol 'probe' is for linear probes, not for {spec!r}.", hint)

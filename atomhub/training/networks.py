@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from atomhub.core.draws import seeded
 from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
-from atomhub.weights import TORCHVISION, digest_of, last_linear, read_weights, with_weights
+from atomhub.training.probes import Probe
+from atomhub.weights import TORCHVISION, digest_of, read_weights, with_weights
 
 TIMM = "timm/"
 """Prefix of timm's models, where it is installed."""
@@ -206,37 +207,6 @@ def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tr
             raise UsageError(f"The weights {given!r} have the digest {found}, not {digest}.", "Find the file.")
         build = with_weights(body.build, state, given, running=True)
         return _tried(Network(f"{start}{Path(given).name}@{found}", lambda: Probe(build()), inputs))
-
-
-class Probe(nn.Module):
-    """A fresh linear layer in place of a network's last one; all else of the network stays as it is.
-
-    Args:
-        model: Has a linear layer; its last one gives the classes.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        last = last_linear(model)
-        if last is None:
-            raise UsageError(f"The network {type(model).__name__} has no linear layer to put a probe in place of.")
-        old: Any = model.get_submodule(last)
-        self.head = nn.Linear(old.in_features, old.out_features)
-        model.set_submodule(last, nn.Identity())
-        self.body = model.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Probe":
-        """Set the mode of the linear layer; the network's batch norms and dropout stay as in use."""
-        super().train(mode)
-        self.body.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K)."""
-        with torch.no_grad():
-            features = self.body(images)
-        logits: Tensor = self.head(features)
-        return logits
 
 
 def _sketch(build: Callable[[], nn.Module]) -> nn.Module:

@@ -33,6 +33,7 @@ class Protocol:
         temperature: Where it is above 0, networks learn what a teacher makes of each augmented and mixed batch, by the
             Kullback-Leibler divergence between the softmaxes of logits divided by it, in place of classes.
         network: The network that published figures are of, by name, where that is no ConvNet.
+        frozen: Whether linear probes learn from the features of images as they are, found once.
         cutmix: Probability that a batch is mixed by CutMix (Yun et al., ICCV 2019), with a share from Beta(1, 1).
     """
 
@@ -53,6 +54,7 @@ class Protocol:
     decays_all: bool = True
     temperature: float = 0.0
     network: str | None = None
+    frozen: bool = False
 
     @property
     def usual(self) -> str | None:
@@ -81,6 +83,10 @@ PROTOCOLS: dict[str, Protocol] = {
     "quick": Protocol(
         201, 256, "atomhub: dm with a fifth of the epochs, for demos and smoke tests", drops=(102,), restart=True
     ),
+    "probe": Protocol(
+        300, 256, "atomhub: linear evaluation, on features that are found once", lr=1.0, decay=0.0, drops=(150,),
+        augmentation=(), frozen=True,
+    ),
 }  # fmt: skip
 
 
@@ -106,8 +112,15 @@ def for_set(protocol: str, ipc: int, classes: int) -> Protocol:
     return replace(rules, batch=batch * (2 if classes >= 100 else 1))
 
 
-def of_whole_set(epochs: int) -> Protocol:
-    """Return how a network is trained on a whole real training set: SGD as in ``dm``, its rate dropped at half."""
+def of_whole_set(epochs: int, linear: bool = False) -> Protocol:
+    """Return how a network is trained on a whole real training set: SGD as in ``dm``, its rate dropped at half.
+
+    Args:
+        epochs: Passes over it.
+        linear: Whether it is a linear probe, which is trained as in ``probe``.
+    """
+    if linear:
+        return replace(PROTOCOLS["probe"], epochs=epochs, drops=(round(epochs / 2),))
     return Protocol(epochs, 256, "dm's optimiser", drops=(round(epochs / 2),))
 
 

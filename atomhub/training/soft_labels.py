@@ -15,22 +15,24 @@ from atomhub.training.accuracy import accuracy, logits
 from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit
 from atomhub.training.measure import network_for
-from atomhub.training.protocols import of_whole_set
+from atomhub.training.networks import PROBE
+from atomhub.training.protocols import PROTOCOLS, of_whole_set
 
 
 def soften(
-    distilled: DistilledDataset, teacher: str | None = None, epochs: int = 20, *, temperature: float = 1.0,
+    distilled: DistilledDataset, teacher: str | None = None, epochs: int | None = None, *, temperature: float = 1.0,
     name: str | None = None, seed: int = 0, device: str = "auto", source: object = None,
 ) -> DistilledDataset:  # fmt: skip
     """Return a copy of a set, in memory, with soft labels; its hard labels, and results of them, stay.
 
-    The teacher is trained on the whole real training set, with SGD and augmentation as in the ``dm`` protocol. Networks
-    that learn from soft labels (``evaluate(..., labels="soft")``) are reported apart from those that learn classes.
+    The teacher is trained on the whole real training set, with SGD and augmentation as in the ``dm`` protocol; a linear
+    probe as in the protocol ``probe``. Networks that learn from soft labels (``evaluate(..., labels="soft")``) are
+    reported apart from those that learn classes.
 
     Args:
         distilled: The set.
         teacher: Name of a network, as in :func:`atomhub.evaluate`; None: the one that the set was distilled with.
-        epochs: Passes of the teacher over the real training set.
+        epochs: Passes of the teacher over the real training set; None: 20, of a linear probe 300.
         temperature: The teacher's logits are divided by this before the softmax: labels are softer above 1.
         name: Name of the new set; None: ``<name>-soft``.
         seed: Seed of the teacher's weights, order and augmentation.
@@ -43,7 +45,7 @@ def soften(
         AtomhubError: the teacher's loss is not finite.
     """
     check_set(distilled)
-    check_whole("epochs", epochs, 1)
+    check_whole("epochs", 1 if epochs is None else epochs, 1)
     check_whole("seed", seed, 0)
     if not 0 < temperature < float("inf"):
         raise UsageError(f"The temperature cannot be {temperature}: use a number above 0.")
@@ -53,7 +55,9 @@ def soften(
     where = find_device(device)
     network = network_for(distilled, teacher)
     real = distilled.real(source, tested=False)
-    rules = of_whole_set(epochs)
+    linear = network.spec.startswith(PROBE)
+    epochs = epochs or (PROTOCOLS["probe"].epochs if linear else 20)
+    rules = of_whole_set(epochs, linear)
     images, labels = whole_real(distilled, real)
     keep_large_buffers()
     classes, own = len(distilled.class_names), None

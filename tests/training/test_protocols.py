@@ -9,6 +9,7 @@ import torch
 
 from atomhub.training import fit as fitting
 from atomhub.training.measure import network_for
+from atomhub.training.probes import Probe
 from atomhub.training.protocols import PROTOCOLS, for_set
 
 SIDE, CLASSES, IMAGES = 8, 3, 7
@@ -29,6 +30,7 @@ def test_protocols_are_those_of_the_literature():
         "ncfm": (2000, 128, "adamw", 0.001, 0.01, (400, 800, 1200, 1600), 0.5, False, 0.5, "instance"),
         "rded": (300, 50, "adamw", 0.001, 0.01, (), 0.1, False, 1.0, None),
         "quick": (201, 256, "sgd", 0.01, 5e-4, (102,), 0.1, True, 0, None),
+        "probe": (300, 256, "sgd", 1.0, 0, (150,), 0.1, False, 0, None),
     }
     rded = PROTOCOLS["rded"]
     assert (rded.cosine, rded.decays_all, rded.temperature, rded.network) == (600, False, 20, "resnet18:norm=batch")
@@ -38,24 +40,35 @@ def test_protocols_are_those_of_the_literature():
     dsa, warps = ("color", "crop", "cutout", "flip", "scale", "rotate"), ("crop", "scale", "rotate")
     idc = (("flip",), ("color",), warps)
     expected = {"dm": (dsa,), "datadam": (dsa,), "quick": (dsa,), "idc": idc, "dance": idc, "ncfm": (*idc, ("cutout",))}
-    expected["rded"] = (("shuffle",), ("resize",), ("flip",))
+    expected |= {"rded": (("shuffle",), ("resize",), ("flip",)), "probe": ()}
     assert {name: p.augmentation for name, p in PROTOCOLS.items()} == expected
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_training_is_what_the_papers_describe(name):
-    """A linear classifier, for a few epochs in which the rate falls as often as in the whole protocol."""
+    """A linear classifier, for a few epochs in which the rate falls as often as in the whole protocol.
+
+    Under ``probe`` its inputs are features: pixels that are squashed, divided by their root mean square length.
+    """
     rules = replace(PROTOCOLS[name], epochs=7, batch=4, drops=(2, 3, 5, 6)[: len(PROTOCOLS[name].drops)], lr=0.1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, 1, SIDE, SIDE, dtype=torch.float64, generator=generator)
     labels = torch.arange(IMAGES) % CLASSES
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIDE**2, CLASSES)).double()
-    before = [p.detach().clone() for p in model.parameters()]
+    if rules.frozen:
+        model = Probe(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Sigmoid(), model[1])).double()
+    before = [p.detach().clone() for p in (model.head if rules.frozen else model).parameters()]
     teacher = torch.randn(CLASSES, SIDE**2, dtype=torch.float64, generator=generator) if rules.temperature else None
-    expected = slowly(*before, images, labels, rules, teacher)
+    learnt, length = images, 1.0
+    if rules.frozen:
+        learnt = [1 / (1 + (-image).exp()) for image in images]
+        length = math.sqrt(sum(image.square().sum() for image in learnt) / IMAGES)
+    weight, bias = slowly(*before, [image / length for image in learnt], labels, rules, teacher)
+    expected = weight / length, bias
     taught = {} if teacher is None else {"teacher": lambda x: x.flatten(1) @ teacher.T}
     fitting.fit([model], [images], labels, rules, rules.augmentation, CLASSES, [3], **taught)
-    for found, wanted, start in zip(model.parameters(), expected, before, strict=True):
+    found_ones = [p for p in model.parameters() if p.requires_grad]
+    for found, wanted, start in zip(found_ones, expected, before, strict=True):
         assert torch.allclose(found, wanted, rtol=0, atol=1e-9)
         assert not torch.allclose(found, start, atol=1e-2)
 
