@@ -69,14 +69,15 @@ def distill(
     elif given := [key for key, value in how.items() if value not in (None, ())]:
         flag = {"tags": "tag", "commit_message": "message", "revision": "branch"}.get(given[0], given[0])
         raise click.UsageError(f"--{flag} is about the Hub: add --push.")
+    overrides = _overrides(settings, iterations)
     if dry_run:
         about_the_run = {key: value for key, value in options.items() if key not in _SAVING}
-        _forecast(source, ipc, recipe, _overrides(settings, iterations), as_json, **about_the_run)
+        _forecast(source, ipc, recipe, overrides, as_json, **about_the_run)
         return
     logging.getLogger("atomhub").setLevel(logging.WARNING if as_json else logging.INFO)
     with Steps(f"Distilling {source}, ipc {ipc}", quiet=as_json or RANK > 0) as steps:
         distilled = atomhub.distill(
-            source, ipc, recipe, _overrides(settings, iterations), save=output or True, checkpoints=True,
+            source, ipc, recipe, overrides, save=output or True, checkpoints=True,
             progress=steps.losses, **options,
         )  # fmt: skip
     url = None
@@ -94,8 +95,17 @@ def distill(
         print_json(report | ({"url": url} if url else {}))
         return
     print_data(distilled.path)
-    say(f"Saved {distilled.name}: {len(distilled)} images in {made.seconds:.0f} s. Measure it with: "
-        f"atomhub evaluate {shlex.quote(str(output or distilled.name))}")  # fmt: skip
+    measure = f"atomhub evaluate {shlex.quote(str(output or distilled.name))}{_probe(made.recipe, overrides)}"
+    say(f"Saved {distilled.name}: {len(distilled)} images in {made.seconds:.0f} s. Measure it with: {measure}")
+
+
+def _probe(recipe: Any, overrides: dict[str, Any]) -> str:
+    """Return the options that measure a set which was made for linear probes, or none."""
+    if not recipe.weights or not (recipe.ridge or recipe.linear):
+        return ""
+    weights = overrides.get("weights") or recipe.weights.partition(" sha256:")[0]
+    network = f"probe/{recipe.matcher}{',' if ':' in recipe.matcher else ':'}weights={weights}"
+    return f" --protocol probe --network {shlex.quote(network)}"
 
 
 _SAVING = ("track", "name", "overwrite", "measure_every", "checkpoint_every", "resume")

@@ -17,7 +17,8 @@ from atomhub.errors import AtomhubError, UsageError, check_whole, first_line
 from atomhub.files import locked, replace_file
 from atomhub.interrupts import heeded
 from atomhub.training.architectures import Candidate, Check, Progress, Search, T, Trials, conclude, find_space
-from atomhub.training.measure import check_probe, network_for
+from atomhub.training.measure import network_for
+from atomhub.training.networks import check_probe
 from atomhub.training.protocols import find_protocol
 
 
@@ -61,7 +62,7 @@ def search(
     if budget is not None and budget < len(specs):
         specs = [specs[i] for i in draws.sample(seed, draws.SEARCH, 0, [0], [len(specs)], budget)[0]]
     for spec in specs:  # a space that is wrong is reported before the work
-        check_probe(spec, rules)
+        check_probe(spec, rules.frozen)
         network_for(distilled, spec, tried=False)
     real = distilled.real(source, tested=check > 0)
     pixels = distilled.images.contiguous().numpy().tobytes()

@@ -47,7 +47,12 @@ def share_right(counts: Tensor) -> float:
 
 @torch.no_grad()
 def confusion(
-    model: nn.Module, images: Tensor, labels: Tensor, normalization: Normalization, device: torch.device, classes: int
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalization: Normalization | None,
+    device: torch.device,
+    classes: int,
 ) -> Tensor:
     """Return how often a model takes real images of each class for each; it is left in the mode it was in.
 
@@ -55,7 +60,7 @@ def confusion(
         model: Maps normalised (B, C, H, W) to logits.
         images: (M, C, H, W) uint8.
         labels: (M,) int64.
-        normalization: The one the model was trained under.
+        normalization: The one the model was trained under; None: they are what it takes.
         device: Where the model is.
         classes: K.
 
@@ -66,12 +71,13 @@ def confusion(
         UsageError: the model does not give (B, K).
         AtomhubError: it gives values that are not finite.
     """
-    mode, normalization = model.training, normalization.to(device, torch.float32)
+    mode, space = model.training, normalization and normalization.to(device, torch.float32)
     model.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for pixels, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
-        found = logits(model, normalization.apply(pixels.to(device)))
+        given = pixels.to(device)
+        found = logits(model, space.apply(given) if space else given)
         check_shape(type(model).__name__, found.shape, (len(pixels), classes))
         pairs = targets.to(device) * classes + found.argmax(1)
         counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for a GPU

@@ -27,6 +27,7 @@ from atomhub.training.accuracy import accuracy
 from atomhub.training.baselines import whole_real
 from atomhub.training.fit import fit
 from atomhub.training.measure import network_for
+from atomhub.training.networks import PROBE
 from atomhub.training.protocols import Protocol, of_whole_set
 
 _VALIDATION = 2000
@@ -197,13 +198,12 @@ class Trials:
         good = [c for c in ranked if not c.failed]
         spread = sorted({round(i) for i in np.linspace(0, len(good) - 1, min(count, len(good)))}) if good else []
         whole, test = whole_real(self.distilled, self.real), self.real.test_tensors()
-        rules = of_whole_set(epochs)
         checks: list[Check] = []
         for done, place in enumerate(spread, 1):
             spec = good[place].network
             one = self.log.find(Check, spec)
             if one is None:
-                trained = self.run(spec, *whole, rules, test)
+                trained = self.run(spec, *whole, of_whole_set(epochs, spec.startswith(PROBE)), test)
                 one = Check(spec, trained.accuracy, trained.seconds, trained.failed)
                 self.log.add(one)
             checks.append(one)

@@ -139,16 +139,17 @@ def fit(
             )
 
 
-def fastest_group(device: torch.device, pixels: int) -> int:
+def fastest_group(device: torch.device, pixels: int, weights: int = 0) -> int:
     """Return how many networks to train in one pass, as ``benchmarks/evaluate.py`` measured, and as many as fit a GPU.
 
     Args:
         device: Where.
         pixels: Height times width times images of a batch: many keep a CPU busy with one network.
+        weights: That a network learns, where they may be many.
     """
     if device.type == "cuda":
         return max(1, min(20, int(0.8 * free_memory(device)) // (pixels * _STORED)))
-    return 20 if pixels <= 4096 else 1
+    return 20 if pixels <= 4096 and weights <= _FEW else 1
 
 
 def _random(model: nn.Module) -> bool:

@@ -24,8 +24,8 @@ from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.baselines import herding_real, random_real, whole_real
 from atomhub.training.fit import Halfway, Paused, fastest_group, fit
 from atomhub.training.nets import InputSpec
-from atomhub.training.networks import PROBE, Network, check_claimed, find_network
-from atomhub.training.probes import Probe
+from atomhub.training.networks import Network, check_claimed, check_probe, find_network
+from atomhub.training.probes import begun
 from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 
@@ -143,6 +143,7 @@ def measure(
     trained = 0
     keep_large_buffers()
     last: nn.Module | None = None
+    begin, seen, test, space = begun(build, distilled.normalization, test, seed, where, rules.frozen and known)
 
     def part(kind: str, done: float) -> None:
         if progress:
@@ -154,17 +155,17 @@ def measure(
         start = time.perf_counter() - seconds
         trained += len(found)
         images, target = training_set(seed)
-        pixels = 1 if rules.frozen else images.shape[-1] ** 2
-        group = together or fastest_group(where, min(rules.batch, len(images)) * pixels)
         with enough_memory("use a smaller network, or train fewer at once (together=1)"):
-            target = target.to(where)
+            images, target = seen(images), target.to(where)
+            weights = rules.frozen * classes * images.shape[1]
+            group = together or fastest_group(where, min(rules.batch, len(images)) * images.shape[-1] ** 2, weights)
             for first in range(len(found), runs, group):
                 seeds = [seed + run for run in range(first, min(first + group, runs))]
-                models = _models(build, seeds, last, where, rules.frozen)
+                models = _models(begin, seeds, last, where)
                 last = models[-1]
                 # one tensor for all networks, but where every run has images of its own
-                same = [images.to(where)] * len(seeds) if kind != "random" else []
-                inputs = same or [training_set(s)[0].to(where) for s in seeds]
+                same = [images] * len(seeds) if kind != "random" else []
+                inputs = same or [seen(training_set(s)[0]) for s in seeds]
                 halfway = kept.halfway(kind, seeds, stop)
                 start -= halfway.seconds
                 try:
@@ -174,7 +175,7 @@ def measure(
                     )  # fmt: skip
                 except Paused:
                     break
-                of_models = [confusion(m, *test, distilled.normalization, where, classes) for m in models]
+                of_models = [confusion(m, *test, space, where, classes) for m in models]
                 found += map(share_right, of_models)
                 if per_class and kind == "distilled":
                     counts = counts + torch.stack(of_models).sum(0)
@@ -230,15 +231,13 @@ def _begun(before: Score | None, runs: int) -> tuple[list[float], float, Tensor]
 
 
 def _models(
-    build: Callable[[], object], seeds: Sequence[int], last: nn.Module | None, device: torch.device, frozen: bool
+    build: Callable[[], object], seeds: Sequence[int], last: nn.Module | None, device: torch.device
 ) -> list[nn.Module]:
-    """Return a new network for each seed, other ones than the last of those before; probes share what is frozen."""
+    """Return a new network for each seed, other ones than the last of those before."""
     models: list[nn.Module] = []
     for seed in seeds:
         with seeded(seed, device):
             models.append(_new(build(), [*models, last], device))
-        if frozen and isinstance(model := models[-1], Probe) and isinstance(models[0], Probe):
-            model.body = models[0].body
     return models
 
 
@@ -345,12 +344,5 @@ def network_for(
     if spec is None:
         check_claimed(usual)
     if rules:
-        check_probe(usual if spec is None else spec, rules)
+        check_probe(usual if spec is None else spec, rules.frozen)
     return find_network(spec, inputs, usual, tried)
-
-
-def check_probe(spec: str, rules: Protocol) -> None:
-    """Raise a UsageError where a protocol is for linear probes and a name is not that of one."""
-    if rules.frozen and not spec.startswith(PROBE):
-        hint = "Name one: probe/NETWORK:weights=FILE"
-        raise UsageError(f"The protocol 'probe' is for linear probes, not for {spec!r}.", hint)

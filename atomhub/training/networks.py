@@ -189,6 +189,13 @@ def check_claimed(spec: str) -> None:
         raise UsageError(f"The set names a network whose weights are a path: {spec!r}.", "Name the network yourself.")
 
 
+def check_probe(spec: str, wanted: bool) -> None:
+    """Raise a UsageError where a protocol wants a linear probe and a name is not that of one."""
+    if wanted and not split_spec(spec)[0].startswith(PROBE):
+        hint = "Name one: probe/NETWORK:weights=FILE"
+        raise UsageError(f"The protocol 'probe' is for linear probes, not for {spec!r}.", hint)
+
+
 def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tried: bool) -> Network:
     """Return a linear probe; its name has the file of the weights and their digest, which is checked if given."""
     weights = re.fullmatch(r"(.*?)(?:@([0-9a-f]{12}))?", options.pop("weights", ""), re.DOTALL)

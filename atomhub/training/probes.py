@@ -1,11 +1,15 @@
 """Linear probes: a linear layer that is trained on the features of a network that stays as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atomhub.core.draws import seeded
+from atomhub.core.real import RealImages
+from atomhub.core.whitening import Normalization
+from atomhub.devices import enough_memory
 from atomhub.errors import UsageError
 from atomhub.training.accuracy import logits
 from atomhub.weights import last_linear
@@ -45,6 +49,13 @@ class Probe(nn.Module):
         return logits
 
 
+class LinearLayer(nn.Sequential):
+    """A linear layer as a network: from features (B, D, 1, 1) to (B, K) logits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__(nn.Flatten(), head)
+
+
 class OnFeatures:
     """The linear layers of probes in training, on features that are found once.
 
@@ -52,7 +63,7 @@ class OnFeatures:
     layers are given back to the probes with that division in their weights.
 
     Args:
-        models: R probes with the same network.
+        models: R probes.
         images: R times N images, (C, H, W), normalised; may be the same ones.
         count: N.
 
@@ -65,29 +76,82 @@ class OnFeatures:
     """
 
     def __init__(self, models: Sequence[nn.Module], images: Sequence[Any], count: int) -> None:
-        self.heads, self.lengths, self.features = list[nn.Linear](), list[Tensor](), list[Tensor]()
-        for model, own in zip(models, images, strict=True):
+        self.probes, self.lengths, self.features = list[Probe](), list[Tensor](), list[Tensor]()
+        for model in models:
             if not isinstance(model, Probe):
                 hint = "Name one: probe/NETWORK:weights=FILE"
                 raise UsageError(f"The protocol 'probe' is for linear probes, not for a {type(model).__name__}.", hint)
-            if not self.features or own is not images[0]:
-                found = _features(model.body, own, count)
-                length = found.square().sum(1).mean().sqrt().clamp_min(1e-12)
-                found = found[:, :, None, None] / length
-            self.heads.append(model.head)
+            self.probes.append(model)
+        before: tuple[Any, Any] = (None, None)
+        for model, own in zip(self.probes, images, strict=True):
+            if not (model.body is before[0] and own is before[1]):
+                found, before = features(model.body, own, count, own.device), (model.body, own)
+                length = (found.norm() / count**0.5).clamp_min(1e-12)
+                found /= length
             self.lengths.append(length)
             self.features.append(found)
-        self.layers = [nn.Sequential(nn.Flatten(), head) for head in self.heads]
+        self.layers = [LinearLayer(model.head) for model in self.probes]
 
     @torch.no_grad()
     def finish(self) -> None:
         """Leave the probes ready for use."""
-        for head, length in zip(self.heads, self.lengths, strict=True):
-            head.weight /= length
+        for model, length in zip(self.probes, self.lengths, strict=True):
+            model.head.weight /= length
+            model.eval()
 
 
 @torch.no_grad()
-def _features(body: nn.Module, images: Any, count: int) -> Tensor:
-    """Return what enters the linear layer, (N, D)."""
-    numbers = torch.arange(count, device=images.device)
-    return torch.cat([logits(body.eval(), images[rows]).flatten(1) for rows in numbers.split(_TOGETHER)])
+def features(body: nn.Module, images: Any, count: int, device: torch.device) -> Tensor:
+    """Return what a network makes of images, (N, D, 1, 1) on the device.
+
+    Args:
+        body: Maps normalised (B, C, H, W) to (B, D); on the device.
+        images: Gives rows of N normalised images.
+        count: N.
+        device: Where.
+    """
+    found = torch.empty(0)
+    for rows in torch.arange(count).split(_TOGETHER):
+        own = logits(body.eval(), images[rows.to(images.device)].to(device)).flatten(1)
+        if not len(found):
+            found = own.new_empty(count, own.shape[1])
+        found[rows[0] : rows[-1] + 1] = own
+    return found[:, :, None, None]
+
+
+Begun = tuple[Callable[[], Any], Callable[[Tensor], Tensor], tuple[Tensor, Tensor], Normalization | None]
+
+
+def begun(
+    build: Callable[[], Any], normalization: Normalization, test: tuple[Tensor, Tensor], seed: int,
+    device: torch.device, frozen: bool,
+) -> Begun:  # fmt: skip
+    """Return what measures networks: probes on the same network from its features on, found once for all of them.
+
+    Args:
+        build: Gives a network.
+        normalization: That it wants.
+        test: (M, C, H, W) uint8 images and (M,) labels.
+        seed: Of the probe that is built for its features.
+        device: Where.
+        frozen: Whether they are such probes; others begin at images.
+
+    Returns:
+        What builds a network; what gives, for normalised images, what it begins with; test images and labels for it;
+        and how these are to be normalised still.
+    """
+    if not frozen:
+        return build, lambda images: images.to(device), test, normalization
+    with enough_memory("use a smaller network"):
+        with seeded(seed, device):
+            body = build().to(device).body
+        pixels = RealImages(test[0].numpy(), normalization, device)
+        seen = features(body, pixels, len(test[1]), device)
+    flat = nn.Flatten()
+
+    def begin() -> Probe:
+        probe: Probe = build()
+        probe.body = flat
+        return probe
+
+    return begin, lambda images: features(body, images, len(images), device), (seen, test[1]), None

@@ -131,6 +131,8 @@ def column(protocol: str, network: str) -> str | None:
     sets show the protocol's own network alone; ``quick`` has none, so that the column names the ConvNet.
     """
     rules = PROTOCOLS.get(protocol)
+    if rules and rules.frozen:  # weights are told apart by their digest
+        return f"{protocol}, {network}" if re.fullmatch(r"probe/[\w./:=, -]{1,200}@[0-9a-f]{12}", network) else None
     if rules and rules.norm:
         return f"{protocol}, ConvNet, {rules.norm} norm" if network == f"convnet:width=128,norm={rules.norm}" else None
     known = rules and re.fullmatch(r"convnet:width=\d{1,4}(,depth=\d)?,norm=(instance|batch|none)", network)
