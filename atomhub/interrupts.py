@@ -47,7 +47,10 @@ def heeded(what: str) -> Iterator[Callable[[], bool]]:
                 if got[0] in numbers and count == 1:
                     print(f"Stopping after {what}; press Ctrl-C again to stop now.", file=sys.stderr, flush=True)
                 elif got[0] in numbers:
-                    time.sleep(_PATIENCE)
+                    end = time.monotonic() + _PATIENCE
+                    while not over.wait(0.1) and time.monotonic() < end:
+                        if len(came) == 1:  # Python took two that came in the middle of an operation for one
+                            os.kill(os.getpid(), got[0])
                     if not over.is_set():
                         os._exit(130)
 

@@ -65,6 +65,22 @@ class TestCtrlC:
         assert process.wait(10) == 0
         assert process.stdout.read() == "unwound\n"
 
+    def test_so_does_one_that_comes_before_python_heeds_the_first(self):
+        process = self.started(
+            "import hashlib, time\nfrom atomhub.interrupts import heeded\n"
+            "def long(rounds):\n    hashlib.pbkdf2_hmac('sha256', b'', b'', rounds)\n"
+            "start = time.perf_counter()\nlong(10**5)\nrounds = int(10**5 / (time.perf_counter() - start))\n"
+            "try:\n    with heeded('this'):\n        print('ready', flush=True)\n        long(rounds)\n        time.sleep(60)\n"
+            "except KeyboardInterrupt:\n    print('unwound')\n"
+        )
+        process.send_signal(signal.SIGINT)
+        process.stderr.readline()
+        process.send_signal(
+            signal.SIGINT
+        )  # both in an operation of a second, after which Python's handler is called once
+        assert process.wait(10) == 0
+        assert process.stdout.read() == "unwound\n"
+
     @staticmethod
     def press(_, done=0, *__):
         if done == int(done):  # after a whole network
