@@ -21,9 +21,9 @@ from atomhub.results import REVISION, Measurement, Score
 from atomhub.storage import formats, store
 from atomhub.storage.verified import VERIFIED, Verification, add
 from atomhub.text import plain
-from atomhub.training.fit import Paused
 from atomhub.training.measure import AnyNetwork, Progress, measure, network_for, targets_of
 from atomhub.training.networks import check_claimed
+from atomhub.training.progress import Paused
 from atomhub.training.protocols import find_protocol
 
 

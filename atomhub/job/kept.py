@@ -16,8 +16,8 @@ from torch import Tensor
 from atomhub.errors import AtomhubError
 from atomhub.files import replace_file
 from atomhub.results import Score
-from atomhub.training.fit import Halfway
 from atomhub.training.measure import Kept
+from atomhub.training.progress import Halfway
 
 _SCORES = TypeAdapter(dict[str, Score])
 _EVERY = 60.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from atomhub.memory import free_memory
 from atomhub.stored import StoredLabels, batch_sizes
 from atomhub.training.accuracy import check_shape
 from atomhub.training.probes import OnFeatures
+from atomhub.training.progress import Halfway, Paused, Told
 from atomhub.training.protocols import Protocol
 from atomhub.training.together import Alone, NotVectorised, Together
 
@@ -46,28 +46,6 @@ class Rows(Interface):
 
     def __getitem__(self, rows: Any, /) -> Tensor:
         """Return normalised float images (B, C, H, W)."""
-
-
-class Halfway:
-    """Keeps a training under way, so that one that was stopped or killed goes on, to the same bits; this one does not.
-
-    Attributes:
-        seconds: That it took before.
-    """
-
-    seconds = 0.0
-
-    def found(self) -> dict[str, Tensor]:
-        """Return what was kept of it last; empty: nothing."""
-        return {}
-
-    def after(self, state: Callable[[], dict[str, Tensor]]) -> bool:
-        """Keep the state if it is time, and return whether to stop here; then it was kept."""
-        return False
-
-
-class Paused(Exception):
-    """A training was stopped, and what there is of it was kept."""
 
 
 def fit(
@@ -276,23 +254,6 @@ def _augmented(
         box = cutmix.boxes(mix.to(batch.dtype), protocol.cutmix, batch.shape[-2:])
         batch, targets = cutmix.paste(batch, targets, box, u[..., augment.DRAWS].argsort(-1))
     return batch, targets
-
-
-class Told:
-    """Tells every second or so how much of a training is done.
-
-    Args:
-        report: Called with a share in 0..1; None: nobody wants to know.
-    """
-
-    def __init__(self, report: Callable[[float], None] | None) -> None:
-        self.report, self.last = report, time.perf_counter()
-
-    def __call__(self, epoch: int, batch: int, epochs: int, batches: int) -> None:
-        """Tell where a training is, if it is time."""
-        if self.report and time.perf_counter() - self.last >= 1:
-            self.last = time.perf_counter()
-            self.report((epoch + min(batch / batches, 1)) / epochs)
 
 
 def _after(told: Callable[[float], None], before: int, share: float) -> None:

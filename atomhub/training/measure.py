@@ -22,10 +22,11 @@ from atomhub.results import REVISION, Measurement, Score
 from atomhub.stored import StoredLabels
 from atomhub.training.accuracy import confusion, share_right
 from atomhub.training.baselines import herding_real, random_real, whole_real
-from atomhub.training.fit import Halfway, Paused, fastest_group, fit
+from atomhub.training.fit import fastest_group, fit
 from atomhub.training.nets import InputSpec
 from atomhub.training.networks import Network, check_claimed, check_probe, find_network
 from atomhub.training.probes import begun
+from atomhub.training.progress import Halfway, Paused
 from atomhub.training.protocols import Protocol, find_protocol, for_set
 from atomhub.version import versions
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from atomhub.core.draws import seeded
 from atomhub.errors import UsageError, check_installed, closest, first_line
 from atomhub.training.nets import NETWORKS, InputSpec
-from atomhub.training.probes import Probe
+from atomhub.training.probes import Probe, no_probe
 from atomhub.weights import TORCHVISION, digest_of, read_weights, with_weights
 
 TIMM = "timm/"
@@ -192,8 +192,7 @@ def check_claimed(spec: str) -> None:
 def check_probe(spec: str, wanted: bool) -> None:
     """Raise a UsageError where a protocol wants a linear probe and a name is not that of one."""
     if wanted and not split_spec(spec)[0].startswith(PROBE):
-        hint = "Name one: probe/NETWORK:weights=FILE"
-        raise UsageError(f"The protocol 'probe' is for linear probes, not for {spec!r}.", hint)
+        raise no_probe(repr(spec))
 
 
 def _probe(name: str, options: dict[str, str], inputs: InputSpec, usual: str, tried: bool) -> Network:

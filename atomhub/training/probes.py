@@ -49,6 +49,12 @@ class Probe(nn.Module):
         return logits
 
 
+def no_probe(what: str) -> UsageError:
+    """Return the error of a network that is no linear probe, under the protocol for these."""
+    hint = "Name one: probe/NETWORK:weights=FILE"
+    return UsageError(f"The protocol 'probe' is for linear probes, not for {what}.", hint)
+
+
 class LinearLayer(nn.Sequential):
     """A linear layer as a network: from features (B, D, 1, 1) to (B, K) logits."""
 
@@ -79,8 +85,7 @@ class OnFeatures:
         self.probes, self.lengths, self.features = list[Probe](), list[Tensor](), list[Tensor]()
         for model in models:
             if not isinstance(model, Probe):
-                hint = "Name one: probe/NETWORK:weights=FILE"
-                raise UsageError(f"The protocol 'probe' is for linear probes, not for a {type(model).__name__}.", hint)
+                raise no_probe(f"a {type(model).__name__}")
             self.probes.append(model)
         before: tuple[Any, Any] = (None, None)
         for model, own in zip(self.probes, images, strict=True):

@@ -119,7 +119,7 @@ class TestCtrlC:
     @pytest.fixture
     def every_batch_tells(self, monkeypatch):
         """Progress of every batch, in place of every second."""
-        monkeypatch.setattr("atomhub.training.fit.Told.__call__", lambda told, epoch, *_: told.report(epoch / 201))
+        monkeypatch.setattr("atomhub.training.progress.Told.__call__", lambda told, epoch, *_: told.report(epoch / 201))
 
     @staticmethod
     def at(share, what):
