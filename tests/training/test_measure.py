@@ -327,7 +327,7 @@ def test_dd_rankings_measures_are_differences_of_last_epochs_means(home, digits1
 
 def test_a_long_training_says_how_far_it_is(digits1, home, short, monkeypatch):
     clock = itertools.count(0, 0.3)  # a batch takes 0.3 seconds
-    monkeypatch.setattr(fitting, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("atomhub.training.progress.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     told = []
     atomhub.evaluate(digits1, "lenet", "quick", 2, together=1, baseline=None, progress=lambda *a: told.append(a))
     done = [networks for _, networks, _ in told]
