@@ -22,12 +22,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augmentation": ("color", "crop", "cutout"), "augmentation_draw": "all", "image_step": "normalized",
         "image_lr": 0.2, "image_schedule": "cosine",
     },
-    # as FRePo, NeurIPS 2022, for one network that is not trained any more; needs its weights. Nothing is augmented, as
-    # where linear layers are trained on features
+    # Dataset Distillation, arXiv 1811.10959, for the last layer of a network that stays as it is; needs its weights.
+    # Nothing is augmented, as where linear layers are trained on features
     "probe": {
-        "augmentation": (), "ridge": 1.0, "feature": 0.0, "loss_scale": 1.0, "matcher": "resnet18",
-        "statistics": "running", "image_pyramid": True, "iterations": 1000, "real_batch": 64, "image_lr": 0.15,
-        "image_step": "normalized", "image_schedule": "cosine",
+        "augmentation": (), "layer": 1.0, "feature": 0.0, "loss_scale": 1.0, "matcher": "resnet18",
+        "statistics": "running", "image_pyramid": True, "iterations": 1000, "real_batch": 256,
+        "image_step": "adam", "image_momentum": 0.9, "image_schedule": "cosine",
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs
     "rded": {"init": "tiles", "iterations": 0, "matcher": "resnet18", "bank": 1, "bank_epochs": 20},

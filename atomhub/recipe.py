@@ -25,17 +25,21 @@ def _knob(default: Any, description: str, unit: str = "-", source: str = "atomhu
     return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **bounds)
 
 
+_RATES = {"normalized": 0.05, "adam": 0.02}
+"""Learning rate of steps that are as long for any network and number of images."""
+
+
 class Recipe(BaseModel):
     """How a set is distilled. Immutable; the effective recipe is saved with every set.
 
     The loss is ``loss_scale * (spatial * L_spatial + channel * L_channel + feature * L_feature + linear * L_linear
-    + ridge * L_ridge + gradient * L_gradient + calibration * L_ce)``. The first three are sums over classes of squared
+    + layer * L_layer + gradient * L_gradient + calibration * L_ce)``. The first three are sums over classes of squared
     distances between class means (ATOM, arXiv 2405.01373, section 3; DM for the feature term). L_linear is 1 minus
     the cosine between two gradients, of the mean cross-entropy of a random linear layer on the features of real and
-    of synthetic images (linear gradient matching, arXiv 2511.16674). L_ridge is the mean cross-entropy on the
-    features of real images of the linear layer that ridge regression fits to those of synthetic ones (as KIP, ICLR
-    2021, and FRePo, NeurIPS 2022, do with kernels). L_gradient is the sum over classes of the squared distance
-    between two gradients by the weights of the network's layers, but for the last linear one, of the mean
+    of synthetic images (linear gradient matching, arXiv 2511.16674). L_layer is the mean cross-entropy on the
+    features of real images of the linear layer that is trained on those of synthetic ones, whose gradient goes
+    through that training (Dataset Distillation, arXiv 1811.10959). L_gradient is the sum over classes of the squared
+    distance between two gradients by the weights of the network's layers, but for the last linear one, of the mean
     cross-entropy of a class's real and of its synthetic images (DC, ICLR 2021, with the distance of IDC, ICML 2022).
     The last is the sum over classes of the mean cross-entropy of the synthetic images.
     """
@@ -50,9 +54,9 @@ class Recipe(BaseModel):
         0.0, "weight of the linear gradient term; needs a matcher other than convnet", "-",
         "linear gradient matching (NeurIPS 2025)", ge=0, le=1e6, exclude_if=lambda value: value == 0,  # as before it
     )  # fmt: skip
-    ridge: float = _knob(
-        0.0, "weight of the term that fits a linear layer to synthetic features and tries it on real ones; needs a "
-        "matcher other than convnet", "-", "KIP (ICLR 2021), FRePo (NeurIPS 2022)", ge=0, le=1e6,
+    layer: float = _knob(
+        0.0, "weight of the term that trains a linear layer on synthetic features and tries it on real ones; needs a "
+        "matcher other than convnet", "-", "Dataset Distillation (arXiv 1811.10959)", ge=0, le=1e6,
         exclude_if=lambda value: value == 0,  # as before it
     )  # fmt: skip
     gradient: float = _knob(
@@ -109,7 +113,7 @@ class Recipe(BaseModel):
     )  # fmt: skip
     image_lr: float | None = _knob(
         None, "learning rate of the images; unset: 1 up to ipc 50, 10 above, 1 where it is scaled, 0.05 if steps are "
-        "normalized", "-", "DataDAM", gt=0, le=1e6,
+        "normalized, 0.02 of adam", "-", "DataDAM", gt=0, le=1e6,
     )  # fmt: skip
     image_lr_scaling: Literal["none", "ipc"] = _knob(
         "none", "what the learning rate of the images is multiplied by: nothing, or the images per class, among which "
@@ -118,17 +122,19 @@ class Recipe(BaseModel):
     image_schedule: Literal["constant", "cosine"] = _knob(
         "constant", "learning rate of the images over the run: constant, or along half a cosine to 0"
     )
-    image_step: Literal["gradient", "normalized"] | None = _knob(
-        None, "what a step follows: the gradient as it is, or divided by its root mean square in every image, so that "
-        "image_lr is in normalised pixels, whatever the network and the scale of its loss; unset: gradient under "
-        "ConvNets or where image_lr_scaling is ipc, else normalized", "-",
+    image_step: Literal["gradient", "normalized", "adam"] | None = _knob(
+        None, "what a step follows: the gradient as it is; divided by its root mean square in every image, so that "
+        "image_lr is in normalised pixels, whatever the network and the scale of its loss; or Adam, every number with "
+        "a rate of its own; unset: gradient under ConvNets or where image_lr_scaling is ipc, else normalized", "-",
         exclude_if=lambda value: value is None,  # as sets without it were written
     )  # fmt: skip
     image_pyramid: bool = _knob(
         False, "whether a step goes along the gradient of an image pyramid, coarse levels as far as fine ones", "-",
         "linear gradient matching", exclude_if=lambda value: value is False,
     )  # fmt: skip
-    image_momentum: float = _knob(0.5, "momentum of the images' SGD", "-", "DataDAM, DM", ge=0, lt=1)
+    image_momentum: float = _knob(
+        0.5, "momentum of the images' SGD; of adam its first beta", "-", "DataDAM, DM", ge=0, lt=1
+    )
     init: Literal["real", "noise", "herding", "kmeans", "typical", "tiles"] = _knob(
         "real", "initial images: random real ones, noise, real ones nearest the class mean or centres, typical ones "
         "(in every cluster of features the one that a trained network, the first of a bank, is surest of), or four "
@@ -222,7 +228,7 @@ class Recipe(BaseModel):
         preset = Recipe.named(self.name)
         follow = {"depth", "image_lr_scaling", "precision"}  # filled in from the data, see resolved()
         step = self._step()
-        usual = (0.05,) if step == "normalized" else (1.0, 10.0)
+        usual = (_RATES[step],) if step in _RATES else (1.0, 10.0)
         if preset.image_lr is None and (preset.image_lr_scaling == "ipc" or self.image_lr in (None, *usual)):
             follow.add("image_lr")
         if step == preset.model_copy(update={"matcher": self.matcher})._step():
@@ -284,8 +290,8 @@ class Recipe(BaseModel):
                 "Use a divisor of the size that leaves views of 4x4 pixels or more, such as 1, or another `size`.",
             )
         step = self._step()
-        if step == "normalized":
-            rate = self.image_lr or 0.05
+        if step in _RATES:
+            rate = self.image_lr or _RATES[step]
         elif self.image_lr_scaling == "ipc":
             rate = ipc * (self.image_lr or 1.0)
         else:
@@ -341,7 +347,7 @@ def choose_recipe(recipe: str | Path | Recipe, source: str, overrides: Mapping[s
     tuned = {} if str(recipe).endswith(".toml") else TUNED.get(source, {})
     own = PRESETS.get(str(recipe), {})
     # none of something stays none, and a network with weights of its own stays what it is
-    kept = {"matcher", "norm"} if own.get("linear") or own.get("ridge") else set()
+    kept = {"matcher", "norm"} if own.get("linear") or own.get("layer") else set()
     tuned = {key: value for key, value in tuned.items() if own.get(key) != 0 and key not in kept}
     return Recipe.named(recipe, {**tuned, **(overrides or {})})
 

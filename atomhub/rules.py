@@ -5,14 +5,14 @@ from typing import Any
 
 RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (
-        lambda r: r.spatial == r.channel == r.feature == r.linear == r.ridge == r.gradient == 0,
-        "spatial, channel, feature, linear, ridge and gradient are all 0: nothing would be matched; set one above 0",
+        lambda r: r.spatial == r.channel == r.feature == r.linear == r.layer == r.gradient == 0,
+        "spatial, channel, feature, linear, layer and gradient are all 0: nothing would be matched; set one above 0",
     ),
     (lambda r: r.linear and r.convnet, "linear gradients need another matcher than convnet, such as resnet18: set one"),
-    (lambda r: r.ridge and r.convnet, "ridge needs another matcher than convnet, such as resnet18: set one"),
+    (lambda r: r.layer and r.convnet, "layer needs another matcher than convnet, such as resnet18: set one"),
     (
-        lambda r: r.ridge and r.classes_per_iteration == 1,
-        "ridge tells the classes of an iteration apart: set classes_per_iteration to 2 or more",
+        lambda r: r.layer and r.classes_per_iteration == 1,
+        "layer tells the classes of an iteration apart: set classes_per_iteration to 2 or more",
     ),
     (
         lambda r: r.statistics == "running" and r.bank,
@@ -41,8 +41,8 @@ RULES: tuple[tuple[Callable[[Any], Any], str], ...] = (
     ),
     (lambda r: r.convnet and r.weights, "weights are those of another matcher, such as resnet18: set one"),
     (
-        lambda r: r.image_step == "normalized" and r.image_lr_scaling == "ipc",
-        "normalized steps are as long for any number of images: set image_lr_scaling=none",
+        lambda r: r.image_step in ("normalized", "adam") and r.image_lr_scaling == "ipc",
+        "{r.image_step} steps are as long for any number of images: set image_lr_scaling=none",
     ),
     (
         lambda r: r.init == "typical" and (r.widths or r.depths),

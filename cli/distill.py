@@ -101,7 +101,7 @@ def distill(
 
 def _probe(recipe: Any, overrides: dict[str, Any]) -> str:
     """Return the options that measure a set which was made for linear probes, or none."""
-    if not recipe.weights or not (recipe.ridge or recipe.linear):
+    if not recipe.weights or not (recipe.layer or recipe.linear):
         return ""
     weights = overrides.get("weights") or recipe.weights.partition(" sha256:")[0]
     network = f"probe/{recipe.matcher}{',' if ':' in recipe.matcher else ':'}weights={weights}"

@@ -31,7 +31,7 @@ def test_a_description_leaves_out_what_has_no_effect():
 
 
 def test_a_recipe_that_its_preset_could_not_be_is_described():
-    fields = {"ridge": 0, "feature": 1, "matcher": "convnet", "statistics": "own", "image_pyramid": False}
+    fields = {"layer": 0, "feature": 1, "matcher": "convnet", "statistics": "own", "image_pyramid": False}
     described = Recipe.named("probe", fields).resolved(1, 32).describe()
     assert described.startswith("probe with ")
     assert "matcher=convnet" in described
@@ -69,7 +69,7 @@ def test_normalized_steps_have_a_rate_of_their_own_for_any_number_of_images():
         ("dance", {"matcher": "vgg11"}, "gradient", "dance with matcher=vgg11"),  # whose rate grows with the images
         ("atom", {"image_step": "normalized"}, "normalized", "atom with image_step=normalized"),
         ("rded", {}, "normalized", "rded"),
-        ("probe", {}, "normalized", "probe"),
+        ("probe", {}, "adam", "probe"),
     ],
 )  # fmt: skip
 def test_steps_are_normalized_under_networks_for_which_nobody_has_found_a_rate(name, fields, step, described):

@@ -87,10 +87,11 @@ class AnyEngine(Iterations):
         held = 4 * numbers * _COPIES + 4 * look.vectors * (2 * count + 2 * count * self.views)
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
-        if self.recipe.ridge:
+        if self.recipe.layer:
             of_all = self.classes if self.team.size > 1 else count
             held += 4 * _COPIES * of_all * ((each + self.views) * look.features + each * look.classes)
-            held += 4 * 2 * min(self.together * self.views, look.features) ** 2
+            every = self.together * self.views
+            held += 4 * every * (3 * every + mixer.STATES * self.classes)
             known = 4 * look.features * len(self.real.images)
             fixed = matcher.fixed is not None and not matcher.norms
             if not self._plans and fixed and held + known <= limit // 2:  # decided for most classes, which come first
@@ -142,7 +143,7 @@ class AnyEngine(Iterations):
     def real_side(self, draw: Draw) -> Targets:
         """Return what is to be matched of the real images of a draw, and what its networks' batch norms found.
 
-        Behind the class means come, for ridge regression, the features (m, D) of all processes' images as they are, and
+        Behind the class means come, for a layer, the features (m, D) of all processes' images as they are, and
         their class numbers (m,); for linear gradients a random linear layer and its gradient, (K, D) each; and the
         gradients of the weights for every class, (k, n).
         """
@@ -174,7 +175,7 @@ class AnyEngine(Iterations):
                 if len(means) <= j:
                     means.append(own.new_zeros(len(draw.indices), own.shape[1]))
                 means[j][k] += own * share
-        if recipe.ridge:
+        if recipe.layer:
             own = self._plain(draw, weights, moments)
             everyones, numbers = self.team.of_all(own, self._numbers(draw), self.classes)
             means += [everyones.flatten(0, 1), numbers.repeat_interleave(recipe.real_batch)]
@@ -196,12 +197,12 @@ class AnyEngine(Iterations):
             total += self._slopes(draw, weights, given, means.pop(), pieces)
         if self._vectors and pieces:
             total += self._matched(draw, weights, given, means, pieces)
-        elif recipe.linear or recipe.ridge:  # the others add up theirs
+        elif recipe.linear or recipe.layer:  # the others add up theirs
             if recipe.linear:
                 there = self.team.add(torch.zeros_like(means[-1]))
                 total += self._apart(there, means[-1]) / self.team.size
-            if recipe.ridge:
-                total += self._ridge(draw, [], [], means)[0]
+            if recipe.layer:
+                total += self._layer(draw, [], [], means)[0]
         if draw.trained is not None:
             trained = matcher.weights(draw.trained)
             for k, m in pieces:
@@ -245,8 +246,8 @@ class AnyEngine(Iterations):
                 (slope,) = torch.autograd.grad(term, there)
                 value = value + (slope * here).sum()  # whose gradient is that of the term
             total += term.detach() / self.team.size  # as all processes' losses are added up
-        if recipe.ridge:
-            lost, by_features = self._ridge(draw, leaves[-1].split([length(part) for part in pieces]), pieces, means)
+        if recipe.layer:
+            lost, by_features = self._layer(draw, leaves[-1].split([length(part) for part in pieces]), pieces, means)
             with torch.enable_grad():
                 value = value + (by_features * leaves[-1]).sum()  # whose gradient is that of the term
             total += lost
@@ -294,7 +295,7 @@ class AnyEngine(Iterations):
     @property
     def _vectors(self) -> bool:
         """Whether attention, features or linear layers are matched."""
-        return self._siamese or bool(self.recipe.ridge)
+        return self._siamese or bool(self.recipe.layer)
 
     @property
     def _siamese(self) -> bool:
@@ -332,10 +333,10 @@ class AnyEngine(Iterations):
         """Return the linear gradient term for the gradients of all processes' synthetic images and real ones."""
         return self.recipe.loss_scale * self.recipe.linear * mixer.apart(there, wanted)
 
-    def _ridge(
+    def _layer(
         self, draw: Draw, features: Sequence[Tensor], pieces: list[Piece], means: list[Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Return this process's part of the ridge term, and the term's gradient by its images' features; collective.
+        """Return this process's part of the layer's term, and the term's gradient by its images' features; collective.
 
         Args:
             draw: Of the iteration.
@@ -352,11 +353,11 @@ class AnyEngine(Iterations):
         with torch.enable_grad():
             everyones.requires_grad_()
             whose = numbers.repeat_interleave(self.views)
-            lost = mixer.ridge_loss(everyones.flatten(0, 1), whose, real, labels, self.classes)
-            (slope,) = torch.autograd.grad(recipe.loss_scale * recipe.ridge * lost, everyones)
+            lost = mixer.layer_loss(everyones.flatten(0, 1), whose, real, labels, self.of_all)
+            (slope,) = torch.autograd.grad(recipe.loss_scale * recipe.layer * lost, everyones)
         here = slope[(numbers == own[:, None]).nonzero()[:, 1]]
         parts = [here[k, m].flatten(0, 1) for k, m in pieces]
-        return recipe.loss_scale * recipe.ridge * lost.detach() / self.team.size, torch.cat(parts) if parts else here
+        return recipe.loss_scale * recipe.layer * lost.detach() / self.team.size, torch.cat(parts) if parts else here
 
     @property
     def together(self) -> int:

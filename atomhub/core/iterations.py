@@ -1,7 +1,7 @@
 """The iterations of attention matching: what does not depend on the networks, and the loop.
 
 At every iteration: a network with fresh weights, or one of a bank; a batch of real images of every class and all
-synthetic images go through it, with one augmentation draw per class; the images take one SGD step on the loss.
+synthetic images go through it, with one augmentation draw per class; the images take one step on the loss.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,8 @@ from atomhub.core.passes import Compiler
 from atomhub.core.plan import LIBRARIES, Plan, budget
 from atomhub.core.real import RealImages
 from atomhub.core.sampling import Draw, Networks, Sampler
-from atomhub.core.synthetic import Synthetic, normalized, pyramid, to_views
+from atomhub.core.steps import Steps
+from atomhub.core.synthetic import Synthetic, to_views
 from atomhub.core.whitening import Normalization
 from atomhub.errors import AtomhubError
 from atomhub.memory import free_memory, give_back, used_memory
@@ -95,9 +96,10 @@ class Iterations(ABC):
         networks = self._networks(images.shape[1:], compute, compiled, bank)
         self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, networks)
         self.numbers = torch.from_numpy(self.owned).to(self.device)
+        self.of_all = torch.from_numpy(bounds[1:] - bounds[:-1]).to(self.device)  # real images of every class
         each = recipe.classes_per_iteration or self.classes
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
-        resident = 3 * numbers * dtype.itemsize  # the images, their gradient, their momentum
+        resident = int((2 + Steps.held(recipe)) * numbers) * dtype.itemsize  # the images, their gradient, their steps
         on_gpu = self.device.type == "cuda"
         limit = budget(memory, free_memory(self.device), used_memory(self.device), resident, 0 if on_gpu else LIBRARIES)
 
@@ -106,7 +108,8 @@ class Iterations(ABC):
         self.normalization = self.real.normalization
         start = initial.images(recipe, self.real, self.owned, self.starts, self.counts, ipc, seed, teacher)
         self.synthetic = Synthetic(start.to(self.device, dtype), recipe.pixels, self.normalization)
-        self.gradients, self.momentum = (torch.zeros_like(self.synthetic.images.detach()) for _ in range(2))
+        self.gradients = torch.zeros_like(self.synthetic.images.detach())
+        self.steps = Steps(recipe, self.synthetic.images)
         self._clipped = torch.zeros((), device=self.device)
 
     def plan(self, count: int) -> Plan:
@@ -160,7 +163,7 @@ class Iterations(ABC):
         return augment.augment(views, u, self.recipe.stages).flatten(0, 1)
 
     def step(self, iteration: int) -> Tensor:
-        """Take one SGD step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
+        """Take one step on the synthetic images of an iteration's classes; return the loss before it, a scalar."""
         return self._step(self.sampler.draw(iteration))
 
     def _step(self, draw: Draw) -> Tensor:
@@ -190,12 +193,7 @@ class Iterations(ABC):
         outside = torch.zeros((), device=self.device)
         for k in self.plan(len(draw.indices)).spans:
             rows = draw.rows(k)
-            even = self.recipe.image_step == "normalized"
-            step = pyramid(gradient[rows], even) if self.recipe.image_pyramid else gradient[rows]
-            if even:
-                step = normalized(step)
-            self.momentum[rows] = self.recipe.image_momentum * self.momentum[rows] + step
-            images[rows] -= draw.lr * self.momentum[rows]
+            images[rows] -= draw.lr * self.steps.take(rows, gradient[rows])
             outside += self.synthetic.project(rows)
         self._clipped.copy_(outside / max(1, len(draw.indices) * images[0].numel()))
         return loss
@@ -223,17 +221,19 @@ class Iterations(ABC):
                 yield Report(done, value, float(self._clipped))
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a run continues from, for all classes: ``images`` and ``momentum``, (K, ipc, C, H, W) on CPU."""
-        return {
-            "images": self.team.gather(self.synthetic.images.detach(), self.classes),
-            "momentum": self.team.gather(self.momentum, self.classes),
-        }
+        """Return what a run continues from, for all classes, on the CPU.
+
+        ``images`` (K, ipc, C, H, W), and what :class:`atomhub.core.steps.Steps` remembers.
+        """
+        own = {"images": self.synthetic.images.detach(), **self.steps.state}
+        return {name: self.team.gather(tensor, self.classes) for name, tensor in own.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a :meth:`state`, bit for bit."""
         self.synthetic.images.copy_(state["images"][self.owned])
-        self.momentum.copy_(state["momentum"][self.owned])
+        for name, tensor in self.steps.state.items():
+            tensor.copy_(state[name][self.owned])
 
 
 def _give_back(real: RealImages, memory: int | None, share: float = 1) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from atomhub.recipe import Recipe
 
@@ -51,40 +52,50 @@ def head_gradient(head: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return wrong.T @ features
 
 
-def ridge_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, classes: int) -> Tensor:
-    """Return the mean cross-entropy on real images of the linear layer that ridge regression fits to synthetic ones.
+def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean cross-entropy on real images of the linear layer that is trained on synthetic ones.
 
-    Features are divided by the root mean square length of the real ones and a 1 for the bias is appended; targets are
-    one-hot less 1/K (KIP, ICLR 2021; FRePo, NeurIPS 2022). The penalty is :data:`PENALTY` for each synthetic image, and
-    logits are multiplied by that power of the square root of 2 which fits real images best (about 4 096 of them).
+    It is trained as under the protocol ``probe``, all images in a batch, from weights of 0: features are divided by
+    the root mean square length of the synthetic ones, and a 1 for the bias is appended. Classes count as their real
+    images do. The gradient goes through all steps of the training (Dataset Distillation, arXiv 1811.10959).
 
     Args:
         synthetic: (n, D) what enters the layer.
         labels: (n,) class numbers.
         real: (m, D).
-        real_labels: (m,).
-        classes: K.
+        real_labels: (m,) class numbers, of the same classes.
+        counts: (K,) real images of every class.
     """
-    length = real.square().sum(1).mean().sqrt().clamp(min=1e-12)
+    length = synthetic.square().sum(1).mean().sqrt().clamp(min=1e-12)
     f, r = (F.pad(x / length, (0, 1), value=1.0) for x in (synthetic, real))
-    wanted = F.one_hot(labels, classes).to(f) - 1 / classes
-    count, width = f.shape
-    penalty = PENALTY * torch.eye(min(count, width), dtype=f.dtype, device=f.device)
-    if count <= width:  # the smaller of two systems with the same solution
-        layer = f.T @ torch.linalg.solve(f @ f.T / count + penalty, wanted) / count
-    else:
-        layer = torch.linalg.solve(f.T @ f / count + penalty, f.T @ wanted / count)
-    logits = r @ layer
-    with torch.no_grad():
-        factors = torch.logspace(0, 10, 21, base=2, dtype=f.dtype, device=f.device)
-        some = slice(None, None, -(-len(logits) // 4096))
-        fits = torch.stack([F.cross_entropy(factor * logits[some], real_labels[some]) for factor in factors])
-        factor = factors[fits.argmin()]
-    return F.cross_entropy(factor * logits, real_labels)
+    wanted = F.one_hot(labels, len(counts)).to(f)
+    # weights of the layer are sums of the features, so that their factors (n, K) are what is trained
+    state, gram = (torch.zeros_like(wanted), torch.zeros_like(wanted)), f @ f.T
+    for rates in torch.cat([torch.ones(EPOCHS - EPOCHS // 2), torch.full((EPOCHS // 2,), 0.1)]).split(_KEPT):
+        state = checkpoint(
+            _trained, *state, gram, wanted, rates.tolist(), use_reentrant=False, preserve_rng_state=False
+        )  # fmt: skip
+    there = torch.bincount(real_labels, minlength=len(counts)).clamp(min=1)
+    shares = counts / there * (torch.bincount(labels, minlength=len(counts)) > 0)
+    shares = shares.to(f)[real_labels]
+    return (shares * F.cross_entropy(r @ (f.T @ state[0]), real_labels, reduction="none")).sum() / shares.sum()
 
 
-PENALTY = 0.03
-"""Of ridge regression, where the real features' root mean square length is 1."""
+def _trained(
+    factors: Tensor, momentum: Tensor, gram: Tensor, wanted: Tensor, rates: list[float]
+) -> tuple[Tensor, Tensor]:
+    for rate in rates:
+        momentum = 0.9 * momentum + ((gram @ factors).softmax(1) - wanted) / len(wanted)
+        factors = factors - rate * momentum
+    return factors, momentum
+
+
+EPOCHS = 300
+"""Of the layer's training, whose rate is 1, and a tenth of it in the second half."""
+_KEPT = 20
+"""Steps of it between two states that are kept for the gradient."""
+STATES = 2 * (EPOCHS // _KEPT) + 4 * _KEPT
+"""Tensors like the factors that are held for it at a time."""
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

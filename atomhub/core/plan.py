@@ -49,7 +49,7 @@ def worth_compiling(
     images = min(classes, recipe.classes_per_iteration or classes)
     # the features of real images are found once where the network stays as it is
     others = recipe.linear or recipe.feature or recipe.spatial or recipe.channel or recipe.gradient
-    once = recipe.ridge and recipe.statistics == "running" and not others
+    once = recipe.layer and recipe.statistics == "running" and not others
     images *= (0 if once else recipe.real_batch) + passes * ipc * recipe.views_per_image
     least = _WORTH_COMPILING["cuda" if device.type == "cuda" else "cpu"]
     least *= _LAYERS if not recipe.convnet or (gradients and recipe.gradient) else 1

@@ -100,44 +100,6 @@ def arranged(small: Tensor, side: int) -> Tensor:
     return parts.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
 
 
-@torch.no_grad()
-def pyramid(gradient: Tensor, even: bool = False) -> Tensor:
-    """Return the step of an image that is a sum of levels of 1, 2, 4 ... pixels a side, all of which step.
-
-    A level's gradient is that of the image through bilinear enlargement, divided by the pixels that one of its own
-    stands for, so that coarse levels go as far as fine ones.
-
-    Args:
-        gradient: (k, n, C, H, W), by the pixels of images; unchanged.
-        even: Take of every level what :func:`normalized` makes of it: fine ones have the larger gradients otherwise.
-
-    Returns:
-        The step, in the same shape and units.
-    """
-    flat = gradient.flatten(0, 1)
-    total, size = (normalized(gradient).flatten(0, 1) if even else flat.clone()), flat.shape[-2:]
-    side = 1
-    while side < min(size):
-        with torch.enable_grad():
-            level = flat.new_zeros(*flat.shape[:2], side, side, requires_grad=True)
-            (own,) = torch.autograd.grad(_enlarged(level, size), level, flat)
-        own = normalized(own[None])[0] if even else own * side**2 / (size[0] * size[1])
-        total += _enlarged(own, size)
-        side *= 2
-    return total.view_as(gradient)
-
-
-def normalized(step: Tensor) -> Tensor:
-    """Return steps (k, n, C, H, W), each divided by its root mean square; one of zeros stays so."""
-    step = step / step.abs().amax((2, 3, 4), keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)  # squares may vanish
-    size = step.square().mean((2, 3, 4), keepdim=True).sqrt()
-    return torch.where(size > 0, step / size, step)
-
-
-def _enlarged(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-
-
 def stored(images: Tensor, brightest: int | None, normalization: Normalization) -> Tensor:
     """Return normalised images (K, ipc, C, H, W) as they are stored, see :meth:`Synthetic.export`.
 

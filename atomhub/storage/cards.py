@@ -94,8 +94,8 @@ _METHODS = {
     "([arXiv 2006.05929](https://arxiv.org/abs/2006.05929)).",
     "linear": 'G. Cazenavette, A. Torralba and V. Sitzmann, "Dataset Distillation for Pre-Trained Self-Supervised '
     'Vision Models", NeurIPS 2025 ([arXiv 2511.16674](https://arxiv.org/abs/2511.16674)).',
-    "ridge": 'Y. Zhou, E. Nezhadarya and J. Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022 '
-    "([arXiv 2206.00719](https://arxiv.org/abs/2206.00719)).",
+    "layer": 'T. Wang, J.-Y. Zhu, A. Torralba and A. A. Efros, "Dataset Distillation", 2018 '
+    "([arXiv 1811.10959](https://arxiv.org/abs/1811.10959)).",
     "bank": 'H. Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024.',
     "formation": 'J. Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022.',
     "tiles": 'P. Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation '
@@ -111,7 +111,7 @@ def _methods(p: Provenance) -> list[Markup]:
         for part, used in (
             ("channel", r.channel), ("spatial", r.spatial and not r.channel),
             ("feature", r.feature and not (r.channel or r.spatial)), ("gradient", r.gradient), ("linear", r.linear),
-            ("ridge", r.ridge),
+            ("layer", r.layer),
             ("bank", r.bank), ("formation", r.formation > 1 or r.gradient), ("tiles", r.init == "tiles"),
         ) if used and (r.iterations or (part == "formation" and r.formation > 1) or part == "tiles")
     )  # fmt: skip

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from engines import make_engine
+from torch.nn import functional as F
 
-from atomhub.core.synthetic import normalized
+from atomhub.core.steps import Steps, normalized
 
 
 def test_images_move_by_sgd_with_the_learning_rate_and_momentum_of_the_recipe():
@@ -42,6 +43,53 @@ def test_a_normalized_step_is_as_long_for_the_smallest_and_largest_gradients_and
     for scale in (1e-30, 1.0, 1e30):
         assert torch.allclose(normalized(gradient * scale), normalized(gradient), rtol=1e-5)
     assert torch.equal(normalized(gradient * 0), gradient * 0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"classes_per_iteration": 2}], ids=str)
+def test_images_move_by_adam(fields):
+    """As torch's own does, for every class on its own."""
+    engine = make_engine(pixels="float32", image_step="adam", image_lr=0.01, image_momentum=0.8, **fields)
+    images = [engine.synthetic.images[k].detach().clone().requires_grad_() for k in range(3)]
+    theirs = [torch.optim.Adam([own], 0.01, (0.8, 0.999)) for own in images]
+    for iteration in range(4):
+        engine.gradient(iteration)
+        drawn = engine.draw(iteration).classes
+        for k in range(3) if drawn is None else drawn.tolist():
+            images[k].grad = engine.gradients[k].clone()
+            theirs[k].step()
+            with torch.no_grad():
+                inside = engine.normalization.undo(images[k]).clamp(0, 1)
+                images[k].copy_(engine.normalization.apply(inside))
+        engine.step(iteration)
+        assert torch.allclose(engine.synthetic.images, torch.stack(images), atol=1e-9)
+
+
+def test_levels_of_a_pyramid_have_an_adam_each():
+    recipe = make_engine(image_step="adam", image_pyramid=True, image_momentum=0.8).recipe
+    start = torch.zeros(2, 1, 3, 8, 8, dtype=torch.float64)
+    steps, moved = Steps(recipe, start), start.clone()
+    levels = [torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (1, 2, 4, 8)]
+    theirs = torch.optim.Adam(levels, 0.1, (0.8, 0.999))
+    for seed in range(3):
+        gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        moved -= 0.1 * steps.take(slice(None), gradient)
+        image = sum(F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels)
+        theirs.zero_grad()
+        (image * gradient[:, 0]).sum().backward()
+        theirs.step()
+        wanted = sum(F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels)
+        assert (moved[:, 0] - wanted).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_a_run_by_adam_goes_on_to_the_same_bits(pyramid):
+    fields = {"image_step": "adam", "image_pyramid": pyramid, "iterations": 6, "classes_per_iteration": 2}
+    engine, first, again = (make_engine(dtype=torch.float32, **fields) for _ in range(3))
+    list(engine.run())
+    next(report for report in first.run(report_every=1) if report.done == 3)
+    again.restore(first.state())
+    list(again.run(3))
+    assert torch.equal(again.synthetic.images, engine.synthetic.images)
 
 
 def test_the_learning_rate_follows_half_a_cosine():

@@ -184,10 +184,10 @@ class TestWeights:
             atomhub.distill("digits", 1, "probe", given)
         with pytest.raises(UsageError, match="The matcher cannot be 'probe/lenet:weights=a.safetensors': no gradient"):
             atomhub.distill("digits", 1, "atom", {"matcher": "probe/lenet:weights=a.safetensors"})
-        for field, said in (("linear", "linear gradients need"), ("ridge", "ridge needs")):
+        for field, said in (("linear", "linear gradients need"), ("layer", "layer needs")):
             with pytest.raises(UsageError, match=f"{said} another matcher than convnet"):
                 atomhub.distill("digits", 1, "atom", {field: 1.0})
-        with pytest.raises(UsageError, match="ridge tells the classes of an iteration apart"):
+        with pytest.raises(UsageError, match="layer tells the classes of an iteration apart"):
             atomhub.distill("digits", 1, "probe", {"weights": "a.safetensors", "classes_per_iteration": 1})
 
     @pytest.mark.parametrize(
