@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Nothing is augmented, as where linear layers are trained on features
     "probe": {
         "augmentation": (), "layer": 1.0, "feature": 0.0, "loss_scale": 1.0, "matcher": "resnet18",
-        "statistics": "running", "image_pyramid": True, "iterations": 1000, "real_batch": 256,
+        "statistics": "running", "image_pyramid": True, "iterations": 1000, "real_batch": 1024,
         "image_step": "adam", "image_momentum": 0.9, "image_schedule": "cosine",
     },
     # RDED, CVPR 2024: no optimisation; its teacher is trained for hundreds of epochs

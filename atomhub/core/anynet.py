@@ -104,7 +104,7 @@ class AnyEngine(Iterations):
         if least > limit:
             what = "one synthetic image" + ", or those that give batch norm its statistics," * bool(matcher.norms)
             if not self.recipe.gradient:
-                raise too_small(what, least, limit, self.memory)
+                raise too_small(what, least, limit, self.memory, "Or a smaller real_batch." * bool(self.recipe.layer))
             what += f" and the gradients of {count} classes"
             raise too_small(what, least, limit, self.memory, "Or fewer classes_per_iteration." * (count > 1))
         free = limit - held

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from atomhub.core.augment import augment
 from atomhub.core.convnet import ConvNet
 from atomhub.core.parallel import Team
-from atomhub.core.steps import normalized, pyramid
 from atomhub.core.synthetic import to_views
 from atomhub.errors import AtomhubError, UsageError
 
@@ -197,6 +196,12 @@ def test_the_layer_is_trained_as_sgd_trains_one(fields, together, monkeypatch):
     check_agreement(engine, layer_reference, 1e-8)  # 300 steps, each of which rounds
 
 
+def test_a_layer_with_too_little_memory_may_have_fewer_real_images():
+    with pytest.raises(AtomhubError, match="The memory is too small") as caught:
+        engine_of(with_statistics, matcher="resnet18", options={"memory": 2**20}, **LAYER)
+    assert caught.value.hint.endswith("Or a smaller real_batch.")
+
+
 def test_features_of_real_images_are_found_once_and_a_run_goes_on_to_the_same_bits(monkeypatch):
     monkeypatch.setattr("atomhub.core.known._CHUNK", 7)
     given = {"matcher": "resnet18", "iterations": 8, "seed": 3, **LAYER}
@@ -253,45 +258,6 @@ def test_all_terms_are_added_up():
     assert losses[-1] == pytest.approx(sum(losses[:-1]), rel=1e-9)
     total = sum(engine.gradients for engine in (*apart, others))
     assert (total - whole.gradients).norm() <= 1e-9 * whole.gradients.norm()
-
-
-def test_a_step_along_a_pyramid_is_that_of_all_its_levels():
-    """SGD on images that are sums of enlarged levels, with a rate for each that is as many times its pixels."""
-    gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    levels = [torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (1, 2, 4, 8)]
-    enlarged = [F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels]
-    steps = torch.autograd.grad((sum(enlarged) * gradient[:, 0]).sum(), levels)
-    rates = [(len(level[0, 0]) / 8) ** 2 for level in levels]
-    moved = sum(
-        rate * F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
-        for rate, step in zip(rates, steps, strict=True)
-    )
-    assert (pyramid(gradient)[:, 0] - moved).abs().max() < 1e-12
-    assert (pyramid(torch.ones_like(gradient)) - 4).abs().max() < 1e-12  # four levels, each as far
-
-
-@pytest.mark.parametrize("step", ["gradient", "normalized"])
-def test_images_take_the_step_of_the_pyramid(step):
-    fields = {"pixels": "float32", "image_lr": 1e-3, "image_step": step}
-    engine = engine_of(Residual, image_pyramid=True, **fields)
-    before = engine.synthetic.images.detach().clone()
-    engine.step(0)
-    gradient = engine.gradients
-    wanted = normalized(pyramid(gradient, even=True)) if step == "normalized" else pyramid(gradient)
-    inside = (before - 1e-3 * wanted - engine.synthetic.images).abs().detach()
-    assert inside.median() < 1e-12  # but for pixels that are clamped
-
-
-def test_even_levels_go_equally_far():
-    gradient = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moved = gradient / gradient.square().mean((2, 3, 4), keepdim=True).sqrt()
-    for side in (1, 2, 4):
-        own = torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True)
-        enlarged = F.interpolate(own, (8, 8), mode="bilinear", align_corners=False)
-        (step,) = torch.autograd.grad(enlarged, own, gradient[0])
-        step = step / step.square().mean((1, 2, 3), keepdim=True).sqrt()
-        moved = moved + F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
-    assert (pyramid(gradient, even=True) - moved).abs().max() < 1e-12
 
 
 class Flat(nn.Module):

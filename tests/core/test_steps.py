@@ -6,7 +6,7 @@ import torch
 from engines import make_engine
 from torch.nn import functional as F
 
-from atomhub.core.steps import Steps, normalized
+from atomhub.core.steps import Steps, normalized, pyramid
 
 
 def test_images_move_by_sgd_with_the_learning_rate_and_momentum_of_the_recipe():
@@ -43,6 +43,45 @@ def test_a_normalized_step_is_as_long_for_the_smallest_and_largest_gradients_and
     for scale in (1e-30, 1.0, 1e30):
         assert torch.allclose(normalized(gradient * scale), normalized(gradient), rtol=1e-5)
     assert torch.equal(normalized(gradient * 0), gradient * 0)
+
+
+def test_a_step_along_a_pyramid_is_that_of_all_its_levels():
+    """SGD on images that are sums of enlarged levels, with a rate for each that is as many times its pixels."""
+    gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = [torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (1, 2, 4, 8)]
+    enlarged = [F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels]
+    steps = torch.autograd.grad((sum(enlarged) * gradient[:, 0]).sum(), levels)
+    rates = [(len(level[0, 0]) / 8) ** 2 for level in levels]
+    moved = sum(
+        rate * F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
+        for rate, step in zip(rates, steps, strict=True)
+    )
+    assert (pyramid(gradient)[:, 0] - moved).abs().max() < 1e-12
+    assert (pyramid(torch.ones_like(gradient)) - 4).abs().max() < 1e-12  # four levels, each as far
+
+
+@pytest.mark.parametrize("step", ["gradient", "normalized"])
+def test_images_take_the_step_of_the_pyramid(step):
+    fields = {"pixels": "float32", "image_lr": 1e-3, "image_step": step}
+    engine = make_engine(image_pyramid=True, **fields)
+    before = engine.synthetic.images.detach().clone()
+    engine.step(0)
+    gradient = engine.gradients
+    wanted = normalized(pyramid(gradient, even=True)) if step == "normalized" else pyramid(gradient)
+    inside = (before - 1e-3 * wanted - engine.synthetic.images).abs().detach()
+    assert inside.median() < 1e-12  # but for pixels that are clamped
+
+
+def test_even_levels_go_equally_far():
+    gradient = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = gradient / gradient.square().mean((2, 3, 4), keepdim=True).sqrt()
+    for side in (1, 2, 4):
+        own = torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+        enlarged = F.interpolate(own, (8, 8), mode="bilinear", align_corners=False)
+        (step,) = torch.autograd.grad(enlarged, own, gradient[0])
+        step = step / step.square().mean((1, 2, 3), keepdim=True).sqrt()
+        moved = moved + F.interpolate(step, (8, 8), mode="bilinear", align_corners=False)
+    assert (pyramid(gradient, even=True) - moved).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("fields", [{}, {"classes_per_iteration": 2}], ids=str)
