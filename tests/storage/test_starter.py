@@ -78,5 +78,8 @@ def test_they_are_measured_without_being_written_to(home):
 
 
 def test_their_claim_holds(home):
-    (verdict,) = atomhub.verify(atomhub.load("digits-ipc1"), runs=2)
+    one = atomhub.load("digits-ipc1")
+    quick = [result for result in one.manifest.results.measured if result.protocol == "quick"]
+    one.manifest = one.manifest.replace(results={"measured": quick})  # the others take minutes
+    (verdict,) = atomhub.verify(one, runs=2)
     assert verdict.holds
