@@ -69,7 +69,7 @@ def test_sets_are_filtered_and_ordered_and_the_address_remembers_how(page):
     assert shown(page) == ["digits-ipc10", "digits-ipc1"]
     page.get_by_label("Images per class").select_option("1")
     assert shown(page) == ["digits-ipc1"]
-    page.get_by_label("Protocol").select_option("dm")
+    page.get_by_label("Protocol").select_option("ncfm")
     assert shown(page) == []
     page.get_by_role("button", name="Show all").click()
     assert shown(page) == names
