@@ -71,13 +71,12 @@ def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Ten
     wanted = F.one_hot(labels, len(counts)).to(f)
     # weights of the layer are sums of the features, so that their factors (n, K) are what is trained
     state, gram = (torch.zeros_like(wanted), torch.zeros_like(wanted)), f @ f.T
-    for rates in torch.cat([torch.ones(EPOCHS - EPOCHS // 2), torch.full((EPOCHS // 2,), 0.1)]).split(_KEPT):
-        state = checkpoint(
-            _trained, *state, gram, wanted, rates.tolist(), use_reentrant=False, preserve_rng_state=False
-        )  # fmt: skip
+    rates = [1.0] * (EPOCHS - EPOCHS // 2) + [0.1] * (EPOCHS // 2)
+    for first in range(0, EPOCHS, _KEPT):
+        some = rates[first : first + _KEPT]
+        state = checkpoint(_trained, *state, gram, wanted, some, use_reentrant=False, preserve_rng_state=False)
     there = torch.bincount(real_labels, minlength=len(counts)).clamp(min=1)
-    shares = counts / there * (torch.bincount(labels, minlength=len(counts)) > 0)
-    shares = shares.to(f)[real_labels]
+    shares = (counts.to(f) / there)[real_labels]
     return (shares * F.cross_entropy(r @ (f.T @ state[0]), real_labels, reduction="none")).sum() / shares.sum()
 
 
