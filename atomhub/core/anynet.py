@@ -1,5 +1,6 @@
 """Distillation under any network: the same iteration as :mod:`atomhub.core.engine`, with autograd for the gradients."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from atomhub.core.matcher import Build, Matcher, Weights, flops
 from atomhub.core.passes import Compiler
 from atomhub.core.plan import Piece, Plan, cut, length, too_small, worth_compiling
 from atomhub.core.sampling import Draw
+from atomhub.errors import AtomhubWarning
 
 _PIXELS, _FEWEST, _MOST = 2**22, 64, 256
 """Pixels, and least and most, of the real images that batch norm's statistics are taken of."""
@@ -88,14 +90,15 @@ class AnyEngine(Iterations):
         if self.recipe.linear:
             held += 4 * look.features * (count * each + _COPIES * look.classes)
         if self.recipe.layer:
-            of_all = self.classes if self.team.size > 1 else count
-            held += 4 * _COPIES * of_all * ((each + self.views) * look.features + each * look.classes)
+            everyones = self.classes if self.team.size > 1 else count
+            held += 4 * _COPIES * everyones * ((each + self.views) * look.features + each * look.classes)
             every = self.together * self.views
-            held += 4 * every * (3 * every + mixer.STATES * self.classes)
+            smaller = min(every, look.features)
+            held += 4 * (3 * every * smaller + mixer.STATES * smaller * self.classes)
             known = 4 * look.features * len(self.real.images)
             fixed = matcher.fixed is not None and not matcher.norms
-            if not self._plans and fixed and held + known <= limit // 2:  # decided for most classes, which come first
-                self.known = Known(self.real, look.features, self.dtype, self.device)
+            if not self._plans and fixed:  # decided for most classes, which come first
+                self._keep(known, held + known <= limit // 2)
             held += known * (self.known is not None)
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
@@ -115,6 +118,18 @@ class AnyEngine(Iterations):
         if self.known and not self._plans:
             self.known.limit(max(map(length, parts)))
         return Plan(parts, parts, frozenset(), 0, False, [pieces])
+
+    def _keep(self, known: int, room: bool) -> None:
+        """Keep the features of all real images, of ``known`` bytes, where there is room; else say what that costs."""
+        if room:
+            self.known = Known(self.real, self.matcher.look.features, self.dtype, self.device)
+        elif self.team.rank == 0:
+            each = self.together * self.recipe.real_batch
+            note = (
+                f"Features of all real images need {known / 2**20:.1f} MiB, for which there is no room: those "
+                f"of {each} are found at every iteration. That takes longer; give more memory, or a smaller real_batch."
+            )
+            warnings.warn(note, AtomhubWarning, stacklevel=2)
 
     def _statistics(self) -> tuple[int, int, int]:
         """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.
@@ -353,7 +368,7 @@ class AnyEngine(Iterations):
         with torch.enable_grad():
             everyones.requires_grad_()
             whose = numbers.repeat_interleave(self.views)
-            lost = mixer.layer_loss(everyones.flatten(0, 1), whose, real, labels, self.of_all)
+            lost = mixer.layer_loss(everyones.flatten(0, 1), whose, real, labels, self.all_counts)
             (slope,) = torch.autograd.grad(recipe.loss_scale * recipe.layer * lost, everyones)
         here = slope[(numbers == own[:, None]).nonzero()[:, 1]]
         parts = [here[k, m].flatten(0, 1) for k, m in pieces]

@@ -96,10 +96,10 @@ class Iterations(ABC):
         networks = self._networks(images.shape[1:], compute, compiled, bank)
         self.sampler = Sampler(recipe, seed, self.classes, self.owned, self.starts, self.counts, networks)
         self.numbers = torch.from_numpy(self.owned).to(self.device)
-        self.of_all = torch.from_numpy(bounds[1:] - bounds[:-1]).to(self.device)  # real images of every class
+        self.all_counts = torch.from_numpy(bounds[1:] - bounds[:-1]).to(self.device)
         each = recipe.classes_per_iteration or self.classes
         numbers = len(self.owned) * ipc * int(np.prod(images.shape[1:]))
-        resident = int((2 + Steps.held(recipe)) * numbers) * dtype.itemsize  # the images, their gradient, their steps
+        resident = dtype.itemsize * int((2 + Steps.held(recipe, images.shape[-1])) * numbers)  # images, gradient, steps
         on_gpu = self.device.type == "cuda"
         limit = budget(memory, free_memory(self.device), used_memory(self.device), resident, 0 if on_gpu else LIBRARIES)
 

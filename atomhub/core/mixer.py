@@ -55,9 +55,10 @@ def head_gradient(head: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, counts: Tensor) -> Tensor:
     """Return the mean cross-entropy on real images of the linear layer that is trained on synthetic ones.
 
-    It is trained as under the protocol ``probe``, all images in a batch, from weights of 0: features are divided by
-    the root mean square length of the synthetic ones, and a 1 for the bias is appended. Classes count as their real
-    images do. The gradient goes through all steps of the training (Dataset Distillation, arXiv 1811.10959).
+    It is trained as under the protocol ``probe`` (there batches have up to 256 images, here all), from weights of 0:
+    features are divided by the root mean square length of the synthetic ones, and a 1 for the bias is appended.
+    Classes count as their real images do. The gradient goes through all steps of the training (Dataset Distillation,
+    arXiv 1811.10959).
 
     Args:
         synthetic: (n, D) what enters the layer.
@@ -67,26 +68,32 @@ def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Ten
         counts: (K,) real images of every class.
     """
     length = synthetic.square().sum(1).mean().sqrt().clamp(min=1e-12)
-    f, r = (F.pad(x / length, (0, 1), value=1.0) for x in (synthetic, real))
+    f = F.pad(synthetic / length, (0, 1), value=1.0)
     wanted = F.one_hot(labels, len(counts)).to(f)
-    # weights of the layer are sums of the features, so that their factors (n, K) are what is trained
-    state, gram = (torch.zeros_like(wanted), torch.zeros_like(wanted)), f @ f.T
+    # the layer's weights are sums of the features, whose factors (n, K) may be fewer than the weights (D + 1, K)
+    of_factors = len(f) <= f.shape[1]
+    into = f @ f.T if of_factors else f
+    state = (torch.zeros_like(into[0])[:, None].repeat(1, len(counts)),) * 2
     rates = [1.0] * (EPOCHS - EPOCHS // 2) + [0.1] * (EPOCHS // 2)
     for first in range(0, EPOCHS, _KEPT):
-        some = rates[first : first + _KEPT]
-        state = checkpoint(_trained, *state, gram, wanted, some, use_reentrant=False, preserve_rng_state=False)
+        some, back = rates[first : first + _KEPT], None if of_factors else f.T
+        state = checkpoint(_trained, *state, into, back, wanted, some, use_reentrant=False, preserve_rng_state=False)
+    weights = f.T @ state[0] if of_factors else state[0]
+    logits = real @ (weights[:-1] / length) + weights[-1]
     there = torch.bincount(real_labels, minlength=len(counts)).clamp(min=1)
     shares = (counts.to(f) / there)[real_labels]
-    return (shares * F.cross_entropy(r @ (f.T @ state[0]), real_labels, reduction="none")).sum() / shares.sum()
+    return (shares * F.cross_entropy(logits, real_labels, reduction="none")).sum() / shares.sum()
 
 
 def _trained(
-    factors: Tensor, momentum: Tensor, gram: Tensor, wanted: Tensor, rates: list[float]
+    trained: Tensor, momentum: Tensor, into: Tensor, back: Tensor | None, wanted: Tensor, rates: list[float]
 ) -> tuple[Tensor, Tensor]:
+    """Return what is trained, and its momentum, after some steps of SGD; ``back`` takes slopes of logits to its own."""
     for rate in rates:
-        momentum = 0.9 * momentum + ((gram @ factors).softmax(1) - wanted) / len(wanted)
-        factors = factors - rate * momentum
-    return factors, momentum
+        slope = ((into @ trained).softmax(1) - wanted) / len(wanted)
+        momentum = 0.9 * momentum + (slope if back is None else back @ slope)
+        trained = trained - rate * momentum
+    return trained, momentum
 
 
 EPOCHS = 300

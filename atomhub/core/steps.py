@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from atomhub.recipe import Recipe
 
-_SQUARES, _LEAST = 0.999, 1e-8
-"""Adam's second beta and epsilon (Kingma and Ba, ICLR 2015)."""
+_SQUARES, _LEAST = 0.999, 1e-16
+"""Adam's second beta (Kingma and Ba, ICLR 2015), and an epsilon far below the gradients of many and large images."""
 
 
 class Steps:
@@ -35,9 +35,11 @@ class Steps:
             self.state |= {"squares": torch.zeros_like(like), "steps": like.new_zeros(len(like))}
 
     @staticmethod
-    def held(recipe: Recipe) -> float:
-        """Return how many times the numbers of all images a state has."""
-        return (2 * (4 / 3 if recipe.image_pyramid else 1)) if recipe.image_step == "adam" else 1
+    def held(recipe: Recipe, size: int) -> float:
+        """Return how many times the numbers of all images, of ``size`` pixels a side, a state has."""
+        if recipe.image_step != "adam":
+            return 1
+        return 2 * (1 + sum((side / size) ** 2 for side in _sides(size) if recipe.image_pyramid))
 
     @torch.no_grad()
     def take(self, rows: slice | Tensor, gradient: Tensor) -> Tensor:
@@ -93,15 +95,19 @@ def pyramid(gradient: Tensor, even: bool = False) -> Tensor:
 
 
 def levels(gradient: Tensor) -> Iterator[Tensor]:
-    """Yield the gradient of images (k, n, C, H, W) by levels of 1, 2, 4 ... pixels a side, and by their own pixels."""
-    flat, size, side = gradient.flatten(0, 1), gradient.shape[-2:], 1
-    while side < min(size):
+    """Yield the gradient of images (k, n, C, H, W) by their own pixels, and by levels of 1, 2, 4 ... pixels a side."""
+    yield gradient
+    flat, size = gradient.flatten(0, 1), gradient.shape[-2:]
+    for side in _sides(min(size)):
         with torch.enable_grad():
             level = flat.new_zeros(*flat.shape[:2], side, side, requires_grad=True)
             (own,) = torch.autograd.grad(_enlarged(level, size), level, flat)
         yield own.unflatten(0, gradient.shape[:2])
-        side *= 2
-    yield gradient
+
+
+def _sides(size: int) -> list[int]:
+    """Return the sides of the levels below an image's own."""
+    return [2**level for level in range((size - 1).bit_length())]
 
 
 def normalized(step: Tensor) -> Tensor:

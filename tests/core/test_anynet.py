@@ -12,7 +12,8 @@ from atomhub.core.augment import augment
 from atomhub.core.convnet import ConvNet
 from atomhub.core.parallel import Team
 from atomhub.core.synthetic import to_views
-from atomhub.errors import AtomhubError, UsageError
+from atomhub.errors import AtomhubError, AtomhubWarning, UsageError
+from atomhub.training.protocols import PROTOCOLS
 
 
 @pytest.mark.parametrize(
@@ -170,18 +171,20 @@ LAYER = LINEAR | {"linear": 0, "layer": 0.5}
 
 
 def layer_reference(engine, iteration):
-    """Loss and gradient of the layer's term: SGD on a linear layer and its bias, every step by autograd."""
+    """Loss and gradient of the layer's term: SGD of the protocol ``probe`` on a layer, every step by autograd."""
+    rules = PROTOCOLS["probe"]
     recipe = engine.recipe
     labels, features, seen = features_of_both(engine, iteration)
     length = features[1].square().sum(1).mean().sqrt()
     there, here, (real, own) = features[0].detach() / length, features[1] / length, labels
     layer = [torch.zeros(3, here.shape[1]).double().requires_grad_(), torch.zeros(3).double().requires_grad_()]
     speed = [0.0, 0.0]
-    for epoch in range(300):
+    for epoch in range(rules.epochs):
         lost = F.cross_entropy(F.linear(here, *layer), own)
         slopes = torch.autograd.grad(lost, layer, create_graph=True)
-        speed = [0.9 * v + g for v, g in zip(speed, slopes, strict=True)]
-        layer = [w - (1.0 if epoch < 150 else 0.1) * v for w, v in zip(layer, speed, strict=True)]
+        speed = [rules.momentum * v + g for v, g in zip(speed, slopes, strict=True)]
+        rate = rules.lr * rules.factor ** sum(epoch >= drop for drop in rules.drops)
+        layer = [w - rate * v for w, v in zip(layer, speed, strict=True)]
     of_classes = [F.cross_entropy(F.linear(there, *layer)[real == k], real[real == k]) for k in own.unique()]
     shares = torch.tensor([int(engine.counts[k]) for k in own.unique()]).double()
     loss = recipe.loss_scale * recipe.layer * (torch.stack(of_classes) * shares).sum() / shares.sum()
@@ -232,10 +235,13 @@ def test_no_more_real_images_are_loaded_together_than_there_is_room_for(monkeypa
     assert max(loaded) == 2
 
 
-def test_features_for_which_there_is_no_room_are_found_anew():
-    kept, anew = (engine_of(with_statistics, matcher="resnet18", **LAYER) for _ in range(2))
-    assert kept.known is not None
-    anew.known = None
+def test_features_for_which_there_is_no_room_are_found_anew_and_that_is_said(monkeypatch):
+    fields = {"matcher": "resnet18", "real_batch": 1024, **LAYER}
+    kept = engine_of(with_statistics, **fields)
+    monkeypatch.setattr("atomhub.core.iterations.budget", lambda *_: 1500 * 2**10)
+    with pytest.warns(AtomhubWarning, match=r"no room: those of 3072 are found at every iteration"):
+        anew = engine_of(with_statistics, **fields)
+    assert kept.known is not None and anew.known is None
     for iteration in range(2):
         assert kept.gradient(iteration).item() == pytest.approx(anew.gradient(iteration).item(), rel=1e-9)
         assert (kept.gradients - anew.gradients).norm() <= 1e-9 * anew.gradients.norm()

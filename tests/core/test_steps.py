@@ -89,7 +89,7 @@ def test_images_move_by_adam(fields):
     """As torch's own does, for every class on its own."""
     engine = make_engine(pixels="float32", image_step="adam", image_lr=0.01, image_momentum=0.8, **fields)
     images = [engine.synthetic.images[k].detach().clone().requires_grad_() for k in range(3)]
-    theirs = [torch.optim.Adam([own], 0.01, (0.8, 0.999)) for own in images]
+    theirs = [torch.optim.Adam([own], 0.01, (0.8, 0.999), eps=1e-16) for own in images]
     for iteration in range(4):
         engine.gradient(iteration)
         drawn = engine.draw(iteration).classes
@@ -108,7 +108,7 @@ def test_levels_of_a_pyramid_have_an_adam_each():
     start = torch.zeros(2, 1, 3, 8, 8, dtype=torch.float64)
     steps, moved = Steps(recipe, start), start.clone()
     levels = [torch.zeros(2, 3, side, side, dtype=torch.float64, requires_grad=True) for side in (1, 2, 4, 8)]
-    theirs = torch.optim.Adam(levels, 0.1, (0.8, 0.999))
+    theirs = torch.optim.Adam(levels, 0.1, (0.8, 0.999), eps=1e-16)
     for seed in range(3):
         gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         moved -= 0.1 * steps.take(slice(None), gradient)
@@ -118,6 +118,22 @@ def test_levels_of_a_pyramid_have_an_adam_each():
         theirs.step()
         wanted = sum(F.interpolate(level, (8, 8), mode="bilinear", align_corners=False) for level in levels)
         assert (moved[:, 0] - wanted).abs().max() < 1e-9
+
+
+def test_adams_steps_are_as_long_for_the_smallest_gradients():
+    recipe = make_engine(image_step="adam", image_pyramid=True).recipe
+    gradient = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    usual, small = (Steps(recipe, gradient).take(slice(None), scale * gradient) for scale in (1.0, 1e-9))
+    assert torch.allclose(small, usual, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [{}, {"image_step": "adam"}, {"image_step": "adam", "image_pyramid": True}], ids=str)
+@pytest.mark.parametrize("size", [8, 12, 65])
+def test_what_steps_take_of_the_memory_is_known_before(fields, size):
+    recipe, images = make_engine(**fields).recipe, torch.zeros(2, 1, 3, size, size)
+    state = Steps(recipe, images).state
+    numbers = sum(tensor.numel() for name, tensor in state.items() if name != "steps")
+    assert Steps.held(recipe, size) * images.numel() == pytest.approx(numbers)
 
 
 @pytest.mark.parametrize("pyramid", [False, True])
