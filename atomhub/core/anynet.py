@@ -1,7 +1,7 @@
 """Distillation under any network: the same iteration as :mod:`atomhub.core.engine`, with autograd for the gradients."""
 
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from atomhub.core.matcher import Build, Matcher, Weights, flops
 from atomhub.core.passes import Compiler
 from atomhub.core.plan import Piece, Plan, cut, length, too_small, worth_compiling
 from atomhub.core.sampling import Draw
-from atomhub.errors import AtomhubWarning
 
 _PIXELS, _FEWEST, _MOST = 2**22, 64, 256
 """Pixels, and least and most, of the real images that batch norm's statistics are taken of."""
@@ -73,8 +72,7 @@ class AnyEngine(Iterations):
         self.compiler = Compiler(compiled and possible and self.dtype == torch.float32)
         self.matcher.compile(self.compiler)
         self.most = min(max(_PIXELS // (shape[1] * shape[2]), _FEWEST), _MOST)
-        self.known: Known | None = None
-        """Features of real images as they are; None: they change, or there is no room for them."""
+        self.known = Known(self.real, self.matcher.look.features, self.dtype, self.device)
         return self.matcher
 
     def _planned(self, count: int, itemsize: int, limit: int) -> Plan:
@@ -95,11 +93,10 @@ class AnyEngine(Iterations):
             every = self.together * self.views
             smaller = min(every, look.features)
             held += 4 * (3 * every * smaller + mixer.STATES * smaller * self.classes)
-            known = 4 * look.features * len(self.real.images)
             fixed = matcher.fixed is not None and not matcher.norms
             if not self._plans and fixed:  # decided for most classes, which come first
-                self._keep(known, held + known <= limit // 2)
-            held += known * (self.known is not None)
+                self.known.keep(limit // 2 - held, self.together * each, self.team.rank == 0)
+            held += self.known.held
         if self.recipe.gradient:
             held += 4 * look.numbers * (count + _COPIES)
             real, both = both, 2 * both  # the backward pass has one of its own
@@ -115,21 +112,9 @@ class AnyEngine(Iterations):
         one = bool(self.recipe.gradient)  # class in a piece
         parts = cut(count, each, max(1, min(most, free // real, each if one else most)))
         pieces = cut(count, self.views, max(1, min(most, free // both, self.views if one else most)))
-        if self.known and not self._plans:
+        if not self._plans:
             self.known.limit(max(map(length, parts)))
         return Plan(parts, parts, frozenset(), 0, False, [pieces])
-
-    def _keep(self, known: int, room: bool) -> None:
-        """Keep the features of all real images, of ``known`` bytes, where there is room; else say what that costs."""
-        if room:
-            self.known = Known(self.real, self.matcher.look.features, self.dtype, self.device)
-        elif self.team.rank == 0:
-            each = self.together * self.recipe.real_batch
-            note = (
-                f"Features of all real images need {known / 2**20:.1f} MiB, for which there is no room: those "
-                f"of {each} are found at every iteration. That takes longer; give more memory, or a smaller real_batch."
-            )
-            warnings.warn(note, AtomhubWarning, stacklevel=2)
 
     def _statistics(self) -> tuple[int, int, int]:
         """Return of which classes batch norm's statistics are taken (every so many), of how many images each; and all.
@@ -169,11 +154,10 @@ class AnyEngine(Iterations):
             moments = self.matcher.moments(weights, sample)
             if draw.trained is not None:
                 calibrating = self.matcher.moments(self.matcher.weights(draw.trained), sample)
-        means, features, recipe = list[Tensor](), self._room(draw) if self.recipe.linear else None, self.recipe
-        slopes = torch.zeros(
-            len(draw.indices), self.matcher.look.numbers if self.recipe.gradient else 0, dtype=self.dtype,
-            device=self.device,
-        )  # fmt: skip
+        means, recipe, look = list[Tensor](), self.recipe, self.matcher.look
+        zeros = partial(torch.zeros, dtype=self.dtype, device=self.device)
+        features = zeros(*draw.indices.shape, look.features) if recipe.linear else None
+        slopes = zeros(len(draw.indices), look.numbers if recipe.gradient else 0)
         for k, m in self.plan(len(draw.indices)).real if self._siamese or recipe.gradient else []:
             pixels = self.real[draw.indices[k, m]]
             views = augment.augment(pixels, draw.augmentation[k], self.recipe.stages).flatten(0, 1)
@@ -191,7 +175,9 @@ class AnyEngine(Iterations):
                     means.append(own.new_zeros(len(draw.indices), own.shape[1]))
                 means[j][k] += own * share
         if recipe.layer:
-            own = self._plain(draw, weights, moments)
+            own = self.known.take(
+                draw.indices, self.plan(len(draw.indices)).real, lambda x: self.matcher.see(weights, moments, x)[0][-1]
+            )
             everyones, numbers = self.team.of_all(own, self._numbers(draw), self.classes)
             means += [everyones.flatten(0, 1), numbers.repeat_interleave(recipe.real_batch)]
         if features is not None:
@@ -317,21 +303,6 @@ class AnyEngine(Iterations):
         """Whether real images are augmented for it as the synthetic ones are."""
         recipe = self.recipe
         return bool(recipe.spatial or recipe.channel or recipe.feature or recipe.linear)
-
-    def _room(self, draw: Draw) -> Tensor:
-        """Return zeros for the features of a draw's real images, (k, B, D)."""
-        return torch.zeros(*draw.indices.shape, self.matcher.look.features, dtype=self.dtype, device=self.device)
-
-    def _plain(self, draw: Draw, weights: Weights, moments: list[Moments]) -> Tensor:
-        """Return the features of a draw's real images as they are, not augmented, (k, B, D)."""
-        if self.known is None:
-            found = self._room(draw)
-            for k, m in self.plan(len(draw.indices)).real:
-                images = self.real[draw.indices[k, m]].flatten(0, 1)
-                own = self.matcher.see(weights, moments, images)[0][-1]
-                found[k, m] = own.view(k.stop - k.start, m.stop - m.start, -1)
-            return found
-        return self.known.take(draw.indices, lambda images: self.matcher.see(weights, [], images)[0][-1])
 
     def _linear(self, draw: Draw, features: Tensor) -> list[Tensor]:
         """Return a random linear layer for features (k, n, D) of real images, and the gradient of its loss; collective.
