@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def features(device: torch.device) -> str:
 def environment(device: torch.device) -> dict:
     """Return what a reader of results needs to know: command, device, versions."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "device": describe_device(device),
         "features": features(device),
         "versions": {p: version(p) for p in ("torch", "numpy")} | {"python": platform.python_version()},
