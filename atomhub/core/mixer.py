@@ -72,11 +72,11 @@ def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Ten
     wanted = F.one_hot(labels, len(counts)).to(f)
     # the layer's weights are sums of the features, whose factors (n, K) may be fewer than the weights (D + 1, K)
     of_factors = len(f) <= f.shape[1]
-    into = f @ f.T if of_factors else f
-    state = (torch.zeros_like(into[0])[:, None].repeat(1, len(counts)),) * 2
+    into, back = (f @ f.T, None) if of_factors else (f, f.T)
+    state = (into.new_zeros(into.shape[1], len(counts)),) * 2
     rates = [1.0] * (EPOCHS - EPOCHS // 2) + [0.1] * (EPOCHS // 2)
     for first in range(0, EPOCHS, _KEPT):
-        some, back = rates[first : first + _KEPT], None if of_factors else f.T
+        some = rates[first : first + _KEPT]
         state = checkpoint(_trained, *state, into, back, wanted, some, use_reentrant=False, preserve_rng_state=False)
     weights = f.T @ state[0] if of_factors else state[0]
     logits = real @ (weights[:-1] / length) + weights[-1]
@@ -88,7 +88,16 @@ def layer_loss(synthetic: Tensor, labels: Tensor, real: Tensor, real_labels: Ten
 def _trained(
     trained: Tensor, momentum: Tensor, into: Tensor, back: Tensor | None, wanted: Tensor, rates: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """Return what is trained, and its momentum, after some steps of SGD; ``back`` takes slopes of logits to its own."""
+    """Return what is trained, and its momentum, (m, K), after some steps of SGD.
+
+    Args:
+        trained: (m, K) the factors or the weights of the layer.
+        momentum: (m, K).
+        into: (n, m) takes them to logits.
+        back: (m, n) takes the loss's slopes by logits to those by weights; None: factors follow them as they are.
+        wanted: (n, K) labels, one-hot.
+        rates: Learning rate of every step.
+    """
     for rate in rates:
         slope = ((into @ trained).softmax(1) - wanted) / len(wanted)
         momentum = 0.9 * momentum + (slope if back is None else back @ slope)

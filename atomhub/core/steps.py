@@ -39,7 +39,8 @@ class Steps:
         """Return how many times the numbers of all images, of ``size`` pixels a side, a state has."""
         if recipe.image_step != "adam":
             return 1
-        return 2 * (1 + sum((side / size) ** 2 for side in _sides(size) if recipe.image_pyramid))
+        below = _sides(size) if recipe.image_pyramid else []
+        return 2 * (1 + sum((side / size) ** 2 for side in below))
 
     @torch.no_grad()
     def take(self, rows: slice | Tensor, gradient: Tensor) -> Tensor:
