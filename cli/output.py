@@ -187,7 +187,8 @@ class Steps:
 
     def losses(self, kind: str, done: float, total: int, loss: float | None) -> None:
         """Show the progress of a distillation."""
-        if kind == "networks" and done == int(done) < total and not self.quiet and self.bar is None:
+        begun = done == int(done) < total and (done, total) != (self.before, self.total)
+        if kind == "networks" and begun and not self.quiet and self.bar is None:
             say(f"Training network {int(done) + 1} of {total} on the real images; other runs will use it as well.")
         if kind == "images" and self.bar is None:
             return  # reading is soon over; plain lines are for the work

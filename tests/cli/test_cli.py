@@ -22,6 +22,13 @@ from atomhub.training.protocols import PROTOCOLS, Protocol
 BRIEF = ("--recipe", "atom", "--iterations", "3", "--set", "width=4", "--set", "real_batch=4")
 
 
+def test_every_network_of_a_bank_is_said_once(run):
+    code, _, err = run("distill", "digits", "--ipc", 1, *BRIEF, "--set", "bank=2", "--set", "bank_epochs=2")
+    assert code == 0
+    said = [line.split(" on ")[0] for line in err.splitlines() if line.startswith("Training network")]
+    assert said == ["Training network 1 of 2", "Training network 2 of 2"]
+
+
 def test_distil_list_info_preview_evaluate_remove(run, home, tmp_path):
     code, out, err = run("distill", "digits", "--ipc", 1, *BRIEF)
     assert code == 0
